@@ -1,0 +1,65 @@
+"""The eager oracles: every op in plain torch, differentiable by autograd, obvious before fast."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def retrieve(query: Tensor, keys: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`lamp_fast.ops.retrieve`."""
+    # float64 is out of reach of autocast and TF32, and squares of float32 neither over- nor
+    # underflow in it; scores are then formed in the dtype of the similarity.
+    similarity = (_unit(query.double()) @ _unit(keys.double()).T).to(query.dtype)  # [B, M]
+    scores = similarity.detach() + bias.to(query.dtype)
+    unordered = scores.isnan().any(dim=1, keepdim=True)  # [B, 1]
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    first = torch.arange(k, device=query.device)
+    indices = torch.where(unordered, first, best).sort(dim=1).values
+    chosen = torch.zeros_like(scores, dtype=torch.int64)
+    counts = chosen.scatter(1, indices, (~unordered).long().expand(-1, k)).sum(dim=0)
+    return indices, similarity.gather(1, indices).masked_fill(unordered, float("nan")), counts
+
+
+def prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_index: Tensor | None,
+    causal: bool,
+    blind: int,
+    scale: float | None,
+) -> Tensor:
+    """See :func:`lamp_fast.ops.prefix_attention`."""
+    sequences, length, prefix_length = q.shape[0], q.shape[2], prefix_k.shape[2]
+    if prefix_length == 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    keys = torch.cat([_per_sequence(prefix_k, prefix_index, sequences), k], dim=2)
+    values = torch.cat([_per_sequence(prefix_v, prefix_index, sequences), v], dim=2)
+    visible = None
+    if causal or blind:
+        # A mask costs torch its fastest path, so there is one only where a row is kept from a key.
+        visible = q.new_ones(length, prefix_length + length, dtype=torch.bool)
+        visible[:blind, :prefix_length] = False
+        if causal:
+            visible = visible.tril(prefix_length)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, scale=scale)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; a zero row stays zero and takes no gradient."""
+    norm = rows.norm(dim=1, keepdim=True)
+    zero = norm == 0
+    return (rows / norm.masked_fill(zero, 1)).masked_fill(zero, 0)
+
+
+def _per_sequence(prefix: Tensor, prefix_index: Tensor | None, sequences: int) -> Tensor:
+    """[G, H, P, d] -> [N, H, P, d]."""
+    if prefix_index is not None:
+        return prefix[prefix_index]
+    groups = prefix.shape[0]
+    if groups == sequences:
+        return prefix
+    # An expanded view rather than an index: its gradient is a plain, ordered sum.
+    return prefix[:, None].expand(-1, sequences // groups, -1, -1, -1).flatten(0, 1)

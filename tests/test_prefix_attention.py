@@ -1,0 +1,234 @@
+"""prefix_attention against a literal softmax in float64, one row at a time."""
+
+import math
+
+import pytest
+import torch
+
+from lamp_fast import ops
+from lamp_fast.errors import InputError
+from lamp_fast.ops import contracts
+
+every_implementation = pytest.mark.parametrize(
+    "impl", list(contracts.IMPLEMENTATIONS["prefix_attention"])
+)
+
+
+def draw(sequences, groups, heads, length, prefix, width, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    own = [normal(sequences, heads, length, width) for _ in range(3)]
+    return [*own, normal(groups, heads, prefix, width), normal(groups, heads, prefix, width)]
+
+
+def literal(q, k, v, prefix_k, prefix_v, prefix_index, causal, blind, scale):
+    """Softmax over a list of visible keys, row by row."""
+    sequences, heads, length, width = q.shape
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    rows = []
+    for n in range(sequences):
+        group = n // (sequences // len(prefix_k)) if prefix_index is None else prefix_index[n]
+        for h in range(heads):
+            for i in range(length):
+                seen = range(i + 1) if causal else range(length)
+                keys = [k[n, h, j] for j in seen]
+                values = [v[n, h, j] for j in seen]
+                if i >= blind:
+                    keys += list(prefix_k[group, h])
+                    values += list(prefix_v[group, h])
+                weights = torch.softmax(torch.stack(keys) @ q[n, h, i] * scale, dim=0)
+                rows.append((weights[:, None] * torch.stack(values)).sum(dim=0))
+    return torch.stack(rows).view(q.shape) if rows else torch.zeros_like(q)
+
+
+CASES = [  # N, G, H, L, P, d, prefix_index, causal, blind, scale
+    (4, 4, 2, 5, 3, 4, None, False, 0, None),
+    (6, 2, 2, 4, 3, 5, None, False, 0, None),
+    (6, 2, 1, 4, 3, 5, None, True, 1, None),
+    (6, 1, 2, 3, 1, 4, None, True, 0, 0.7),
+    (3, 3, 1, 5, 2, 3, None, False, 2, None),
+    (3, 3, 2, 4, 2, 4, None, False, 9, None),
+    (5, 3, 2, 4, 2, 4, [2, 0, 0, 2, 1], True, 1, None),
+    (4, 7, 1, 3, 2, 2, [6, 6, 1, 0], False, 0, 1.3),
+    (4, 2, 2, 5, 0, 4, None, True, 1, None),
+    (4, 4, 2, 5, 0, 4, None, False, 0, None),
+    (1, 1, 1, 1, 1, 1, None, True, 0, None),
+    (0, 0, 2, 3, 2, 4, None, True, 1, None),
+    (0, 3, 2, 3, 2, 4, None, False, 0, None),
+    (0, 3, 2, 3, 2, 4, [], False, 0, None),
+]
+
+
+def as_options(case):
+    *_, index, causal, blind, scale = case
+    index = None if index is None else torch.tensor(index, dtype=torch.int64)
+    return {"prefix_index": index, "causal": causal, "blind": blind, "scale": scale}
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_literal_softmax(impl, dtype, case):
+    tensors, options = draw(*case[:6], dtype=dtype), as_options(case)
+    out = ops.prefix_attention(*tensors, **options, impl=impl)
+    exact = [tensor.double() for tensor in tensors]
+    wanted = literal(*exact, **options)
+    assert out.shape == tensors[0].shape
+    assert out.dtype == dtype
+    if out.numel() == 0:
+        return
+    # With u of the compute dtype (at least float32 inside, probabilities rounded to the dtype):
+    # a score errs by (d + 2) u |q||k| scale, which moves a weight by that ratio twice over; the
+    # weighted sum adds (P + L + 2) u; the result is rounded once. All relative to max |v|.
+    unit = torch.finfo(dtype).eps
+    q, k, v, prefix_k, prefix_v, *_ = exact
+    width, keys = q.shape[3], prefix_k.shape[2] + k.shape[2]
+    scale = options["scale"] or width**-0.5
+    longest = max(x.norm(dim=-1).max().item() for x in (k, prefix_k) if x.numel())
+    largest = max(x.abs().max().item() for x in (v, prefix_v) if x.numel())
+    score = q.norm(dim=-1).max().item() * longest * scale
+    bound = (2 * (width + 2) * score + keys + 3) * unit * largest
+    assert (out.double() - wanted).abs().max() <= bound
+
+
+@every_implementation
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_match_the_literal_ones(impl, case):
+    options = as_options(case)
+    ours = [tensor.requires_grad_() for tensor in draw(*case[:6])]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    out = ops.prefix_attention(*ours, **options, impl=impl)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    (out * weights).sum().backward()
+    if out.numel() == 0:
+        assert all(x.grad is None or not x.grad.any() for x in ours)
+        return
+    (literal(*theirs, **options) * weights).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        wanted = torch.zeros_like(b) if b.grad is None else b.grad
+        got = torch.zeros_like(a) if a.grad is None else a.grad
+        # float64, sums of a few hundred terms of size about 1.
+        assert torch.allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+@every_implementation
+@pytest.mark.parametrize("case", [CASES[2], CASES[4], CASES[6]], ids=str)
+def test_gradcheck(impl, case):
+    tensors = [tensor.requires_grad_() for tensor in draw(*case[:6])]
+    options = as_options(case)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: ops.prefix_attention(*inputs, **options, impl=impl), tensors
+    )
+
+
+@every_implementation
+def test_blind_rows_are_bit_for_bit_deaf_to_the_prefix(impl):
+    q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 5, 3, 4)
+    before = ops.prefix_attention(q, k, v, prefix_k, prefix_v, causal=True, blind=2, impl=impl)
+    other = ops.prefix_attention(
+        q, k, v, prefix_k.flip(0) * 3, prefix_v - 9, causal=True, blind=2, impl=impl
+    )
+    assert torch.equal(before[:, :, :2], other[:, :, :2])
+    assert not torch.isclose(before[:, :, 2:], other[:, :, 2:]).all(dim=-1).any()
+
+
+@every_implementation
+def test_prefix_order_does_not_matter(impl):
+    q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 5, 6, 4)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    a = ops.prefix_attention(q, k, v, prefix_k, prefix_v, impl=impl)
+    b = ops.prefix_attention(q, k, v, prefix_k[:, :, order], prefix_v[:, :, order], impl=impl)
+    assert torch.allclose(a, b, rtol=0, atol=1e-13)
+
+
+@every_implementation
+def test_default_grouping_is_the_written_index(impl):
+    tensors = draw(6, 3, 2, 4, 3, 4)
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+    a = ops.prefix_attention(*tensors, causal=True, blind=1, impl=impl)
+    b = ops.prefix_attention(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
+    assert torch.equal(a, b)
+
+
+@every_implementation
+def test_strided_and_expanded_views(impl):
+    q, k, v, prefix_k, prefix_v = draw(4, 1, 2, 5, 3, 4)
+    wanted = ops.prefix_attention(q, k, v, prefix_k, prefix_v, impl=impl)
+    # [N, L, 3, H, d], as a fused projection lays q, k and v out.
+    fused = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).contiguous()
+    a, b, c = fused.permute(2, 0, 3, 1, 4)
+    assert not a.is_contiguous()
+    keys, values = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (prefix_k, prefix_v))
+    got = ops.prefix_attention(a, b, c, keys, values, impl=impl)
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-13)
+    spread = prefix_k.expand(4, -1, -1, -1), prefix_v.expand(4, -1, -1, -1)
+    assert torch.allclose(ops.prefix_attention(q, k, v, *spread, impl=impl), wanted, atol=1e-13)
+
+
+@every_implementation
+def test_empty_heads_and_rows(impl):
+    for heads, length in ((0, 3), (2, 0)):
+        tensors = draw(4, 2, heads, length, 3, 4)
+        out = ops.prefix_attention(*tensors, causal=True, blind=1, impl=impl)
+        assert out.shape == (4, heads, length, 4)
+
+
+@every_implementation
+@pytest.mark.parametrize("indexed", [False, True])
+def test_compiles_whole_forward_and_backward(impl, indexed):
+    torch._dynamo.reset()
+    index = torch.tensor([1, 1, 0, 0]) if indexed else None
+
+    def attend(*tensors):
+        return ops.prefix_attention(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    ours = [tensor.requires_grad_() for tensor in draw(4, 2, 2, 5, 3, 4)]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    out, wanted = compiled(*ours), attend(*theirs)
+    assert torch.allclose(out, wanted, rtol=0, atol=1e-13)
+    out.pow(2).sum().backward()
+    wanted.pow(2).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"q": torch.ones(4, 2, 5)}, ["q", "[4, 2, 5]"]),
+        ({"q": torch.ones(4, 2, 5, 3).long()}, ["q", "int64"]),
+        ({"k": torch.ones(4, 2, 6, 3)}, ["k", "[4, 2, 6, 3]", "[4, 2, 5, 3]"]),
+        ({"v": torch.ones(4, 2, 5, 3).double()}, ["v", "float64", "float32"]),
+        ({"v": torch.ones(4, 2, 5, 3, device="meta")}, ["v", "meta", "cpu"]),
+        ({"prefix_k": torch.ones(2, 1, 6, 3)}, ["prefix_k", "[2, 1, 6, 3]", "[G, 2, P, 3]"]),
+        ({"prefix_v": torch.ones(2, 2, 7, 3)}, ["prefix_v", "[2, 2, 7, 3]", "[2, 2, 6, 3]"]),
+        ({"prefix_v": torch.ones(2, 2, 6, 3).half()}, ["prefix_v", "float16", "float32"]),
+        ({"blind": -1}, ["blind=-1"]),
+        (
+            {"prefix_k": torch.ones(3, 2, 6, 3), "prefix_v": torch.ones(3, 2, 6, 3)},
+            ["prefix_k", "3 prefixes", "4 sequences", "prefix_index"],
+        ),
+        (
+            {"prefix_k": torch.ones(0, 2, 6, 3), "prefix_v": torch.ones(0, 2, 6, 3)},
+            ["prefix_k", "0 prefixes", "4 sequences"],
+        ),
+        ({"prefix_index": torch.tensor([0, 1, 2, 0])}, ["prefix_index", "2", "0..1"]),
+        ({"prefix_index": torch.tensor([0, -1, 1, 0])}, ["prefix_index", "-1", "0..1"]),
+        ({"prefix_index": torch.tensor([0, 1])}, ["prefix_index", "[2]", "[4]"]),
+        ({"prefix_index": torch.tensor([0, 1, 1, 0]).int()}, ["prefix_index", "int32", "int64"]),
+        ({"impl": "cpp"}, ["impl='cpp'", "prefix_attention", "reference"]),
+    ],
+)
+def test_bad_input_is_one_line(changes, words):
+    names = ("q", "k", "v", "prefix_k", "prefix_v")
+    tensors = [torch.ones(4, 2, 5, 3)] * 3 + [torch.ones(2, 2, 6, 3)] * 2
+    arguments = dict(zip(names, tensors, strict=True)) | changes
+    with pytest.raises(InputError) as caught:
+        ops.prefix_attention(**arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
