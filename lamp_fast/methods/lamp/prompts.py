@@ -1,0 +1,42 @@
+"""The learned prompts of one selected layer: prompt pool (MPP) and shared prompts (MSP)."""
+
+import torch
+from torch import Tensor, nn
+
+from lamp_fast.config import LampConfig
+
+
+class LayerPrompts(nn.Module):
+    """Pools V, T [M, D], shared prompts s [S, D] and projectors phi_v, phi_t (SPEC, "Notation").
+
+    Projected rows come in pool order with the shared prompts last. Without MPP or MSP the
+    respective rows do not exist (zero of them).
+    """
+
+    def __init__(self, config: LampConfig, vision_width: int, text_width: int) -> None:
+        super().__init__()
+        pool_size = config.m if config.mpp else 0
+        shared = config.s if config.msp else 0
+        self.visual_pool = nn.Parameter(torch.empty(pool_size, config.d))
+        self.text_pool = nn.Parameter(torch.empty(pool_size, config.d))
+        self.shared = nn.Parameter(torch.empty(shared, config.d))
+        self.phi_v = nn.Linear(config.d, vision_width, bias=config.phi_bias)
+        self.phi_t = nn.Linear(config.d, text_width, bias=config.phi_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Prompts ~ N(0, 0.02^2), phi weights ~ N(0, 1/D), biases 0."""
+        for prompts in (self.visual_pool, self.text_pool, self.shared):
+            nn.init.normal_(prompts, std=0.02)
+        for phi in (self.phi_v, self.phi_t):
+            nn.init.normal_(phi.weight, std=phi.in_features**-0.5)
+            if phi.bias is not None:
+                nn.init.zeros_(phi.bias)
+
+    def visual_rows(self) -> Tensor:
+        """phi_v([V; s]): [M + S, Dv]. The first M are the keys of retrieval."""
+        return self.phi_v(torch.cat([self.visual_pool, self.shared]))
+
+    def text_rows(self) -> Tensor:
+        """phi_t([T; s]): [M + S, Dt]. The first M are the keys of ``text_query=class``."""
+        return self.phi_t(torch.cat([self.text_pool, self.shared]))

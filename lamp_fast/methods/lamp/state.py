@@ -1,0 +1,81 @@
+"""What a LAMP forward pass takes and gives, whichever path computes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lamp_fast.tokens import ClassTokens
+
+
+@dataclass(frozen=True)
+class LampClasses:
+    """Class prompts prepared for LAMP.
+
+    Attributes:
+        tokens: the tokenised prompts.
+        states: [C, L, Dt], the text tokens, cut after the last eot, as they enter the first
+            selected layer; no prompt has been seen by then, so they never change.
+    """
+
+    tokens: ClassTokens
+    states: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Selections:
+    """How many rows chose each pool entry; integers, so sums are exact.
+
+    Attributes:
+        image: int64 [layers, M] over ``image_rows`` pictures.
+        text: int64 [layers, M] over ``text_rows`` classes, or None unless ``text_query=class``.
+    """
+
+    image: Tensor
+    image_rows: int
+    text: Tensor | None
+    text_rows: int
+
+    @classmethod
+    def of(
+        cls,
+        image: Sequence[Tensor],
+        image_rows: int,
+        text: Sequence[Tensor],
+        text_rows: int,
+    ) -> "Selections | None":
+        """Stack per-layer counts; None where no pool was asked."""
+        if not image:
+            return None
+        return cls(
+            torch.stack(list(image)),
+            image_rows,
+            torch.stack(list(text)) if text else None,
+            text_rows if text else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Result of one pass over B pictures and C classes.
+
+    Attributes:
+        logits: [B, C].
+        image_similarity: per selected layer [B, K], unbiased cosines of cls and chosen keys.
+        text_similarity: the same of eot and chosen text keys, [C, K]; empty in ``image`` mode.
+        selections: what was chosen; None without a pool.
+    """
+
+    logits: Tensor
+    image_similarity: Sequence[Tensor]
+    text_similarity: Sequence[Tensor]
+    selections: Selections | None
+
+    def similarity_loss(self) -> Tensor:
+        """sum over layers of (1 - mean similarity), Eq. 11; with text queries, theirs as well."""
+        terms = [1 - each.mean() for each in (*self.image_similarity, *self.text_similarity)]
+        return torch.stack(terms).sum() if terms else self.logits.new_zeros(())

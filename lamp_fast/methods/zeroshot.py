@@ -1,0 +1,23 @@
+"""CLIP as it comes: cosine between a picture and each class prompt (Eq. 3)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lamp_fast.methods.base import Method, plain_image_features, plain_text_features
+from lamp_fast.tokens import tokenise
+
+
+class ZeroShot(Method):
+    """No parameters; ``classes`` is the normalised text features [C, Ds]."""
+
+    def prepare(self, names: Sequence[str], template: str) -> Tensor:
+        tokens = tokenise(self.clip, names, template)
+        return F.normalize(plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot), dim=-1)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+        features = F.normalize(plain_image_features(self.clip, images), dim=-1)
+        return self.clip.logit_scale * features @ classes.T

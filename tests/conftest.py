@@ -1,0 +1,46 @@
+"""Small CLIPs that the tests share."""
+
+import open_clip
+import pytest
+import torch
+
+from lamp_fast.clip import FrozenClip
+from lamp_fast.data.transforms import Preprocessing
+
+IMAGE_SIZE = 16
+
+
+def build_small_clip(
+    vision_layers: int = 4, text_layers: int = 4, *, seed: int = 0, quick_gelu: bool = True
+) -> FrozenClip:
+    """A random float64 CLIP with CLIP's own tokenizer, 16-pixel pictures and 5 vision tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(
+            embed_dim=12,
+            vision_cfg={
+                "image_size": IMAGE_SIZE,
+                "patch_size": 8,
+                "layers": vision_layers,
+                "width": 32,
+                "head_width": 16,
+            },
+            text_cfg={
+                "context_length": 77,
+                "vocab_size": 49408,
+                "layers": text_layers,
+                "width": 24,
+                "heads": 3,
+            },
+            quick_gelu=quick_gelu,
+        )
+        # The text side's initial scale is tiny; rows as large as a trained CLIP's make a fair test.
+        torch.nn.init.normal_(model.token_embedding.weight, std=0.5)
+        torch.nn.init.normal_(model.positional_embedding, std=0.2)
+    return FrozenClip(model.double(), Preprocessing(size=IMAGE_SIZE))
+
+
+@pytest.fixture
+def small_clip():
+    """The factory of :func:`build_small_clip`."""
+    return build_small_clip
