@@ -1,0 +1,165 @@
+"""What a run keeps on disk: tensors as safetensors, the rest as JSON, every write atomic.
+
+Nothing here unpickles. A file is either the old one or the new one, whenever the process dies.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from lamp_fast.errors import InputError
+
+CHECKPOINT = "checkpoint.safetensors"
+LEARNED = "learned.safetensors"
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Replace ``file`` as a whole: written beside it, synced, then renamed over it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write plain JSON values, indented."""
+    write_bytes(file, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with a header line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(file, text.getvalue().encode())
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        InputError: naming a file that is missing or damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: expected a file of a run ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{file}: damaged ({error})") from None
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write named tensors with JSON facts in the header of one safetensors file."""
+    held = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
+    write_bytes(file, to_safetensors(held, metadata={"facts": json.dumps(facts)}))
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        InputError: naming a file that is missing or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as archive:
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+            facts = json.loads((archive.metadata() or {}).get("facts", "{}"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: expected a file of a run (No such file)") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({' '.join(str(error).split())})") from None
+    return tensors, facts
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Load a method's state.
+
+    Raises:
+        InputError: tensors of another method, model or setting.
+    """
+    try:
+        module.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file}: not the state of this model ({reason})") from None
+
+
+@dataclass
+class Progress:
+    """Everything but tensors that a resumed run needs.
+
+    Attributes:
+        epoch: epochs finished.
+        steps: optimiser steps applied.
+        history: the finished epochs' log lines.
+        scaler: the loss scaler's state, empty without one.
+    """
+
+    epoch: int
+    steps: int
+    history: list[dict[str, Any]]
+    scaler: dict[str, Any]
+
+
+def write_metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write the log, one JSON object an epoch."""
+    lines = "".join(json.dumps(line) + "\n" for line in history)
+    write_bytes(folder / METRICS, lines.encode())
+
+
+def save_checkpoint(
+    folder: Path, method: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
+) -> None:
+    """Write the resumable state of a run: parameters, LBO, optimiser, generator and log."""
+    tensors = {f"method.{name}": each for name, each in method.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{slot}": each for slot, each in slots.items()}
+    tensors["generator"] = torch.get_rng_state()
+    save_tensors(folder / CHECKPOINT, tensors, vars(progress))
+
+
+def load_checkpoint(
+    folder: Path, method: torch.nn.Module, optimiser: torch.optim.Optimizer
+) -> Progress:
+    """Restore what :func:`save_checkpoint` wrote.
+
+    Raises:
+        InputError: a damaged file, or one of another model.
+    """
+    file = folder / CHECKPOINT
+    tensors, facts = load_tensors(file)
+    learned = {
+        name.removeprefix("method."): each
+        for name, each in tensors.items()
+        if name.startswith("method.")
+    }
+    load_into(method, learned, file)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, each in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, slot = name.split(".", 2)
+            state.setdefault(int(index), {})[slot] = each
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(tensors["generator"])
+    return Progress(**facts)

@@ -1,0 +1,118 @@
+"""How every command reads its arguments and reports what it cannot serve.
+
+Flags come from frozen dataclasses through tyro. A user's mistake costs one line on standard error
+and exit code 2, never a traceback; anything else is a bug of ours and keeps its traceback.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from lamp_fast.errors import InputError
+
+Config = TypeVar("Config")
+
+INTERRUPTED = 130
+
+
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str | None = None,
+    default: Config | None = None,
+    description: str | None = None,
+) -> Config:
+    """Read flat flags into ``config_class``; ``default`` supplies what the flags leave out.
+
+    Raises:
+        InputError: a flag or value that does not fit, with the library's message on one line.
+        SystemExit: ``--help`` (code 0).
+    """
+    stderr = io.StringIO()
+    helping = any(each in ("-h", "--help") for each in argv)
+    try:
+        with contextlib.redirect_stderr(stderr), _columns(None if helping else 10_000):
+            return tyro.cli(
+                config_class,
+                args=list(argv),
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_message_in_box(stderr.getvalue())) from None
+
+
+def run(
+    config_class: type[Config],
+    main: Callable[[Config], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    default: Callable[[Sequence[str]], Config] | None = None,
+    description: str | None = None,
+) -> NoReturn:
+    """Parse the command line, call ``main`` with the result and exit with its code.
+
+    ``default`` may look at the raw arguments first (a preset sets what explicit flags override).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    _quieten()
+    try:
+        base = None if default is None else default(argv)
+        config = parse(config_class, argv, prog=prog, default=base, description=description)
+        sys.exit(main(config) or 0)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _quieten() -> None:
+    """Our own warnings are one line; libraries' chatter on the root logger stays out of the way."""
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, category, *_, **__: print(
+        f"warning: {' '.join(str(message).split())}", file=sys.stderr
+    )
+
+
+@contextlib.contextmanager
+def _columns(count: int | None) -> Iterator[None]:
+    """Let the CLI library think the terminal is this wide, so that its messages do not wrap."""
+    before = os.environ.get("COLUMNS")
+    if count is not None:
+        os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["COLUMNS"] = before
+        elif count is not None:
+            del os.environ["COLUMNS"]
+
+
+def _message_in_box(text: str) -> str:
+    """The first paragraph of tyro's box, on one line."""
+    words = []
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith(("╭", "╰")):
+            continue
+        line = line.strip("│").strip()
+        if line.startswith("─"):
+            break
+        words.append(line)
+    return " ".join(filter(None, words)) or "the arguments could not be read; see --help"

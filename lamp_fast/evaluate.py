@@ -1,0 +1,203 @@
+"""``python -m lamp_fast.evaluate RUN``: the closing table of a run, from its saved files alone."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from lamp_fast import checkpoint, cli, report
+from lamp_fast.config import load_config
+from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.errors import InputError
+from lamp_fast.experiment import Experiment, assemble
+from lamp_fast.methods import Lamp, Method, ZeroShot
+from lamp_fast.metrics import Scores, group_accuracy, harmonic_mean, scores
+
+TITLES = {"lamp": "LAMP", "zeroshot": "CLIP zero-shot"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One row of the closing table with what it was computed from."""
+
+    name: str
+    base: Scores
+    new: Scores | None
+    parameters: int
+    seconds: float
+
+    def row(self, head: np.ndarray | None) -> dict[str, Any]:
+        """The row as JSON values in 0..1; None where there is nothing to report."""
+        base, new = self.base, self.new
+        return {
+            "name": self.name,
+            "acc_base": base.accuracy,
+            "acc_new": None if new is None else new.accuracy,
+            "hm_a": None if new is None else harmonic_mean(base.accuracy, new.accuracy),
+            "f1_base": base.macro_f1,
+            "f1_new": None if new is None else new.macro_f1,
+            "hm_m": None if new is None else harmonic_mean(base.macro_f1, new.macro_f1),
+            "head": None if head is None else group_accuracy(base.confusion, head),
+            "tail": None if head is None else group_accuracy(base.confusion, ~head),
+            "parameters": self.parameters,
+            "seconds": self.seconds,
+        }
+
+
+def evaluate_rows(experiment: Experiment, seconds: float, adapted: bool) -> list[Evaluated]:
+    """Score zero-shot CLIP and the trained method on the test pictures of both halves.
+
+    Args:
+        experiment: with the trained method.
+        seconds: training time, for its column.
+        adapted: the method carries a bias adapted to the new classes: one more, marked row.
+    """
+    method = experiment.method
+    zeroshot = ZeroShot(experiment.clip)
+    rows = [_score(experiment, zeroshot, TITLES["zeroshot"], 0.0)]
+    if isinstance(method, ZeroShot):
+        return rows
+    title = TITLES[experiment.config.method]
+    rows.append(_score(experiment, method, title, seconds))
+    if adapted and isinstance(method, Lamp):
+        method.use_adapted = True
+        new = _score_half(experiment, method, new=True)
+        method.use_adapted = False
+        rows.append(replace(rows[-1], name=f"{title}, b_new on new (transductive)", new=new))
+    return rows
+
+
+def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> str:
+    """Write table, per-class CSV, confusion matrices and the class-size plot; return the table."""
+    benchmark = experiment.benchmark
+    table_rows = [each.row(benchmark.head) for each in rows]
+    table = report.results_table(table_rows)
+    checkpoint.write_json(folder / checkpoint.RESULT, table_rows)
+    checkpoint.write_bytes(folder / "table.md", (table + "\n").encode())
+    _write_per_class(folder / "per_class.csv", experiment, rows)
+    for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
+        last = getattr(rows[min(1, len(rows) - 1)], half)
+        if last is not None:
+            checkpoint.write_csv(
+                folder / f"confusion_{half}.csv",
+                ["true \\ predicted", *names],
+                ([name, *line] for name, line in zip(names, last.confusion.tolist(), strict=True)),
+            )
+    report.plot_per_class(
+        folder / "per_class.png",
+        benchmark.counts,
+        {each.name: each.base.per_class for each in rows[:2]},
+    )
+    return table
+
+
+def load_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Rebuild a finished run from its folder.
+
+    Returns:
+        The experiment with its learned state, and the facts stored with that state.
+
+    Raises:
+        InputError: files missing or damaged, or data or CLIP that are no longer the run's.
+    """
+    record = checkpoint.read_json(folder / checkpoint.CONFIG)
+    file = folder / checkpoint.LEARNED
+    if not file.is_file() and (folder / checkpoint.CHECKPOINT).is_file():
+        raise InputError(
+            f"{folder}: training has not finished;"
+            f" python -m lamp_fast.train --out {folder} --resume goes on"
+        )
+    tensors, facts = checkpoint.load_tensors(file)
+    experiment = assemble(load_config(folder / checkpoint.CONFIG))
+    for what, now, then in (
+        ("CLIP weights", experiment.clip.identity.fingerprint, record["clip"]["fingerprint"]),
+        ("data", experiment.data_hash, record["data"]["sha256"]),
+    ):
+        if now != then:
+            raise InputError(
+                f"{folder}: the {what} are not those of the run"
+                f" (sha256 {now[:12]}, then {then[:12]})"
+            )
+    checkpoint.load_into(experiment.method, tensors, file)
+    return experiment, facts
+
+
+def _score(experiment: Experiment, method: Method, name: str, seconds: float) -> Evaluated:
+    new = len(experiment.benchmark.new_names) > 0
+    return Evaluated(
+        name=name,
+        base=_score_half(experiment, method, new=False),
+        new=_score_half(experiment, method, new=True) if new else None,
+        parameters=method.trainable_parameters(),
+        seconds=seconds,
+    )
+
+
+def _score_half(experiment: Experiment, method: Method, *, new: bool) -> Scores:
+    benchmark = experiment.benchmark
+    names = benchmark.new_names if new else benchmark.base_names
+    pictures = benchmark.test_new if new else benchmark.test_base
+    predicted = _predict(experiment, method, names, pictures)
+    return scores(pictures.labels, predicted, len(names))
+
+
+def _predict(
+    experiment: Experiment, method: Method, names: Sequence[str], pictures: Pictures
+) -> np.ndarray:
+    machine = experiment.config.machine
+    classes = method.prepare(names, experiment.benchmark.template)
+    batches = evaluation_batches(
+        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
+    )
+    predicted = []
+    for images, _, _ in tqdm(batches, desc="evaluating", leave=False, disable=None):
+        images = images.to(experiment.device, experiment.clip.dtype)
+        predicted.append(method.logits(images, classes).argmax(1).cpu())
+    return torch.cat(predicted).numpy()
+
+
+def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:
+    benchmark = experiment.benchmark
+    header = ["half", "class", "training_pictures", "test_pictures", "group"]
+    header += [f"accuracy: {each.name}" for each in rows]
+    lines = []
+    for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
+        for index, name in enumerate(names):
+            test = getattr(rows[0], half).confusion[index].sum()
+            if half == "new":
+                count, group = 0, "new"
+            else:
+                count = int(benchmark.counts[index])
+                head = benchmark.head
+                group = "n/a" if head is None else "head" if head[index] else "tail"
+            accuracies = (f"{getattr(each, half).per_class[index]:.6f}" for each in rows)
+            lines.append([half, name, count, int(test), group, *accuracies])
+    checkpoint.write_csv(file, header, lines)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Reproduce the closing table of a run from its saved files."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+
+
+def main(config: EvaluateConfig) -> int:
+    """Print the table; nothing is written."""
+    experiment, facts = load_run(config.run)
+    for line in experiment.describe():
+        print(line)
+    rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None)
+    print("\n" + report.results_table([each.row(experiment.benchmark.head) for each in rows]))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(EvaluateConfig, main, sys.argv[1:], prog="python -m lamp_fast.evaluate")

@@ -1,0 +1,174 @@
+"""Settings become objects: device, CLIP, pictures and method of one run.
+
+Training, evaluation and prediction assemble the same way, so a saved config is all they need.
+"""
+
+import subprocess
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lamp_fast
+from lamp_fast import config as settings
+from lamp_fast.clip import FrozenClip, load_clip, warn_if_random
+from lamp_fast.config import TrainConfig
+from lamp_fast.data import Benchmark, build_benchmark, check_benchmark, load_source
+from lamp_fast.data.transforms import evaluation_transform, training_transform
+from lamp_fast.errors import InputError
+from lamp_fast.methods import METHODS, Method, build_method
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is made of, ready to use.
+
+    Attributes:
+        config: the settings with every "auto" resolved.
+        unreadable: names of the pictures that were skipped.
+        data_hash: sha256 over names, labels and bytes of every picture of the run.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    clip: FrozenClip
+    benchmark: Benchmark
+    method: Method
+    data_hash: str
+    unreadable: tuple[str, ...]
+
+    @property
+    def test_transform(self):
+        return evaluation_transform(self.clip.preprocessing)
+
+    @property
+    def train_transform(self):
+        """Random crops and flips, or the test transform for data that they would spoil (digits)."""
+        transform = training_transform if self.benchmark.augment else evaluation_transform
+        return transform(self.clip.preprocessing)
+
+    def describe(self) -> list[str]:
+        """The first lines of a run: what CLIP, what data, what method."""
+        identity, config = self.clip.identity, self.config
+        lines = [
+            f"clip    {identity.name}, weights {identity.weights}, {identity.activation},"
+            f" {len(self.clip.vision.blocks)}+{len(self.clip.text.blocks)} layers,"
+            f" {self.device.type} {config.machine.precision}",
+            *(f"data    {line}" for line in self.benchmark.describe()),
+        ]
+        if self.unreadable:
+            lines.append(
+                f"data    skipped {len(self.unreadable)} unreadable, first {self.unreadable[0]}"
+            )
+        method = f"method  {config.method}, {self.method.trainable_parameters():,} parameters"
+        if config.method == "lamp":
+            lamp = config.lamp
+            method += (
+                f", preset {config.preset}: K={lamp.k} S={lamp.s} D={lamp.d} M={lamp.m}"
+                f" layers {settings.format_layers(lamp.layers)} beta={lamp.beta:g}"
+                f" gamma={lamp.gamma:g} text per {lamp.text_query}, {config.machine.path} path"
+            )
+        return [*lines, method]
+
+    def record(self) -> dict[str, Any]:
+        """What ``config.json`` holds: settings and the identity of everything they led to."""
+        return {
+            "settings": settings.to_json(replace(self.config, resume=False, overwrite=False)),
+            "version": lamp_fast.__version__,
+            "commit": _commit(),
+            "torch": torch.__version__,
+            "clip": asdict(self.clip.identity),
+            "data": {
+                "sha256": self.data_hash,
+                "base_names": list(self.benchmark.base_names),
+                "new_names": list(self.benchmark.new_names),
+                "template": self.benchmark.template,
+                "counts": [int(count) for count in self.benchmark.counts],
+                "unreadable": list(self.unreadable),
+            },
+        }
+
+
+def assemble(config: TrainConfig) -> Experiment:
+    """Build every part of a run; nothing is written.
+
+    Raises:
+        InputError: the first setting that cannot be served.
+    """
+    settings.validate(config)
+    if config.method not in METHODS:
+        raise InputError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
+    config, device = _resolve(config)
+    if config.machine.threads is not None:
+        torch.set_num_threads(config.machine.threads)
+    clip = load_clip(
+        config.clip.clip,
+        config.clip.pretrained,
+        init_seed=config.clip.init_seed,
+        device=device,
+        dtype=DTYPES[config.machine.precision],
+    )
+    warn_if_random(clip.identity)
+    torch.manual_seed(config.seed)
+    method = build_method(clip, config)
+    data = config.data
+    source = load_source(data.data, data.root, data.template)
+    benchmark = build_benchmark(
+        source, imb=data.imb, cap=data.cap, shots=data.shots, seed=config.seed
+    )
+    benchmark, unreadable, data_hash = check_benchmark(
+        benchmark, skip_unreadable=data.skip_unreadable
+    )
+    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
+
+
+def _resolve(config: TrainConfig) -> tuple[TrainConfig, torch.device]:
+    machine, data = config.machine, config.data
+    name = machine.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    precision = machine.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
+    imb = data.imb if data.imb is not None else (10.0 if data.shots is None else 1.0)
+    root = data.root if data.root is None else Path(data.root).expanduser().absolute()
+    config = replace(
+        config,
+        machine=replace(machine, device=str(device), precision=precision),
+        data=replace(data, imb=imb, root=root),
+    )
+    return config, device
+
+
+def _commit() -> str | None:
+    """The package's git commit, where it runs from a checkout."""
+    folder = Path(lamp_fast.__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

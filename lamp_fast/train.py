@@ -1,0 +1,339 @@
+"""``python -m lamp_fast.train``: adapt a frozen CLIP to long-tailed pictures, then score it.
+
+Without arguments: handwritten digits and the tiny CLIP that the package carries.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from lamp_fast import checkpoint, cli, report
+from lamp_fast import config as settings
+from lamp_fast.checkpoint import Progress
+from lamp_fast.config import OptimConfig, TrainConfig
+from lamp_fast.data import evaluation_batches, training_batches
+from lamp_fast.errors import InputError
+from lamp_fast.evaluate import evaluate_rows, write_results
+from lamp_fast.experiment import Experiment, assemble
+from lamp_fast.methods.base import Criterion, Step
+
+# On a GPU reading a loss waits for the device, so finiteness is looked at this often.
+STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
+
+
+class NonFiniteLossError(Exception):
+    """Training diverged; the message names the step and the last good checkpoint."""
+
+
+def learning_rate(optim: OptimConfig, epoch: int) -> float:
+    """The rate of an epoch (from 0) as the peers step it: constant warm-up, then cosine.
+
+    lr / 2 (1 + cos(pi (e - W) / E)) with E all epochs, W the warm-up ones (none when E is 1), so it
+    never reaches 0.
+    """
+    warmup = optim.warmup_epochs if optim.epochs > 1 else 0
+    if epoch < warmup:
+        return optim.warmup_lr
+    return 0.5 * optim.lr * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
+
+
+def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.device) -> Criterion:
+    """Cross-entropy, with logit adjustment CE(logits + tau log prior) where it is on."""
+    if not optim.logit_adjustment:
+        return F.cross_entropy
+    prior = torch.tensor(counts, dtype=torch.float64, device=device)
+    shift = optim.tau * (prior / prior.sum()).log()
+    return lambda logits, labels: F.cross_entropy(logits + shift.to(logits.dtype), labels)
+
+
+def build_optimiser(optim: OptimConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """AdamW or Adam with the paper's betas."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
+    return kind(parameters, lr=optim.lr, betas=(0.9, 0.999), weight_decay=optim.weight_decay)
+
+
+class Trainer:
+    """The training loop of one run: :meth:`run` goes from the current epoch to the last."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.method = experiment.method
+        self.optim = experiment.config.optim
+        benchmark, config = experiment.benchmark, experiment.config
+        self.parameters = [each for each in self.method.parameters() if each.requires_grad]
+        self.optimiser = build_optimiser(self.optim, self.parameters)
+        self.scaler = torch.amp.GradScaler(
+            experiment.device.type, enabled=config.machine.precision == "fp16"
+        )
+        self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
+        self.classes = self.method.prepare(benchmark.base_names, benchmark.template)
+        self.batches = training_batches(
+            benchmark.train,
+            experiment.train_transform,
+            self.optim.batch,
+            seed=config.seed,
+            workers=config.machine.workers,
+        )
+        self.planned_steps = self.optim.epochs * len(self.batches)
+        self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
+
+    def restore(self) -> None:
+        """Go on from the folder's checkpoint."""
+        self.progress = checkpoint.load_checkpoint(self.folder, self.method, self.optimiser)
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
+
+    def save(self) -> None:
+        """Write the checkpoint, then the log that belongs to it."""
+        self.progress.scaler = self.scaler.state_dict()
+        checkpoint.save_checkpoint(self.folder, self.method, self.optimiser, self.progress)
+        checkpoint.write_metrics(self.folder, self.progress.history)
+
+    def run(self) -> None:
+        """Train the remaining epochs, a checkpoint after each."""
+        for epoch in range(self.progress.epoch, self.optim.epochs):
+            line = self._epoch(epoch)
+            self.progress.history.append(line)
+            self.progress.epoch = epoch + 1
+            self.save()
+
+    def _epoch(self, epoch: int) -> dict:
+        started = time.perf_counter()
+        rate = learning_rate(self.optim, epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.method.train()
+        self.method.start_epoch()
+        device = self.experiment.device
+        every = STEPS_BETWEEN_CHECKS[device.type]
+        losses: list[Tensor] = []
+        terms: dict[str, list[Tensor]] = {}
+        correct, seen, waited = torch.zeros((), device=device), 0, 0.0
+        bar = tqdm(
+            self.batches.epoch(epoch),
+            desc=f"epoch {epoch + 1}/{self.optim.epochs}",
+            total=len(self.batches),
+            leave=False,
+            disable=None,
+        )
+        asked = time.perf_counter()
+        for images, labels, _ in bar:
+            waited += time.perf_counter() - asked
+            images = images.to(device, self.experiment.clip.dtype, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            pieces = self._step(images, labels)
+            weights = [len(piece.logits) / len(labels) for piece in pieces]
+            losses.append(sum(w * p.loss.detach() for w, p in zip(weights, pieces, strict=True)))
+            for name in pieces[0].terms:
+                value = sum(w * p.terms[name] for w, p in zip(weights, pieces, strict=True))
+                terms.setdefault(name, []).append(value)
+            logits = torch.cat([piece.logits.detach() for piece in pieces])
+            correct += (logits.argmax(1) == labels).sum()
+            seen += len(labels)
+            if len(losses) % every == 0:
+                self._check_finite(losses, every, epoch)
+                bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
+            asked = time.perf_counter()
+        self._check_finite(losses, every, epoch)
+        seconds = time.perf_counter() - started
+        return {
+            "epoch": epoch + 1,
+            "lr": rate,
+            "loss": torch.stack(losses).mean().item(),
+            **{name: torch.stack(values).mean().item() for name, values in terms.items()},
+            "accuracy": correct.item() / seen,
+            "seconds": seconds,
+            "waiting_for_data": waited / seconds,
+            "step_loss": torch.stack(losses).tolist(),
+            **self.method.epoch_log(),
+        }
+
+    def _step(self, images: Tensor, labels: Tensor) -> list[Step]:
+        """One optimiser step over a batch, in ``accumulate`` pieces."""
+        self.optimiser.zero_grad(set_to_none=True)
+        pieces = []
+        for some_images, some_labels in zip(
+            images.chunk(self.optim.accumulate),
+            labels.chunk(self.optim.accumulate),
+            strict=True,
+        ):
+            piece = self.method.step(some_images, some_labels, self.classes, self.criterion)
+            weight = len(some_labels) / len(labels)
+            self.scaler.scale(piece.loss * weight).backward()
+            pieces.append(replace(piece, loss=piece.loss.detach(), logits=piece.logits.detach()))
+        if self.optim.clip_grad is not None:
+            self.scaler.unscale_(self.optimiser)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # a smaller scale means that the step was skipped
+            progress = self.progress.steps / self.planned_steps
+            self.method.after_step([piece.observations for piece in pieces], progress)
+            self.progress.steps += 1
+        return pieces
+
+    def _check_finite(self, losses: Sequence[Tensor], every: int, epoch: int) -> None:
+        recent = torch.stack(list(losses[-every:]))
+        if bool(torch.isfinite(recent).all()):
+            return
+        step = next(index for index, loss in enumerate(losses, 1) if not math.isfinite(loss))
+        raise NonFiniteLossError(
+            f"the loss is {losses[step - 1].item()} at step {step} of epoch {epoch + 1}; stopped."
+            f" The last good checkpoint, of epoch {self.progress.epoch}, is in {self.folder}"
+        )
+
+
+def adapt_to_new_classes(experiment: Experiment) -> dict | None:
+    """Run the method's adaptation over the unlabelled training pictures of the new classes."""
+    benchmark, config = experiment.benchmark, experiment.config
+    if not len(benchmark.adapt):
+        return None
+    batches = _Images(
+        evaluation_batches(
+            benchmark.adapt,
+            experiment.test_transform,
+            config.optim.batch,
+            workers=config.machine.workers,
+        ),
+        experiment,
+    )
+    classes = experiment.method.prepare(benchmark.new_names, benchmark.template)
+    return experiment.method.adapt(batches, classes)
+
+
+class _Images:
+    """Batches without labels, on the device, as often as they are asked for."""
+
+    def __init__(self, batches, experiment: Experiment) -> None:
+        self.batches, self.experiment = batches, experiment
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        for images, _, _ in self.batches:
+            yield images.to(self.experiment.device, self.experiment.clip.dtype)
+
+
+def prepare_folder(config: TrainConfig) -> Path:
+    """Choose the run folder and refuse one that would be overwritten; nothing is written.
+
+    Raises:
+        InputError: a non-empty ``--out`` without ``--resume`` or ``--overwrite``, a file in its
+            place, or ``--resume`` where there is nothing to go on from.
+    """
+    if config.out is None:
+        if config.resume:
+            raise InputError("--resume: expected --out with the folder of the run")
+        name = f"{config.data.data}-{config.method}-seed{config.seed}"
+        runs = Path("runs")
+        names = [name, *(f"{name}-{number}" for number in range(2, 1_000_000))]
+        return next(runs / each for each in names if not (runs / each).exists())
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: is a file, expected a folder")
+    filled = config.out.is_dir() and any(config.out.iterdir())
+    ours = (config.out / checkpoint.CONFIG).is_file()
+    if filled and not (config.resume or config.overwrite):
+        raise InputError(
+            f"--out {config.out}: not empty; give --resume to go on, --overwrite to replace it"
+        )
+    if filled and config.overwrite and not ours:
+        raise InputError(f"--overwrite: {config.out} is not the folder of a run")
+    if config.resume and not ours:
+        raise InputError(f"--resume: {config.out} holds no run ({checkpoint.CONFIG} is missing)")
+    return config.out
+
+
+def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
+    """Defaults of the command line; with ``--resume``, the settings that the run was begun with."""
+    out = settings.peek(argv, "out").get("out")
+    saved = None if out is None else Path(out) / checkpoint.CONFIG
+    if "--resume" in argv and saved is not None and saved.is_file():
+        return settings.load_config(saved)
+    return settings.default_config(argv)
+
+
+def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
+    """A resumed run must be the run that was begun."""
+    then, now = checkpoint.read_json(folder / checkpoint.CONFIG), experiment.record()
+    free = ("out", "config", "machine")
+    for kind in ("clip", "data"):
+        if then[kind] != now[kind]:
+            raise InputError(f"--resume: the {kind} differs from the run in {folder}")
+    for name, value in now["settings"].items():
+        if name not in free and then["settings"].get(name) != value:
+            raise InputError(
+                f"--resume: {name} is {value}, but the run in {folder} has"
+                f" {then['settings'].get(name)}"
+            )
+
+
+def main(config: TrainConfig) -> int:
+    """Train, adapt, score, and leave everything in the run folder."""
+    folder = prepare_folder(config)
+    experiment = assemble(replace(config, out=folder))
+    for line in experiment.describe():
+        print(line, flush=True)
+    if config.resume:
+        _refuse_other_settings(experiment, folder)
+    trainer = Trainer(experiment, folder)
+    if config.resume and (folder / checkpoint.CHECKPOINT).is_file():
+        trainer.restore()
+        print(f"resume  after epoch {trainer.progress.epoch} of {experiment.config.optim.epochs}")
+    else:
+        if config.overwrite and folder.is_dir():
+            shutil.rmtree(folder)
+        checkpoint.write_json(folder / checkpoint.CONFIG, experiment.record())
+        trainer.save()
+    print(f"run     {folder}", flush=True)
+    try:
+        if trainer.parameters:
+            trainer.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after epoch {trainer.progress.epoch};"
+            f" python -m lamp_fast.train --out {folder} --resume goes on"
+        ) from None
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finish(experiment, trainer.progress, folder)
+    return 0
+
+
+def finish(experiment: Experiment, progress: Progress, folder: Path) -> None:
+    """Adapt, save what was learned, score it and draw the pictures."""
+    adaptation = adapt_to_new_classes(experiment)
+    seconds = sum(line["seconds"] for line in progress.history)
+    facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
+    checkpoint.save_tensors(folder / checkpoint.LEARNED, experiment.method.state_dict(), facts)
+    rows = evaluate_rows(experiment, seconds, adaptation is not None)
+    table = write_results(folder, experiment, rows)
+    if progress.history:
+        report.plot_curves(folder / "curves.png", progress.history)
+        report.plot_activations(folder / "activations.png", progress.history)
+    print("\n" + table)
+    if experiment.clip.identity.random:
+        print("\nThe CLIP's weights are random: these accuracies mean nothing.")
+
+
+if __name__ == "__main__":
+    cli.run(
+        TrainConfig,
+        main,
+        sys.argv[1:],
+        prog="python -m lamp_fast.train",
+        default=resumed_defaults,
+        description=__doc__,
+    )
