@@ -1,0 +1,170 @@
+"""The protocol applied to a data set: what a run trains on, adapts on and is tested on."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from lamp_fast.data import protocol
+from lamp_fast.data.pictures import Pictures, check_pictures
+from lamp_fast.data.sources import DataSource
+from lamp_fast.errors import InputError
+
+PARTS = ("train", "adapt", "test_base", "test_new")
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Everything that one run sees of a data set.
+
+    Attributes:
+        name: of the data set.
+        base_names, new_names: class names of the halves; ``new_names`` is empty where every class
+            is trained.
+        template: class prompt with {} for the name.
+        train: base training pictures, labels 0..C_base-1.
+        adapt: training pictures of the new classes for the transductive bias, which must not look
+            at their labels (0..C_new-1).
+        test_base, test_new: all test pictures of each half, labels from 0 in each.
+        imb: the imbalance ratio asked for.
+        cap, shots: most pictures a class; None where there was no such draw.
+        augment: whether random crops and flips leave the classes what they are.
+    """
+
+    name: str
+    base_names: tuple[str, ...]
+    new_names: tuple[str, ...]
+    template: str
+    train: Pictures
+    adapt: Pictures
+    test_base: Pictures
+    test_new: Pictures
+    imb: float
+    cap: int | None
+    shots: int | None
+    augment: bool
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training pictures of each base class, int64 [C_base]."""
+        return np.bincount(self.train.labels, minlength=len(self.base_names))
+
+    @property
+    def head(self) -> np.ndarray | None:
+        """bool [C_base], see :func:`lamp_fast.data.protocol.head_classes`."""
+        return protocol.head_classes(self.counts)
+
+    def describe(self) -> list[str]:
+        """What a reader of a result must know of the data, a line each."""
+        base, new, counts = len(self.base_names), len(self.new_names), self.counts
+        halves = f" ({base} base, {new} new)" if new else ""
+        drawn = f"cap {'none' if self.cap is None else self.cap}"
+        if self.shots is not None:
+            drawn = f"{self.shots} shots"
+        adapt = f"; {len(self.adapt):,} new-class training pictures" if new else ""
+        tests = f"{len(self.test_base):,} base, {len(self.test_new):,} new"
+        return [
+            f'{self.name}: {base + new} classes{halves}, "{self.template}"',
+            f"{len(self.train):,} training pictures ({drawn}, imb {self.imb:g}): {counts.max()} to"
+            f" {counts.min()} a class, realised imbalance"
+            f" {protocol.realised_imbalance(counts):.4g}{adapt}",
+            f"{tests if new else f'{len(self.test_base):,}'} test pictures",
+        ]
+
+
+def build_benchmark(
+    source: DataSource,
+    *,
+    split: Literal["base-new", "all"] = "base-new",
+    imb: float,
+    cap: int | None,
+    shots: int | None,
+    seed: int,
+) -> Benchmark:
+    """Apply the protocol: few-shot or cap over all classes, then base/new, then the long tail.
+
+    Args:
+        source: the data set.
+        split: "base-new" trains the first half of the classes; "all" trains every class, and the
+            new half is empty.
+        imb: imbalance ratio of the base training set, at least 1; 1 leaves it as it is.
+        cap: most pictures a class, drawn before the long tail; None takes the classes as they are.
+        shots: few-shot, in place of ``cap``.
+        seed: of every draw.
+
+    Raises:
+        InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, or a half without
+            test pictures.
+    """
+    if split not in ("base-new", "all"):
+        raise InputError(f"--split {split}: expected base-new or all")
+    if cap is not None and cap < 1:
+        raise InputError(f"--cap {cap}: expected at least 1, or none")
+    most = cap if shots is None else shots
+    train = source.train
+    if most is not None:
+        train = train.select(protocol.few_shot(train.labels, most, seed))
+    base, new = np.arange(len(source.classnames)), np.empty(0, dtype=np.int64)
+    if split == "base-new":
+        base, new = protocol.base_new(base)
+    base_train = _half(train, base)
+    tail = protocol.long_tail(base_train.labels, imb, seed)
+    benchmark = Benchmark(
+        name=source.name,
+        base_names=tuple(source.classnames[label] for label in base),
+        new_names=tuple(source.classnames[label] for label in new),
+        template=source.template,
+        train=base_train.select(tail),
+        adapt=_half(train, new),
+        test_base=_half(source.test, base),
+        test_new=_half(source.test, new),
+        imb=imb,
+        cap=None if shots is not None else cap,
+        shots=shots,
+        augment=source.augment,
+    )
+    _check_complete(benchmark)
+    return benchmark
+
+
+def check_benchmark(
+    benchmark: Benchmark, *, skip_unreadable: bool = False, progress: bool = True
+) -> tuple[Benchmark, tuple[str, ...], str]:
+    """Read every picture of a run once, see :func:`lamp_fast.data.pictures.check_pictures`.
+
+    Returns:
+        The benchmark over the readable pictures; the names of the unreadable ones; the sha256, in
+        hex, over name, label and bytes of every picture.
+
+    Raises:
+        InputError: an unreadable picture without ``skip_unreadable``, or too few left with it.
+    """
+    checked, unreadable, digest = {}, [], hashlib.sha256()
+    for part in PARTS:
+        checked[part], without, part_hash = check_pictures(
+            getattr(benchmark, part), skip_unreadable=skip_unreadable, progress=progress
+        )
+        unreadable.extend(without)
+        digest.update(f"{part} {part_hash} ".encode())
+    benchmark = replace(benchmark, **checked)
+    _check_complete(benchmark)
+    return benchmark, tuple(unreadable), digest.hexdigest()
+
+
+def _half(pictures: Pictures, classes: np.ndarray) -> Pictures:
+    """The pictures of some classes, relabelled from 0 in the order of ``classes``."""
+    chosen = pictures.select(np.flatnonzero(np.isin(pictures.labels, classes)))
+    return chosen.relabel({label: position for position, label in enumerate(classes.tolist())})
+
+
+def _check_complete(benchmark: Benchmark) -> None:
+    """Something to train on in every class, something to test on in every half."""
+    where = f"--data {benchmark.name}"
+    counts = benchmark.counts
+    if (counts == 0).any():
+        name = benchmark.base_names[int(np.argmin(counts))]
+        raise InputError(f"{where}: class {name!r} has no readable training picture")
+    for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
+        if names and not len(getattr(benchmark, f"test_{half}")):
+            raise InputError(f"{where}: no test picture of the {half} classes, expected at least 1")

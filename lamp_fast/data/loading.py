@@ -1,0 +1,174 @@
+"""Batches of transformed pictures, through torch's DataLoader.
+
+Everything random is a function of (seed, epoch, index) alone: neither the number of worker
+processes nor a resumed run changes a picture.
+"""
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lamp_fast.data.pictures import Pictures
+from lamp_fast.errors import InputError
+
+Batch = list[Tensor]
+
+
+class PictureDataset(Dataset):
+    """Transformed pictures by (epoch, index).
+
+    Args:
+        pictures: N labelled pictures.
+        transform: uint8 [3, H, W] -> float32 [3, S, S]; may draw from torch's global generator,
+            which is seeded for every picture and restored after it.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self, pictures: Pictures, transform: Callable[[Tensor], Tensor], seed: int
+    ) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """The picture, its label and its index."""
+        epoch, index = epoch_and_index
+        picture = self.pictures.load(index)
+        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reseed the GPU's generator, which is not restored.
+            torch.default_generator.manual_seed(int(state[0]))
+            picture = self.transform(picture)
+        return picture, int(self.pictures.labels[index]), index
+
+
+class _EpochSampler(Sampler):
+    """Batches of (epoch, index) pairs, so that worker processes need not be told of the epoch."""
+
+    def __init__(self, length: int, batch_size: int, *, shuffle_seed: int | None) -> None:
+        self.length, self.batch_size, self.shuffle_seed = length, batch_size, shuffle_seed
+        self.current_epoch = 0
+
+    @property
+    def _drop_last(self) -> bool:
+        return self.shuffle_seed is not None and self.length >= self.batch_size
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.length, self.batch_size)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.current_epoch
+        order = np.arange(self.length)
+        if self.shuffle_seed is not None:
+            # The length keeps this stream apart from those of the pictures, (seed, epoch, index).
+            key = np.random.SeedSequence((self.shuffle_seed, epoch, self.length))
+            order = np.argsort(np.random.PCG64(key).random_raw(self.length), kind="stable")
+        for batch in range(len(self)):
+            start = batch * self.batch_size
+            indices = order[start : start + self.batch_size].tolist()
+            yield [(epoch, index) for index in indices]
+
+
+class Batches:
+    """Batches of one picture set, as often as they are asked for.
+
+    Each is [images float32 [b, 3, S, S], labels int64 [b], index int64 [b]]: ``index`` says where
+    in the picture set an image is. Iterating gives epoch 0.
+    """
+
+    def __init__(self, dataset: PictureDataset, sampler: _EpochSampler, workers: int) -> None:
+        workers = min(workers, len(sampler))
+        self._sampler = sampler
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            multiprocessing_context=_worker_context() if workers else None,
+            persistent_workers=workers > 0,
+            # Only where this process uses a GPU: pinning alone would start CUDA in a CPU run.
+            pin_memory=torch.cuda.is_initialized(),
+            # The loader draws a seed for its workers; not from the run's own generator.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, from 0.
+
+        Raises:
+            InputError: a picture that can no longer be read.
+        """
+        self._sampler.current_epoch = epoch
+        try:
+            yield from self._loader
+        except InputError as error:
+            # A worker's error arrives with the worker's traceback before its one line.
+            message = str(error).rstrip().rpartition(f"{InputError.__name__}: ")[2]
+            raise InputError(message) from None
+
+
+def training_batches(
+    pictures: Pictures,
+    transform: Callable[[Tensor], Tensor],
+    batch_size: int,
+    *,
+    seed: int,
+    workers: int = 0,
+) -> Batches:
+    """Shuffled batches for training; ``.epoch(e)`` gives those of epoch e.
+
+    As the peers do, a last batch that is not full is dropped, unless it is the only one.
+
+    Args:
+        pictures: the training set.
+        transform: see :class:`PictureDataset`.
+        batch_size: pictures a batch.
+        seed: of order and transforms.
+        workers: processes that load; 0 loads in this one.
+    """
+    sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=seed)
+    return Batches(PictureDataset(pictures, transform, seed), sampler, workers)
+
+
+def evaluation_batches(
+    pictures: Pictures,
+    transform: Callable[[Tensor], Tensor],
+    batch_size: int,
+    *,
+    workers: int = 0,
+) -> Batches:
+    """Every picture once, in order; arguments as in :func:`training_batches`."""
+    sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=None)
+    return Batches(PictureDataset(pictures, transform, seed=0), sampler, workers)
+
+
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """Workers start from a clean process: a fork of this one could inherit locked threads or CUDA.
+
+    That process imports once what this one has of the package, so that each worker starts at once;
+    the main module itself is left to the workers, which run it under another name.
+    """
+    context = multiprocessing.get_context("forkserver")
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    package = __name__.partition(".")[0]
+    context.set_forkserver_preload(
+        [
+            name
+            for name in sys.modules
+            if name.partition(".")[0] == package and (main is None or name != main.name)
+        ]
+    )
+    return context

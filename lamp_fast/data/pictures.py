@@ -1,0 +1,206 @@
+"""Pictures with labels, from files or from memory, decoded to RGB through PIL."""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+from lamp_fast.errors import InputError
+
+# What PIL may take a file for, whatever its name. Others can start programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+
+# A damaged file makes PIL's decoders raise almost anything.
+_UNREADABLE = Exception
+# Pictures a thread checks at a time: few enough for a smooth bar, enough to hide the hand-over.
+_BLOCK = 32
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Labelled pictures, in files below one folder or in memory.
+
+    Attributes:
+        names: of each picture; relative to ``root`` where there is one.
+        labels: int64 [N].
+        root: folder of the files; None where the pictures are in memory.
+        arrays: uint8 [N, H, W, 3] RGB; None where the pictures are in files.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    root: Path | None = None
+    arrays: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        if (self.root is None) == (self.arrays is None):
+            raise ValueError("expected either root or arrays")
+        lengths = {len(self.names), len(self.labels)}
+        lengths |= set() if self.arrays is None else {len(self.arrays)}
+        if len(lengths) > 1:
+            raise ValueError(f"names, labels and arrays differ in length: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """What to call a picture in a message: its file, or its name in memory."""
+        return self.names[index] if self.root is None else str(self.root / self.names[index])
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Pictures":
+        """The pictures at ``indices`` (integers), in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in indices.tolist()),
+            labels=self.labels[indices],
+            arrays=None if self.arrays is None else self.arrays[indices],
+        )
+
+    def relabel(self, mapping: Mapping[int, int]) -> "Pictures":
+        """The same pictures with label l replaced by ``mapping[l]``; every label must be in it."""
+        labels = [mapping[label] for label in self.labels.tolist()]
+        return replace(self, labels=np.array(labels, dtype=np.int64))
+
+    def load(self, index: int) -> Tensor:
+        """Decode one picture.
+
+        Returns:
+            uint8 [3, H, W] RGB, upright by its EXIF orientation; transparency shows white.
+
+        Raises:
+            InputError: a file that is missing, truncated, too large or no picture.
+        """
+        if self.arrays is not None:
+            return pil_to_tensor(Image.fromarray(self.arrays[index]))
+        try:
+            return pil_to_tensor(decode(self.content(index)))
+        except _UNREADABLE as error:
+            raise InputError(_unreadable(self.name(index), error)) from None
+
+    def content(self, index: int) -> bytes:
+        """The bytes of a picture's file, or of its array."""
+        if self.arrays is not None:
+            return self.arrays[index].tobytes()
+        return (self.root / self.names[index]).read_bytes()
+
+
+def decode(content: bytes, *, reduced: bool = False) -> Image.Image:
+    """Decode the bytes of a picture file to RGB.
+
+    Greyscale of 16 bits is scaled to 8, not clipped. Transparent pixels show white, as in the
+    pictures that open_clip's models were trained on (img2dataset).
+
+    Args:
+        content: a file in one of :data:`FORMATS`; of several frames the first counts.
+        reduced: give a JPEG at an eighth of its size, in grey: every byte is still read, for less
+            work.
+
+    Raises:
+        Exception: whatever PIL makes of a damaged file.
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if reduced:
+        image.draft("L", (1, 1))
+    image.load()
+    # Damaged metadata is no reason to refuse the pixels.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point values have no agreed range")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def check_pictures(
+    pictures: Pictures, *, skip_unreadable: bool = False, progress: bool = True
+) -> tuple[Pictures, tuple[str, ...], str]:
+    """Read every picture once, before any work is based on it.
+
+    Args:
+        pictures: what to check; files are read and decoded far enough to find truncation.
+        skip_unreadable: leave unreadable pictures out instead of raising.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The readable pictures; the names of the unreadable ones; the sha256, in hex, over name,
+        label and bytes of every readable picture in order.
+
+    Raises:
+        InputError: an unreadable picture, the first in order, without ``skip_unreadable``.
+    """
+    readable, unreadable, digest = [], [], hashlib.sha256()
+    blocks = [
+        range(start, min(start + _BLOCK, len(pictures)))
+        for start in range(0, len(pictures), _BLOCK)
+    ]
+    executor = ThreadPoolExecutor(_THREADS)
+    bar = tqdm(
+        total=len(pictures),
+        desc="checking pictures",
+        leave=False,
+        disable=None if progress else True,
+    )
+    try:
+        results = executor.map(lambda block: [_check(pictures, each) for each in block], blocks)
+        for block, outcomes in zip(blocks, results, strict=True):
+            for index, outcome in zip(block, outcomes, strict=True):
+                if isinstance(outcome, bytes):
+                    readable.append(index)
+                    name = os.fsencode(pictures.names[index])
+                    digest.update(b"%d %d " % (pictures.labels[index], len(name)) + name + outcome)
+                elif skip_unreadable:
+                    unreadable.append(pictures.name(index))
+                else:
+                    raise InputError(
+                        f"{_unreadable(pictures.name(index), outcome)};"
+                        " --skip-unreadable goes on without such pictures"
+                    )
+            bar.update(len(block))
+    finally:
+        bar.close()
+        executor.shutdown(cancel_futures=True)
+    kept = pictures.select(readable) if unreadable else pictures
+    return kept, tuple(unreadable), digest.hexdigest()
+
+
+def _check(pictures: Pictures, index: int) -> bytes | Exception:
+    """The sha256 of a readable picture's bytes, or what stood in the way of reading it."""
+    try:
+        content = pictures.content(index)
+        if pictures.arrays is None:
+            decode(content, reduced=True)
+    except _UNREADABLE as error:
+        return error
+    return hashlib.sha256(content).digest()
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = f"not a {', '.join(FORMATS)} file"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{name!r}: cannot be read as a picture ({reason})"

@@ -1,0 +1,176 @@
+"""Which classes are base and new, and which training pictures each class keeps.
+
+Pure functions on labels and counts; nothing is read. Every draw is a function of the run's seed and
+the class's own label, so pictures added to one class change the draw of no other class.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lamp_fast.errors import InputError
+
+# Few-shot, long tail and split draw from one class in turn: each has a random stream of its own.
+_FEW_SHOT, _LONG_TAIL, _SPLIT = range(3)
+
+
+def base_new(labels: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Halve the classes as CoCoOp does: of the sorted labels the first ceil(C / 2) are base.
+
+    Args:
+        labels: integers [N], a label per picture, in any order and as often as they occur.
+
+    Returns:
+        Base labels int64 [ceil(C / 2)] and new labels int64 [C // 2], both ascending.
+    """
+    classes = np.unique(np.asarray(labels, dtype=np.int64))
+    middle = (len(classes) + 1) // 2
+    return classes[:middle], classes[middle:]
+
+
+def long_tail_targets(
+    counts: Sequence[int] | np.ndarray, imb: float, n_max: int | None = None
+) -> np.ndarray:
+    """How many pictures each class keeps under the imbalance ratio ``imb``.
+
+    Classes are ranked by count, descending, ties in label order; rank k of C keeps
+    min(available, int(max(n_max * (1 / imb)^(k / (C - 1)), 1))). A single class is kept whole.
+
+    Args:
+        counts: integers [C], pictures of each class.
+        imb: imbalance ratio, at least 1: the first target over the last.
+        n_max: the first target; by default the largest count.
+
+    Returns:
+        int64 [C], in the order of ``counts``.
+
+    Raises:
+        InputError: ``imb`` below 1 or not finite.
+    """
+    if not 1 <= imb < float("inf"):
+        raise InputError(f"--imb {imb}: expected at least 1")
+    counts = np.asarray(counts, dtype=np.int64)
+    classes = len(counts)
+    if classes < 2:
+        return counts.copy()
+    n_max = int(counts.max()) if n_max is None else n_max
+    targets = np.empty_like(counts)
+    for rank, index in enumerate(np.argsort(-counts, kind="stable")):
+        targets[index] = int(max(n_max * (1 / imb) ** (rank / (classes - 1)), 1))
+    return np.minimum(counts, targets)
+
+
+def long_tail(
+    labels: Sequence[int] | np.ndarray, imb: float, seed: int, n_max: int | None = None
+) -> np.ndarray:
+    """Draw a long-tailed training set, without replacement.
+
+    Args:
+        labels: integers [N] >= 0.
+        imb, n_max: see :func:`long_tail_targets`.
+        seed: the run's seed.
+
+    Returns:
+        Kept indices into ``labels``, int64, ascending.
+
+    Raises:
+        InputError: ``imb`` below 1 or not finite.
+    """
+    counts = [len(indices) for _, indices in _by_class(labels)]
+    return _draw(labels, long_tail_targets(counts, imb, n_max), seed, _LONG_TAIL)
+
+
+def few_shot(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Draw ``shots`` pictures of every class without replacement, all of a smaller class.
+
+    The draws of one seed are nested: 4 shots contain the 2 shots.
+
+    Args:
+        labels: integers [N] >= 0.
+        shots: pictures a class, at least 1.
+        seed: the run's seed.
+
+    Returns:
+        Kept indices into ``labels``, int64, ascending.
+
+    Raises:
+        InputError: ``shots`` below 1.
+    """
+    if shots < 1:
+        raise InputError(f"--shots {shots}: expected at least 1")
+    kept = [min(len(indices), shots) for _, indices in _by_class(labels)]
+    return _draw(labels, kept, seed, _FEW_SHOT)
+
+
+def stratified_split(
+    labels: Sequence[int] | np.ndarray, shares: Sequence[float], seed: int
+) -> list[np.ndarray]:
+    """Split every class into a first part and further parts of the given shares.
+
+    Args:
+        labels: integers [N] >= 0.
+        shares: of each part after the first, in 0..1 and rounded half up; the first part gets the
+            rest.
+        seed: the split's own seed.
+
+    Returns:
+        ``len(shares) + 1`` arrays of indices into ``labels``, int64, ascending, without overlap.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
+    for label, indices in _by_class(labels):
+        sizes = [int(len(indices) * share + 0.5) for share in shares]
+        cuts = np.cumsum([len(indices) - sum(sizes), *sizes[:-1]])
+        pieces = np.split(indices[_order(len(indices), seed, label, _SPLIT)], cuts)
+        for part, piece in zip(parts, pieces, strict=True):
+            part.append(piece)
+    return [np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in parts]
+
+
+def head_classes(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:
+    """Mark the head: the ceil(0.2 C) classes of largest count, ties in label order.
+
+    Args:
+        counts: integers [C], kept training pictures of each class.
+
+    Returns:
+        bool [C], or None where all counts are equal and no class is head or tail.
+    """
+    counts = np.asarray(counts)
+    if len(counts) == 0 or (counts == counts[0]).all():
+        return None
+    head = np.zeros(len(counts), dtype=bool)
+    head[np.argsort(-counts, kind="stable")[: -(-len(counts) // 5)]] = True
+    return head
+
+
+def realised_imbalance(counts: Sequence[int] | np.ndarray) -> float:
+    """The largest class over the smallest, counts [C] >= 1; small classes can raise it over imb."""
+    return float(np.max(counts) / np.min(counts))
+
+
+def _by_class(labels: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each label with the indices that carry it, both ascending."""
+    labels = np.asarray(labels, dtype=np.int64)
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    return zip(classes.tolist(), np.split(order, starts[1:]), strict=len(classes) > 0)
+
+
+def _draw(
+    labels: Sequence[int] | np.ndarray, kept: Sequence[int] | np.ndarray, seed: int, purpose: int
+) -> np.ndarray:
+    drawn = [
+        indices[_order(len(indices), seed, label, purpose)[:number]]
+        for (label, indices), number in zip(_by_class(labels), kept, strict=True)
+    ]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *drawn]))
+
+
+def _order(size: int, seed: int, label: int, purpose: int) -> np.ndarray:
+    """A random order of 0..size-1.
+
+    NumPy keeps the raw stream of a bit generator from version to version (NEP 19), which it does
+    not promise for the shuffles of a Generator.
+    """
+    stream = np.random.PCG64(np.random.SeedSequence((seed, label, purpose)))
+    return np.argsort(stream.random_raw(size), kind="stable")

@@ -1,0 +1,62 @@
+"""Accuracy, macro-F1 and what is derived from them; every figure is in 0..1."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, f1_score
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How well the test pictures of one half of the classes were predicted.
+
+    Attributes:
+        accuracy: of all pictures.
+        macro_f1: mean F1 over all classes of the half; 0 for a class that is neither shown nor
+            predicted (zero_division=0).
+        per_class: float64 [C], accuracy on the pictures of each class; NaN for one without any.
+        confusion: int64 [C, C], pictures by true class (row) and predicted class (column).
+    """
+
+    accuracy: float
+    macro_f1: float
+    per_class: np.ndarray
+    confusion: np.ndarray
+
+
+def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
+    """Compare predicted with true classes.
+
+    Args:
+        labels, predictions: integers [N] in 0..classes-1, N at least 1.
+        classes: C, also counting classes that do not occur.
+    """
+    every = np.arange(classes)
+    confusion = confusion_matrix(labels, predictions, labels=every)
+    shown = confusion.sum(axis=1)
+    per_class = np.full(classes, np.nan)
+    np.divide(confusion.diagonal(), shown, out=per_class, where=shown > 0)
+    macro_f1 = f1_score(labels, predictions, labels=every, average="macro", zero_division=0)
+    accuracy = float(confusion.trace() / len(labels))
+    return Scores(accuracy, float(macro_f1), per_class, confusion)
+
+
+def group_accuracy(confusion: np.ndarray, group: np.ndarray) -> float | None:
+    """Accuracy over all test pictures of a group of classes, such as the head or the tail.
+
+    Every picture counts the same, whatever its class; predictions may be any class.
+
+    Args:
+        confusion: integers [C, C], see :class:`Scores`.
+        group: bool [C], the classes of the group.
+
+    Returns:
+        The accuracy, or None where the group has no test picture.
+    """
+    shown = confusion[group].sum()
+    return float(confusion.diagonal()[group].sum() / shown) if shown else None
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """2 base new / (base + new), 0 where both are 0: HM-A of accuracies, HM-M of macro-F1."""
+    return 2 * base * new / (base + new) if base + new > 0 else 0.0
