@@ -47,11 +47,29 @@ class Block:
     """One pre-norm transformer block of a frozen tower (a view of open_clip's tensors).
 
     Activations are [N, L, width] in the tower's dtype.
+
+    Args:
+        source: open_clip's block.
+        fold: write QuickGELU as SiLU with 1.702 folded into the frozen weights around it:
+            x sigmoid(1.702 x) = silu(1.702 x) / 1.702. One fused pass that keeps one tensor, at the
+            price of a copy of the MLP's weights; exact to rounding in float32 and float64.
     """
 
-    def __init__(self, source: ResidualAttentionBlock) -> None:
+    def __init__(self, source: ResidualAttentionBlock, *, fold: bool = False) -> None:
         self.source = source
         self.heads = source.attn.num_heads
+        widen, narrow = source.mlp.c_fc, source.mlp.c_proj
+        self.widen = (widen.weight, widen.bias)
+        self.narrow = (narrow.weight, narrow.bias)
+        if not isinstance(source.mlp.gelu, QuickGELU):
+            self.activation = F.gelu
+        elif not fold:
+            self.activation = ops.quick_gelu
+        else:
+            with torch.no_grad():
+                self.widen = (1.702 * widen.weight, 1.702 * widen.bias)
+                self.narrow = (narrow.weight / 1.702, narrow.bias)
+            self.activation = F.silu
 
     def prefix(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of prompts [..., width]: each [..., heads, width / heads].
@@ -75,23 +93,42 @@ class Block:
         prefix: tuple[Tensor, Tensor] | None = None,
         *,
         causal: bool = False,
-        blind: int = 0,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """The block over x [N, L, width] with optional prefix keys and values [G, P, heads, d].
+        """The block over x [N, L, width].
 
-        Sequence n sees prefix ``n // (N // G)``; the first ``blind`` rows see none of it.
+        Args:
+            x: the sequences.
+            prefix: keys and values [G, P, heads, d] that sequence n reads as ``n // (N // G)``.
+            causal: row i sees rows 0..i.
+            mask: bool [L or R, P + L], what each row sees of prefix and sequence.
+            rows: int64 [R]; compute these rows alone and return [N, R, width].
         """
         source = self.source
-        qkv = F.linear(source.ln_1(x), source.attn.in_proj_weight, source.attn.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [N, H, L, d]
+        normed = source.ln_1(x)
+        q, k, v = self._project(normed, rows)
         if prefix is None:
-            empty = q.new_empty((1 if len(q) else 0, self.heads, 0, q.shape[-1]))
-            prefix_k = prefix_v = empty
-        else:
-            prefix_k, prefix_v = (rows.transpose(1, 2) for rows in prefix)
-        attended = ops.prefix_attention(q, k, v, prefix_k, prefix_v, causal=causal, blind=blind)
+            prefix = (k[:1, :, :0].transpose(1, 2), v[:1, :, :0].transpose(1, 2))
+        prefix_k, prefix_v = (each.transpose(1, 2) for each in prefix)  # [G, H, P, d]
+        attended = ops.prefix_attention(q, k, v, prefix_k, prefix_v, causal=causal, mask=mask)
+        if rows is not None:
+            x = x[:, rows]
         x = x + source.attn.out_proj(attended.transpose(1, 2).flatten(-2))
-        return x + source.mlp(source.ln_2(x))
+        hidden = self.activation(F.linear(source.ln_2(x), *self.widen))
+        return x + F.linear(hidden, *self.narrow)
+
+    def _project(self, normed: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q [N, H, L or R, d], k and v [N, H, L, d]: strided views of fused projections."""
+        weight, bias = self.source.attn.in_proj_weight, self.source.attn.in_proj_bias
+        if rows is None:
+            qkv = F.linear(normed, weight, bias).unflatten(-1, (3, self.heads, -1))
+            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        width = self.source.attn.embed_dim
+        q = F.linear(normed[:, rows], weight[:width], bias[:width])
+        kv = F.linear(normed, weight[width:], bias[width:]).unflatten(-1, (2, self.heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2), k, v
 
 
 class VisionTower:
@@ -99,9 +136,9 @@ class VisionTower:
 
     causal = False
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: nn.Module, *, fold: bool = False) -> None:
         self.visual = visual
-        self.blocks = [Block(block) for block in visual.transformer.resblocks]
+        self.blocks = [Block(block, fold=fold) for block in visual.transformer.resblocks]
         self.width: int = visual.transformer.width
 
     def embed(self, images: Tensor) -> Tensor:
@@ -121,15 +158,35 @@ class TextTower:
 
     causal = True
 
-    def __init__(self, text: nn.Module) -> None:
+    def __init__(self, text: nn.Module, *, fold: bool = False) -> None:
         self.text = text
-        self.blocks = [Block(block) for block in text.transformer.resblocks]
+        self.blocks = [Block(block, fold=fold) for block in text.transformer.resblocks]
         self.width: int = text.transformer.width
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Tokens entering layer 1: ids [C, L] -> [C, L, width]; L may be cut after the last eot."""
         rows = self.text.token_embedding(token_ids)
         return rows + self.text.positional_embedding[: token_ids.shape[-1]]
+
+    def embed_at(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Tokens at given positions: ids and positions [...] -> [..., width]."""
+        return self.text.token_embedding(token_ids) + self.text.positional_embedding[positions]
+
+    @torch.no_grad()
+    def bot_prefix(self, bot: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [1, heads, d] of the bot token in every block.
+
+        bot is first and the mask causal, so it sees only itself, never a prompt: a constant.
+
+        Args:
+            bot: its token id, int64 scalar.
+        """
+        x = self.embed_at(bot[None], torch.zeros_like(bot[None]))[None]  # [1, 1, width]
+        prefixes = []
+        for block in self.blocks:
+            prefixes.append(block.prefix(x[0]))
+            x = block(x)
+        return prefixes
 
     def readout(self, eot: Tensor) -> Tensor:
         """Joint-space feature of the last eot row: [..., width] -> [..., Ds], not normalised."""
@@ -141,7 +198,7 @@ class FrozenClip(nn.Module):
     """A CLIP whose every weight is frozen, logit scale included.
 
     Attributes:
-        vision, text: the towers.
+        vision, text: the towers, rebuilt whenever the model moves or is cast.
         preprocessing: what it expects of pictures.
         identity: what it is; None for models wrapped directly.
     """
@@ -152,15 +209,29 @@ class FrozenClip(nn.Module):
         preprocessing: Preprocessing,
         tokenizer=None,
         identity: ClipIdentity | None = None,
+        *,
+        fold: bool = True,
     ) -> None:
         super().__init__()
         check_supported(model)
         self.model = model.eval().requires_grad_(False)
+        self.fold = fold
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer or open_clip.tokenizer.SimpleTokenizer()
         self.identity = identity
-        self.vision = VisionTower(model.visual)
-        self.text = TextTower(_text_side(model))
+        self._build_towers()
+
+    def _build_towers(self) -> None:
+        # Folded weights are rounded once more, which low precision would feel; a GPU has a fused
+        # QuickGELU instead.
+        fold = self.fold and self.dtype in (torch.float32, torch.float64)
+        self.vision = VisionTower(self.model.visual, fold=fold)
+        self.text = TextTower(_text_side(self.model), fold=fold)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._build_towers()
+        return self
 
     @property
     def depth(self) -> int:
@@ -243,6 +314,7 @@ def load_clip(
     init_seed: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    fold: bool = True,
 ) -> FrozenClip:
     """Build a frozen CLIP.
 
@@ -252,6 +324,7 @@ def load_clip(
             loaded without unpickling code), or "random" for weights drawn with ``init_seed``.
         device: where it lives.
         dtype: weights are cast to it once; every tower computes in it.
+        fold: see :class:`Block`.
 
     Raises:
         InputError: an unknown model or tag, weights that cannot be had or do not fit, or a model
@@ -273,7 +346,7 @@ def load_clip(
         fingerprint=fingerprint(model),
         random=pretrained == RANDOM,
     )
-    clip = FrozenClip(model, preprocessing, tokenizer, identity)
+    clip = FrozenClip(model, preprocessing, tokenizer, identity, fold=fold)
     return clip.to(device=device, dtype=dtype)
 
 

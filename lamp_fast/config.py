@@ -168,6 +168,30 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class Trimming:
+    """What the exact path leaves out. All of it is exact to rounding; a switch each, for study."""
+
+    fold_quick_gelu: bool = True
+    """Write QuickGELU as SiLU over folded weights (float32 and float64)."""
+    prepare_text: bool = True
+    """Run the text layers below the first selected one once per class set."""
+    project_once: bool = True
+    """Project each layer's pool once a step, then index."""
+    last_row: bool = True
+    """In the last layer compute the cls and eot rows alone."""
+    share_tokens: bool = True
+    """Compute what class prompts share once an image (text per image only)."""
+    share_routes: bool = True
+    """Images that retrieved the same prompts so far share their text computation."""
+    cache_text: bool = True
+    """Keep text features per class until weights, bias or classes change."""
+    block: IntOrNone = None
+    """(image, class) pairs encoded at once; none decides by free memory when the run begins."""
+    most_rows: int = 192
+    """Text rows of one sequence of classes."""
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """Where and how fast; nothing here changes a result beyond rounding."""
 
@@ -207,6 +231,7 @@ class TrainConfig:
     lamp: LampConfig = field(default_factory=LampConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
+    trim: Trimming = field(default_factory=Trimming)
 
 
 def _preset(lamp: Mapping[str, Any], optim: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -287,6 +312,8 @@ def validate(config: TrainConfig) -> None:
         ("--cap", data.cap, 1),
         ("--shots", data.shots, 1),
         ("--seed", config.seed, 0),
+        ("--block", config.trim.block, 1),
+        ("--most-rows", config.trim.most_rows, 1),
     ]
     for flag, value, minimum in least:
         if value is not None and not minimum <= value < float("inf"):

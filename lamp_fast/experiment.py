@@ -17,7 +17,8 @@ from lamp_fast.config import TrainConfig
 from lamp_fast.data import Benchmark, build_benchmark, check_benchmark, load_source
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, Method, build_method
+from lamp_fast.memory import free_memory
+from lamp_fast.methods import METHODS, Lamp, Method, build_method
 
 DTYPES = {
     "fp32": torch.float32,
@@ -115,6 +116,7 @@ def assemble(config: TrainConfig) -> Experiment:
         init_seed=config.clip.init_seed,
         device=device,
         dtype=DTYPES[config.machine.precision],
+        fold=config.trim.fold_quick_gelu,
     )
     warn_if_random(clip.identity)
     torch.manual_seed(config.seed)
@@ -127,6 +129,12 @@ def assemble(config: TrainConfig) -> Experiment:
     benchmark, unreadable, data_hash = check_benchmark(
         benchmark, skip_unreadable=data.skip_unreadable
     )
+    if isinstance(method, Lamp) and config.trim.block is None:
+        # Decided once and saved, so that a resumed run adds up in the same order.
+        names = max(benchmark.base_names, benchmark.new_names, key=len)
+        block = method.affordable_block(names, benchmark.template, free_memory(device) // 2)
+        config = replace(config, trim=replace(config.trim, block=block))
+        method.trimming = config.trim
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
 
 

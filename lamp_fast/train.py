@@ -161,16 +161,9 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> list[Step]:
         """One optimiser step over a batch, in ``accumulate`` pieces."""
         self.optimiser.zero_grad(set_to_none=True)
-        pieces = []
-        for some_images, some_labels in zip(
-            images.chunk(self.optim.accumulate),
-            labels.chunk(self.optim.accumulate),
-            strict=True,
-        ):
-            piece = self.method.step(some_images, some_labels, self.classes, self.criterion)
-            weight = len(some_labels) / len(labels)
-            self.scaler.scale(piece.loss * weight).backward()
-            pieces.append(replace(piece, loss=piece.loss.detach(), logits=piece.logits.detach()))
+        pieces = self.method.accumulate(
+            images, labels, self.classes, self.criterion, self.optim.accumulate, self.scaler.scale
+        )
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimiser)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad)

@@ -1,14 +1,16 @@
 """The ``exact`` path against ``literal`` in float64: logits, losses, gradients, selections."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lamp_fast.config import LampConfig
+from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.methods import Lamp, ZeroShot
+from lamp_fast.methods.lamp import exact as lamp_exact
 from lamp_fast.tokens import tokenise
 
 # Both paths add up the same float64 numbers in another order: some hundred operations on values of
@@ -139,15 +141,40 @@ def test_the_order_of_prompts_does_not_matter(small_clip, path):
     torch.testing.assert_close(lamp.logits(images, classes), before, **TOLERANCE)
 
 
-@pytest.mark.parametrize("pair_block", [1, 2, 5, 1000])
-def test_evaluation_blocks_change_nothing(small_clip, pair_block):
-    """Also where a block is one class, or holds several images."""
-    lamp = Lamp(small_clip(3, 3), LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3)))
+@pytest.mark.parametrize(("block", "most_rows"), [(1, 1), (2, 8), (5, 12), (1000, 16)])
+def test_blocks_change_nothing(small_clip, block, most_rows):
+    """Neither logits nor gradients; blocks of one image and one class, and of several of both."""
+    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3))
+    _, literal = lamp_pair(small_clip(3, 3), config)
+    blocked = Lamp(literal.clip, config, trimming=Trimming(block=block, most_rows=most_rows))
+    blocked.load_state_dict(literal.state_dict())
     images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
-    classes = lamp.prepare(*CLASS_SETS["mixed"])
-    whole = lamp(images, classes).logits
-    lamp.pair_block = pair_block
-    torch.testing.assert_close(lamp.logits(images, classes), whole.detach(), **TOLERANCE)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    assert_same(blocked, literal, images, labels, *CLASS_SETS["mixed"])
+
+
+SWITCHES = [each.name for each in fields(Trimming) if each.type is bool]
+
+
+@pytest.mark.parametrize("text_query", ["image", "class"])
+@pytest.mark.parametrize("off", [*SWITCHES, "all"])
+def test_every_trimming_can_be_switched_off(small_clip, off, text_query):
+    trimming = Trimming(**{name: False for name in SWITCHES if off in (name, "all")})
+    config = LampConfig(k=2, s=2, d=6, m=5, layers=(2, 4), text_query=text_query)
+    _, literal = lamp_pair(small_clip(4, 5), config)
+    trimmed = Lamp(literal.clip, config, trimming=trimming)
+    trimmed.load_state_dict(literal.state_dict())
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    assert_same(trimmed, literal, images, torch.tensor([1, 0, 2]), *CLASS_SETS["mixed"])
+
+
+def test_images_with_equal_routes_share_and_still_differ(small_clip):
+    """Two equal pictures, one that parts from them late, one of its own; in layers 1 to 3."""
+    config = LampConfig(k=1, s=1, d=6, m=3, layers=(1, 2, 3))
+    exact, literal = lamp_pair(small_clip(3, 3), config)
+    first = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    images = torch.cat([first, first, first + 0.05, torch.randn_like(first)])
+    assert_same(exact, literal, images, torch.tensor([1, 0, 2, 1]), *CLASS_SETS["mixed"])
 
 
 @pytest.mark.parametrize("text_query", ["image", "class"])
@@ -325,3 +352,89 @@ def test_paths_agree_over_random_settings(small_clip):
         labels = torch.tensor([draw(0, len(names) - 1) for _ in range(len(images))])
         template = ["a photo of a {}.", "{} texture.", "{}"][draw(0, 2)]
         assert_same(exact, literal, images, labels, names, template)
+
+
+def test_accumulated_steps_share_one_text_pass(small_clip, monkeypatch):
+    """``text_query=class``: one pass over the classes a step, and the gradients of the whole."""
+    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class", beta=0.7)
+    exact, _ = lamp_pair(small_clip(3, 3), config)
+    images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1, 0, 2, 2])
+    classes = exact.prepare(*CLASS_SETS["mixed"])
+    passes = []
+    original = lamp_exact.class_texts
+    monkeypatch.setattr(lamp_exact, "class_texts", lambda *a: passes.append(a) or original(*a))
+    results = {}
+    for pieces in (1, 3):
+        exact.zero_grad(set_to_none=True)
+        passes.clear()
+        steps = exact.accumulate(images, labels, classes, F.cross_entropy, pieces, lambda x: 8 * x)
+        assert len(passes) == 1
+        weights = [len(step.logits) / 7 for step in steps]
+        loss = sum(w * step.loss for w, step in zip(weights, steps, strict=True))
+        results[pieces] = loss, {name: each.grad for name, each in exact.named_parameters()}
+    # A piece's loss leaves the text's similarity to the step as a whole, once.
+    torch.testing.assert_close(results[1][0], results[3][0], **TOLERANCE)
+    for name, gradient in results[1][1].items():
+        torch.testing.assert_close(results[3][1][name], gradient, **TOLERANCE)
+
+
+def test_kept_text_follows_weights_bias_and_classes(small_clip, monkeypatch):
+    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
+    lamp, _ = lamp_pair(small_clip(3, 3), config)
+    fresh = Lamp(lamp.clip, config, trimming=Trimming(cache_text=False))
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    one, other = (lamp.prepare(*CLASS_SETS[name]) for name in ("mixed", "name first"))
+    passes = []
+    original = lamp_exact.class_texts
+    monkeypatch.setattr(lamp_exact, "class_texts", lambda *a: passes.append(a) or original(*a))
+
+    def check(classes, expected_passes):
+        passes.clear()
+        got = lamp.logits(images, classes)
+        assert len(passes) == expected_passes
+        fresh.load_state_dict(lamp.state_dict())
+        fresh.use_adapted = lamp.use_adapted
+        torch.testing.assert_close(got, fresh.logits(images, classes), rtol=0, atol=0)
+
+    check(one, 1)
+    check(one, 0)
+    check(other, 1)
+    check(one, 1)
+    optimiser = torch.optim.AdamW(lamp.parameters(), lr=0.1)
+    lamp.step(images, torch.tensor([0, 1]), one, F.cross_entropy).loss.backward()
+    optimiser.step()
+    check(one, 1)
+    lamp.text_balance.update(torch.tensor([[9, 0, 0, 0, 0]] * 2), rows=9, progress=0.0)
+    check(one, 1)
+    lamp.load_state_dict({name: each + 0.01 for name, each in lamp.state_dict().items()})
+    check(one, 1)
+    lamp.use_adapted = True
+    check(one, 1)
+    check(one, 0)
+
+
+@pytest.mark.parametrize("text_query", ["image", "class"])
+def test_the_training_curve_is_literals(small_clip, text_query):
+    """20 steps of AdamW and LBO in float64 on both paths."""
+    config = LampConfig(k=2, s=2, d=6, m=8, layers=(2, 3), text_query=text_query, gamma=5e-3)
+    both = lamp_pair(small_clip(3, 3), config)
+    curves = []
+    for lamp in both:
+        generator = torch.Generator().manual_seed(1)
+        classes = lamp.prepare(*CLASS_SETS["mixed"])
+        optimiser = torch.optim.AdamW(lamp.parameters(), lr=3e-3)
+        losses = []
+        for number in range(20):
+            images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
+            labels = torch.randint(3, (4,), generator=generator)
+            optimiser.zero_grad()
+            step = lamp.step(images, labels, classes, F.cross_entropy)
+            step.loss.backward()
+            optimiser.step()
+            lamp.after_step([step.observations], number / 20)
+            losses.append(step.loss.detach())
+        curves.append(torch.stack(losses))
+    torch.testing.assert_close(*curves, **TOLERANCE)
+    for name, value in both[0].state_dict().items():
+        torch.testing.assert_close(value, both[1].state_dict()[name], rtol=1e-7, atol=1e-7)

@@ -124,6 +124,54 @@ def test_gradcheck(impl, case):
     )
 
 
+def literal_masked(q, k, v, prefix_k, prefix_v, mask):
+    """Softmax over what each row sees, row by row; sequence n reads prefix n // (N // G)."""
+    share = len(q) // len(prefix_k)
+    keys = torch.cat([prefix_k.repeat_interleave(share, 0), k], dim=2)
+    values = torch.cat([prefix_v.repeat_interleave(share, 0), v], dim=2)
+    out = torch.zeros_like(q)
+    for n in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                weights = (keys[n, h, mask[i]] @ q[n, h, i] / math.sqrt(q.shape[3])).softmax(0)
+                out[n, h, i] = weights @ values[n, h, mask[i]]
+    return out
+
+
+@every_implementation
+@pytest.mark.parametrize("rows", [1, 3, 6])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_a_mask_says_what_each_row_sees(impl, rows, prefix):
+    """A random tree-like visibility, also with fewer query rows than keys; forward and gradient."""
+    q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 6, prefix, 3)
+    mask = torch.rand(rows, prefix + 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[:, prefix] = True
+    tensors = [q[:, :, :rows].contiguous(), k, v, prefix_k, prefix_v]
+    ours = [each.clone().requires_grad_() for each in tensors]
+    theirs = [each.clone().requires_grad_() for each in tensors]
+    out = ops.prefix_attention(*ours, mask=mask, impl=impl)
+    wanted = literal_masked(*theirs, mask)
+    # Some twenty float64 roundings of values of order 1.
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-14)
+    direction = torch.randn_like(wanted)
+    for a, b in zip(
+        torch.autograd.grad(out, ours, direction, materialize_grads=True),
+        torch.autograd.grad(wanted, theirs, direction, materialize_grads=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
+
+
+@every_implementation
+@pytest.mark.parametrize("causal", [False, True])
+def test_fewer_query_rows_are_the_last_ones(impl, causal):
+    q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 6, 3, 3)
+    options = {"causal": causal, "blind": 2, "impl": impl}
+    whole = ops.prefix_attention(q, k, v, prefix_k, prefix_v, **options)
+    last = ops.prefix_attention(q[:, :, 4:], k, v, prefix_k, prefix_v, **options)
+    torch.testing.assert_close(last, whole[:, :, 4:], rtol=0, atol=1e-15)
+
+
 @every_implementation
 def test_blind_rows_are_bit_for_bit_deaf_to_the_prefix(impl):
     q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 5, 3, 4)
@@ -201,7 +249,12 @@ def test_compiles_whole_forward_and_backward(impl, indexed):
     [
         ({"q": torch.ones(4, 2, 5)}, ["q", "[4, 2, 5]"]),
         ({"q": torch.ones(4, 2, 5, 3).long()}, ["q", "int64"]),
-        ({"k": torch.ones(4, 2, 6, 3)}, ["k", "[4, 2, 6, 3]", "[4, 2, 5, 3]"]),
+        ({"k": torch.ones(4, 1, 5, 3)}, ["k", "[4, 1, 5, 3]", "[4, 2, L, 3]"]),
+        ({"k": torch.ones(4, 2, 4, 3)}, ["k", "4 rows", "5 of q"]),
+        ({"k": torch.ones(4, 2, 6, 3)}, ["v", "[4, 2, 5, 3]", "[4, 2, 6, 3]"]),
+        ({"mask": torch.ones(5, 11)}, ["mask", "float32", "bool"]),
+        ({"mask": torch.ones(5, 12).bool()}, ["mask", "[5, 12]", "[5, 11]"]),
+        ({"mask": torch.ones(5, 11).bool(), "causal": True}, ["mask", "causal=True"]),
         ({"v": torch.ones(4, 2, 5, 3).double()}, ["v", "float64", "float32"]),
         ({"v": torch.ones(4, 2, 5, 3, device="meta")}, ["v", "meta", "cpu"]),
         ({"prefix_k": torch.ones(2, 1, 6, 3)}, ["prefix_k", "[2, 1, 6, 3]", "[G, 2, P, 3]"]),

@@ -8,7 +8,7 @@ from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.zeroshot import ZeroShot
 
 METHODS = {
-    "lamp": lambda clip, config: Lamp(clip, config.lamp, config.machine.path),
+    "lamp": lambda clip, config: Lamp(clip, config.lamp, config.machine.path, config.trim),
     "zeroshot": lambda clip, config: ZeroShot(clip),
 }
 

@@ -1,7 +1,7 @@
 """The one interface that training, evaluation and prediction know of a method."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class Step:
     terms: dict[str, Tensor] = field(default_factory=dict)
     observations: Any = None
 
+    def detached(self) -> "Step":
+        """The same numbers without the graph that made them."""
+        return replace(self, loss=self.loss.detach(), logits=self.logits.detach())
+
 
 class Method(nn.Module):
     """A way to classify pictures by class names with a frozen CLIP.
@@ -49,6 +53,26 @@ class Method(nn.Module):
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:
         """Loss of a training batch: images [B, 3, S, S], labels int64 [B]."""
         raise NotImplementedError
+
+    def accumulate(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: Any,
+        criterion: Criterion,
+        pieces: int,
+        scale: Callable[[Tensor], Tensor],
+    ) -> list[Step]:
+        """Gradients of a whole batch's mean loss, worked through in ``pieces``.
+
+        ``scale`` is the loss scaler's. The returned steps hold no graph.
+        """
+        steps = []
+        for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
+            step = self.step(some, their, classes, criterion)
+            scale(step.loss * (len(their) / len(labels))).backward()
+            steps.append(step.detached())
+        return steps
 
     def logits(self, images: Tensor, classes: Any) -> Tensor:
         """Class scores [B, C] without gradient bookkeeping; memory bounded whatever C is."""

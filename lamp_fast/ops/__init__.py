@@ -1,4 +1,4 @@
-"""The two ops of LAMP, each behind one function with a choice of implementations.
+"""The ops of LAMP, each behind one function with a choice of implementations.
 
 ``impl=None`` takes what is fastest for the tensors' device in this installation. An implementation
 that is asked for by name runs or is refused with the reason; it is never replaced silently.
@@ -10,7 +10,7 @@ from torch import Tensor
 from lamp_fast.errors import InputError
 from lamp_fast.ops import contracts, reference
 
-__all__ = ["implementations", "prefix_attention", "retrieve"]
+__all__ = ["implementations", "prefix_attention", "quick_gelu", "retrieve"]
 
 
 def retrieve(
@@ -64,23 +64,28 @@ def prefix_attention(
     prefix_index: Tensor | None = None,
     causal: bool = False,
     blind: int = 0,
+    mask: Tensor | None = None,
     scale: float | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """Attend to a sequence and to a prefix of keys and values that sequences may share (Eq. 5-7).
 
     Args:
-        q, k, v: [N, H, L, d], one floating-point dtype and device.
+        q: [N, H, R, d], floating point. Its rows are the last R of the sequence's L, unless
+            ``mask`` says what each of them sees.
+        k, v: [N, H, L, d], dtype and device of ``q``, L >= R.
         prefix_k, prefix_v: [G, H, P, d], dtype and device of ``q``; P may be 0.
         prefix_index: int64 [N], values in 0..G-1: the prefix that each sequence reads (on CPU the
             range is checked). Default: sequence n reads n // (N // G), with N divisible by G.
         causal: row i sees rows 0..i of its sequence only. It does not concern the prefix.
-        blind: the first so many rows see none of the prefix; the others see all of it.
+        blind: the first so many rows of the sequence see none of the prefix; the others see all.
+        mask: bool [R, P + L], which rows of prefix and sequence each query row sees, alike in every
+            sequence and head; at least one each. In place of ``causal`` and ``blind``.
         scale: of the dot products; default d ** -0.5.
         impl: "reference" or None.
 
     Returns:
-        [N, H, L, d] in the dtype of ``q``, differentiable in all five tensors.
+        [N, H, R, d] in the dtype of ``q``, differentiable in all five tensors.
 
     Raises:
         InputError: shapes, dtypes, devices or numbers that do not fit, or an ``impl`` that cannot
@@ -93,10 +98,33 @@ def prefix_attention(
     fixed order, and ``prefix_index`` as torch's indexing does.
     """
     _check_prefix_attention(q, k, v, prefix_k, prefix_v, prefix_index, blind)
+    if mask is not None:
+        _check_mask(mask, q, k, prefix_k, causal, blind)
     _implementation("prefix_attention", impl, q)
     return reference.prefix_attention(
-        q, k, v, prefix_k, prefix_v, prefix_index, causal, blind, scale
+        q, k, v, prefix_k, prefix_v, prefix_index, causal, blind, mask, scale
     )
+
+
+def quick_gelu(x: Tensor, *, impl: str | None = None) -> Tensor:
+    """x sigmoid(1.702 x), keeping only ``x`` for backward.
+
+    Args:
+        x: any shape, floating point.
+        impl: "reference" or None.
+
+    Returns:
+        The shape and dtype of ``x``, differentiable.
+
+    Raises:
+        InputError: an integer ``x``, or an ``impl`` that cannot serve.
+
+    *Numerics*: element-wise in the dtype of ``x``, as torch does. *Determinism*: always.
+    """
+    if not x.is_floating_point():
+        raise InputError(f"x: {x.dtype}, expected floating point")
+    _implementation("quick_gelu", impl, x)
+    return _QuickGelu.apply(x)
 
 
 def implementations(op: str) -> dict[str, str | None]:
@@ -108,6 +136,21 @@ def implementations(op: str) -> dict[str, str | None]:
     if op not in contracts.IMPLEMENTATIONS:
         raise InputError(f"op={op!r}: expected one of {', '.join(contracts.IMPLEMENTATIONS)}")
     return {name: contracts.why_unavailable(op, name) for name in contracts.IMPLEMENTATIONS[op]}
+
+
+class _QuickGelu(torch.autograd.Function):
+    """d/dx x s = s (1 + 1.702 x (1 - s)) with s = sigmoid(1.702 x), formed again from x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return reference.quick_gelu(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(1.702 * x)
+        return gradient * (gate * (1 + 1.702 * x * (1 - gate)))
 
 
 class _Retrieve(torch.autograd.Function):
@@ -196,10 +239,17 @@ def _check_prefix_attention(
 ) -> None:
     if q.ndim != 4 or q.shape[3] == 0:
         raise InputError(f"q: shape {_shape(q)}, expected [N, H, L, d] with d >= 1")
-    for name, tensor in (("k", k), ("v", v)):
-        _check_like("q", q, name, tensor)
-        if tensor.shape != q.shape:
-            raise InputError(f"{name}: shape {_shape(tensor)}, expected {_shape(q)} as q")
+    _check_like("q", q, "k", k)
+    _check_like("q", q, "v", v)
+    if k.ndim != 4 or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[3]):
+        raise InputError(
+            f"k: shape {_shape(k)}, expected [{q.shape[0]}, {q.shape[1]}, L, {q.shape[3]}] as q is "
+            f"{_shape(q)}"
+        )
+    if k.shape[2] < q.shape[2]:
+        raise InputError(f"k: {k.shape[2]} rows, expected at least the {q.shape[2]} of q")
+    if v.shape != k.shape:
+        raise InputError(f"v: shape {_shape(v)}, expected {_shape(k)} as k")
     _check_like("q", q, "prefix_k", prefix_k)
     _check_like("q", q, "prefix_v", prefix_v)
     sequences, heads, _, width = q.shape
@@ -235,6 +285,18 @@ def _check_prefix_attention(
         if low < 0 or high >= groups:
             wrong = low if low < 0 else high
             raise InputError(f"prefix_index: holds {wrong}, expected 0..{groups - 1}")
+
+
+def _check_mask(
+    mask: Tensor, q: Tensor, k: Tensor, prefix_k: Tensor, causal: bool, blind: int
+) -> None:
+    expected = [q.shape[2], prefix_k.shape[2] + k.shape[2]]
+    if mask.dtype != torch.bool or _shape(mask) != expected:
+        raise InputError(f"mask: {mask.dtype} {_shape(mask)}, expected torch.bool {expected}")
+    if mask.device != q.device:
+        raise InputError(f"mask: on {mask.device}, expected {q.device} as q")
+    if causal or blind:
+        raise InputError(f"mask: given with causal={causal}, blind={blind}; expected one or other")
 
 
 def _check_like(first_name: str, first: Tensor, name: str, tensor: Tensor) -> None:

@@ -39,6 +39,7 @@ _CPP = Implementation(
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     "retrieve": {"reference": _REFERENCE, "cpp": _CPP},
     "prefix_attention": {"reference": _REFERENCE},
+    "quick_gelu": {"reference": _REFERENCE},
 }
 
 # Measured by benchmarks/bench_<op>.py. Where nothing is named, the reference serves.

@@ -29,22 +29,27 @@ def prefix_attention(
     prefix_index: Tensor | None,
     causal: bool,
     blind: int,
+    mask: Tensor | None,
     scale: float | None,
 ) -> Tensor:
     """See :func:`lamp_fast.ops.prefix_attention`."""
-    sequences, length, prefix_length = q.shape[0], q.shape[2], prefix_k.shape[2]
-    if prefix_length == 0:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
-    keys = torch.cat([_per_sequence(prefix_k, prefix_index, sequences), k], dim=2)
-    values = torch.cat([_per_sequence(prefix_v, prefix_index, sequences), v], dim=2)
-    visible = None
-    if causal or blind:
+    sequences, rows, length, prefix_length = len(q), q.shape[2], k.shape[2], prefix_k.shape[2]
+    if prefix_length:
+        k = torch.cat([_per_sequence(prefix_k, prefix_index, sequences), k], dim=2)
+        v = torch.cat([_per_sequence(prefix_v, prefix_index, sequences), v], dim=2)
+    if mask is None and (causal or (blind and prefix_length)):
         # A mask costs torch its fastest path, so there is one only where a row is kept from a key.
-        visible = q.new_ones(length, prefix_length + length, dtype=torch.bool)
-        visible[:blind, :prefix_length] = False
+        mask = q.new_ones(length, prefix_length + length, dtype=torch.bool)
+        mask[:blind, :prefix_length] = False
         if causal:
-            visible = visible.tril(prefix_length)
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, scale=scale)
+            mask = mask.tril(prefix_length)
+        mask = mask[length - rows :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """See :func:`lamp_fast.ops.quick_gelu`."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,14 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_fast.clip import Block, FrozenClip
-from lamp_fast.config import LampConfig, format_layers
+from lamp_fast.config import LampConfig, Trimming, format_layers
 from lamp_fast.errors import InputError
+from lamp_fast.forest import plant
 from lamp_fast.methods.base import Criterion, Method, Step
 from lamp_fast.methods.lamp import exact, literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.prompts import LayerPrompts
-from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections
+from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections, similarity_loss
 from lamp_fast.tokens import tokenise
+
+# More at once gains nothing; so small runs do not depend on the memory of the machine.
+MOST_PAIRS = 1 << 16
 
 PATHS = {"exact": exact.forward, "literal": literal.forward}
 
@@ -35,13 +39,19 @@ class Lamp(Method):
             ``text_query=class``.
         new_image_balance, new_text_balance: the same adapted to new classes by :meth:`adapt`.
         use_adapted: retrieve with the adapted bias.
-        pair_block: most (image, class) pairs that evaluation encodes at once.
+        trimming: what the exact path leaves out.
 
     Raises:
         InputError: layers outside the towers.
     """
 
-    def __init__(self, clip: FrozenClip, config: LampConfig, path: str = "exact") -> None:
+    def __init__(
+        self,
+        clip: FrozenClip,
+        config: LampConfig,
+        path: str = "exact",
+        trimming: Trimming | None = None,
+    ) -> None:
         super().__init__(clip)
         if not config.layers or config.layers[-1] > clip.depth:
             raise InputError(
@@ -50,8 +60,9 @@ class Lamp(Method):
             )
         self.config = config
         self.path = path
-        self.pair_block = 2048
+        self.trimming = trimming or Trimming()
         self.use_adapted = False
+        self._text: tuple | None = None
         self.prompts = nn.ModuleDict(
             {
                 str(layer): LayerPrompts(config, clip.vision.width, clip.text.width)
@@ -66,14 +77,37 @@ class Lamp(Method):
         if clip.dtype == torch.float64:
             self.double()
 
+    @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> LampClasses:
-        """Tokenise, and run the text layers below the first selected one: they see no prompt."""
+        """Tokenise, plant the forests and run what no prompt reaches.
+
+        That is bot in every layer and, for all rows, the layers below the first selected one.
+        """
+        text, trimming = self.clip.text, self.trimming
         tokens = tokenise(self.clip, names, template)
-        with torch.no_grad():
-            x = self.clip.text.embed(tokens.trimmed_ids)
-            for block in self.clip.text.blocks[: self.config.layers[0] - 1]:
-                x = block(x, causal=True)
-        return LampClasses(tokens, x)
+        sequences = [
+            ids[: end + 1]
+            for ids, end in zip(tokens.ids.tolist(), tokens.eot.tolist(), strict=True)
+        ]
+        # With a query a class even equal beginnings see different prompts.
+        share = trimming.share_tokens and self.config.text_query == "image"
+        device = tokens.ids.device
+        forests = [
+            forest.to(device)
+            for forest in plant(sequences, most_rows=trimming.most_rows, share=share)
+        ]
+        bot = text.bot_prefix(tokens.ids[0, 0])
+        first = self.config.layers[0] if trimming.prepare_text else 1
+        states = []
+        for forest in forests:
+            x = text.embed_at(forest.token_ids, forest.positions)[None]
+            mask = F.pad(forest.visible, (1, 0), value=True)
+            for number in range(1, first):
+                prefix = tuple(each[None] for each in bot[number - 1])
+                x = text.blocks[number - 1](x, prefix, mask=mask)
+            states.append(x[0])
+        order = torch.cat([forest.classes for forest in forests]).argsort()
+        return LampClasses(tokens, tuple(forests), tuple(states), first, bot, order)
 
     def forward(self, images: Tensor, classes: LampClasses) -> Forward:
         """One pass, pure: nothing is counted or moved."""
@@ -83,22 +117,58 @@ class Lamp(Method):
         self, images: Tensor, labels: Tensor, classes: LampClasses, criterion: Criterion
     ) -> Step:
         """Eq. 11: cross-entropy + beta * similarity loss."""
-        result = self(images, classes)
-        cross_entropy = criterion(result.logits, labels)
-        similarity_loss = result.similarity_loss()
-        return Step(
-            loss=cross_entropy + self.config.beta * similarity_loss,
-            logits=result.logits,
-            terms={
-                "cross_entropy": cross_entropy.detach(),
-                "similarity_loss": similarity_loss.detach(),
-            },
-            observations=result.selections,
-        )
+        return self._step(self(images, classes), labels, criterion)
+
+    def accumulate(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: LampClasses,
+        criterion: Criterion,
+        pieces: int,
+        scale: Callable[[Tensor], Tensor],
+    ) -> list[Step]:
+        """As the base class says; with ``text_query=class`` the text is computed once a batch.
+
+        The pieces leave their gradients on a detached copy of the text features, which then go
+        through the text tower in one backward.
+        """
+        once = self.path == "exact" and self.config.text_query == "class"
+        if not once or pieces == 1:
+            return super().accumulate(images, labels, classes, criterion, pieces, scale)
+        text = exact.class_texts(self, classes, self._bias()[1])
+        leaf = text.features.detach().requires_grad_()
+        similarity = [each.detach() for each in text.similarity]
+        held = exact.ClassTexts(leaf, similarity, text.counts)
+        steps = []
+        for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
+            result = exact.forward(self, some, classes, self._bias(), held)
+            step = self._step(result, their, criterion)
+            scale(step.loss * (len(their) / len(labels))).backward()
+            steps.append(step.detached())
+        roots, gradients = [text.features], [leaf.grad]
+        if text.similarity:
+            roots.append(scale(self.config.beta * similarity_loss(text.similarity)))
+            gradients.append(None)
+        torch.autograd.backward(roots, gradients)
+        return steps
 
     @torch.no_grad()
     def logits(self, images: Tensor, classes: LampClasses) -> Tensor:
-        return self(images, classes).logits
+        """Class scores [B, C]; text per class is kept until what it depends on changes."""
+        kept = self.path == "exact" and self.config.text_query == "class"
+        if not (kept and self.trimming.cache_text):
+            return self(images, classes).logits
+        return exact.forward(self, images, classes, self._bias(), self._kept_text(classes)).logits
+
+    @torch.no_grad()
+    def routes(self, images: Tensor) -> list[Tensor]:
+        """Per selected layer, the pool entries int64 [B, K] that each image retrieves."""
+        return exact.encode_images(self, images, self._bias()[0])[1]
+
+    def forget_text(self) -> None:
+        """Drop the kept text features."""
+        self._text = None
 
     def start_epoch(self) -> None:
         self.image_balance.start_epoch()
@@ -172,21 +242,60 @@ class Lamp(Method):
                 _, _, _, counts = exact.encode_images(self, images, image.bias)
                 image.update(torch.stack(counts), len(images), progress)
                 if self.config.text_query == "class":
-                    _, _, text_counts = exact.encode_class_texts(self, classes, text.bias)
-                    text.update(torch.stack(text_counts), len(classes), progress)
+                    chosen = exact.class_texts(self, classes, text.bias).counts
+                    text.update(torch.stack(list(chosen)), len(classes), progress)
                 taken += 1
         after = self._load_std(batches, image.bias)
         return {"steps": taken, "load_std_before": before, "load_std_after": after}
 
     def prompts_of(self, layer: int) -> LayerPrompts | None:
         """The prompts of a layer, from 1; None where it has none."""
-        name = str(layer)
-        return self.prompts.get(name, None)
+        return self.prompts[str(layer)] if layer in self.config.layers else None
 
-    def prompted_text_blocks(self) -> Iterator[tuple[int, Block]]:
-        """(number, block) of the text tower from the first selected layer to its end."""
-        first = self.config.layers[0]
+    def text_blocks(self, classes: LampClasses) -> Iterator[tuple[int, Block]]:
+        """(number, block) of the text tower from where ``classes`` are prepared to its end."""
+        first = classes.first_layer
         return enumerate(self.clip.text.blocks[first - 1 :], first)
+
+    def affordable_block(self, names: Sequence[str], template: str, budget: int) -> int:
+        """How many (image, class) pairs a step can keep for backward within ``budget`` bytes.
+
+        Backward needs of each text row and layer the inputs of two LayerNorms, q, k, v, the
+        attention's output and the MLP's hidden row: ten times the width.
+        """
+        classes = self.prepare(names, template)
+        rows = sum(len(forest) for forest in classes.forests)
+        layers = len(self.clip.text.blocks) - classes.first_layer + 1
+        itemsize = torch.finfo(self.clip.dtype).bits // 8
+        bytes_per_row = 10 * self.clip.text.width * itemsize * layers
+        pairs = budget * len(classes) // (bytes_per_row * rows)
+        return max(1, min(pairs, MOST_PAIRS))
+
+    def _step(self, result: Forward, labels: Tensor, criterion: Criterion) -> Step:
+        cross_entropy = criterion(result.logits, labels)
+        similarity = similarity_loss([*result.image_similarity, *result.text_similarity])
+        return Step(
+            loss=cross_entropy + self.config.beta * similarity,
+            logits=result.logits,
+            terms={
+                "cross_entropy": cross_entropy.detach(),
+                "similarity_loss": similarity.detach(),
+            },
+            observations=result.selections,
+        )
+
+    def _kept_text(self, classes: LampClasses) -> exact.ClassTexts:
+        # Every in-place change of a tensor raises its version: the optimiser's, LBO's, a load's.
+        bias = self._bias()[1]
+        state = (bias, *self.parameters())
+        versions = tuple((id(each), each._version) for each in state)
+        if self._text is None or self._text[0] is not classes or self._text[1] != versions:
+            self._text = (classes, versions, exact.class_texts(self, classes, bias))
+        return self._text[2]
+
+    def _apply(self, fn, recurse=True):
+        self._text = None
+        return super()._apply(fn, recurse)
 
     def _load_std(self, batches: Iterable[Tensor], bias: Tensor) -> list[float]:
         measure = self._new_balance().to(bias.device)

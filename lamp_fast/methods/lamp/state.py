@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lamp_fast.forest import TokenForest
 from lamp_fast.tokens import ClassTokens
 
 
@@ -15,12 +16,20 @@ class LampClasses:
 
     Attributes:
         tokens: the tokenised prompts.
-        states: [C, L, Dt], the text tokens, cut after the last eot, as they enter the first
-            selected layer; no prompt has been seen by then, so they never change.
+        forests: the same as prefix trees, at most so many rows each.
+        states: per forest [T, Dt], its rows as they enter layer ``first_layer``.
+        first_layer: the text layer, from 1, that a pass begins with. Rows below the first selected
+            layer have seen no prompt and never change.
+        bot: per text layer, keys and values [1, H, d] of the bot token.
+        order: int64 [C], where each class stands among the forests' classes.
     """
 
     tokens: ClassTokens
-    states: Tensor
+    forests: tuple[TokenForest, ...]
+    states: tuple[Tensor, ...]
+    first_layer: int
+    bot: list[tuple[Tensor, Tensor]]
+    order: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -75,7 +84,10 @@ class Forward:
     text_similarity: Sequence[Tensor]
     selections: Selections | None
 
-    def similarity_loss(self) -> Tensor:
-        """sum over layers of (1 - mean similarity), Eq. 11; with text queries, theirs as well."""
-        terms = [1 - each.mean() for each in (*self.image_similarity, *self.text_similarity)]
-        return torch.stack(terms).sum() if terms else self.logits.new_zeros(())
+
+def similarity_loss(similarity: Sequence[Tensor]) -> Tensor:
+    """sum over layers of (1 - mean over rows and choices of the cosine), Eq. 11: a scalar.
+
+    With text queries their layers count as well. 0 without a pool.
+    """
+    return sum((1 - each.mean() for each in similarity), torch.zeros(()))

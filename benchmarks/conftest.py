@@ -1,0 +1,65 @@
+"""The closing table of ratios."""
+
+import pytest
+from tabulate import tabulate
+
+
+class RatioTable:
+    """Rows that the session's end prints, each line starting with ``ratio``."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+
+    def add(self, what, ratio, target=None, floor=None, prototype=None, peers=None) -> None:
+        """One measured ratio beside what it is held against."""
+        numbers = (ratio, target, floor, prototype)
+        peer_text = "" if peers is None else " ".join(f"{each:g}" for each in peers)
+        shown = ["" if each is None else f"{each:.2f}" for each in numbers]
+        self.rows.append(["ratio", what, *shown, peer_text])
+
+
+def pytest_configure(config):
+    config.stash[_KEY] = RatioTable()
+    config.stash[_MEMORY] = []
+
+
+@pytest.fixture
+def ratio_table(request) -> RatioTable:
+    """The session's table."""
+    return request.config.stash[_KEY]
+
+
+@pytest.fixture
+def memory_table(request) -> list[list]:
+    """Rows of the memory table."""
+    return request.config.stash[_MEMORY]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    def show(title, header, rows):
+        if rows:
+            terminalreporter.write_sep("=", title)
+            text = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
+            for line in text.splitlines():
+                terminalreporter.write_line(line.rstrip())
+
+    show(
+        "LAMP's step",
+        ["", "x image forward", "ours", "target", "floor", "prototype", "MaPLe MMA CoOp"],
+        config.stash[_KEY].rows,
+    )
+    show(
+        "peak memory of a step, batch 32, text per (image, class)",
+        [
+            "classes",
+            "small CLIP in blocks, MiB",
+            "in one, MiB",
+            "ViT-B/16 in blocks, GiB (computed)",
+            "in one, GiB (computed)",
+        ],
+        config.stash[_MEMORY],
+    )
+
+
+_KEY = pytest.StashKey[RatioTable]()
+_MEMORY = pytest.StashKey[list]()
