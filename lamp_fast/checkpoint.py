@@ -3,16 +3,19 @@
 Nothing here unpickles. A file is either the old one or the new one, whenever the process dies.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -24,6 +27,7 @@ LEARNED = "learned.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+LOCK = ".lock"
 
 
 def write_bytes(file: Path, content: bytes) -> None:
@@ -36,8 +40,50 @@ def write_bytes(file: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, file)
+    except OSError as error:
+        # A full disk does not say which file, and the partial one is not what the user asked for.
+        error.filename, error.filename2 = str(file), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it; the lock ends with the process at the latest.
+
+    What a killed process was writing is removed.
+
+    Raises:
+        InputError: another run holds it, or it cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"--out {folder}: another run is writing there") from None
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    try:
+        for partial in folder.glob(".*.partial"):
+            partial.unlink()
+        yield
+    finally:
+        # Before it is released: who waits for the lock looks whether its file still has a name.
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything from a held folder."""
+    for each in folder.iterdir():
+        if each.name == LOCK:
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def write_json(file: Path, value: Any) -> None:

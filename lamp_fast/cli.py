@@ -76,6 +76,11 @@ def run(
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        # A full disk, a folder that is read-only, a pipe that closed: the machine's, not a bug.
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{' '.join(str(error.strerror or error).split())}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -84,6 +89,7 @@ def run(
 def _quieten() -> None:
     """Our own warnings are one line; libraries' chatter on the root logger stays out of the way."""
     logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\..*")
     warnings.showwarning = lambda message, category, *_, **__: print(
         f"warning: {' '.join(str(message).split())}", file=sys.stderr
     )
@@ -105,14 +111,15 @@ def _columns(count: int | None) -> Iterator[None]:
 
 
 def _message_in_box(text: str) -> str:
-    """The first paragraph of tyro's box, on one line."""
+    """The first paragraph of tyro's box, on one line.
+
+    The title is in the box's upper edge, or above a rule of hyphens where the locale is ASCII.
+    """
+    lines = [line.strip().strip("│|").strip() for line in text.splitlines()]
+    top = next((at for at, line in enumerate(lines) if line.startswith(("╭", "---"))), -1)
     words = []
-    for line in text.splitlines():
-        line = line.strip()
-        if line.startswith(("╭", "╰")):
-            continue
-        line = line.strip("│").strip()
-        if line.startswith("─"):
+    for line in lines[top + 1 :]:
+        if line.startswith(("─", "---", "╰")):
             break
         words.append(line)
     return " ".join(filter(None, words)) or "the arguments could not be read; see --help"

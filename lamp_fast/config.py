@@ -77,6 +77,12 @@ IntOrNone = Annotated[int | None, _or_none(int)]
 FloatOrNone = Annotated[float | None, _or_none(float)]
 
 
+# A user's own pictures: trained and tested as they are, where papers halve and thin the classes.
+OWN_DATA = ("folder", "table")
+SPLITS = ("all", "base-new")
+AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """The frozen CLIP."""
@@ -89,24 +95,68 @@ class ClipConfig:
     """Seed of the weights when --pretrained random."""
 
 
+def _read_cap(arguments: list[str]) -> int | str | None:
+    word = arguments[0].lower()
+    return {"none": None, AUTO: AUTO}[word] if word in ("none", AUTO) else int(word)
+
+
+Cap = Annotated[
+    int | str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|none|auto",
+        instance_from_str=_read_cap,
+        is_instance=lambda value: value is None or value == AUTO or isinstance(value, int),
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    ),
+]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The pictures and the protocol that draws from them."""
 
     data: str = "digits"
-    """digits, caltech101, or folder (one folder of pictures a class)."""
+    """digits, caltech101, folder (one folder of pictures a class), or table (see --table)."""
     root: Path | None = None
-    """The folder that holds the data set's folder (or, for --data folder, the class folders)."""
+    """The folder that holds the data set's folder; for --data folder the class folders; for --data
+    table what its paths start from, by default the table's own folder."""
+    table: Path | None = None
+    """For --data table: a .csv or .parquet file with a row a picture."""
+    path_column: str = "path"
+    """The table's column of paths."""
+    label_column: str = "label"
+    """The table's column of class names."""
+    split_column: str | None = None
+    """The table's column of train, val and test; by default "split" where there is one."""
     template: str | None = None
     """Class prompt with {} for the name; by default the data set's own."""
+    split: str | None = None
+    """all trains and tests every class together, the default for folder and table; base-new trains
+    the first half and also tests the rest, as papers do, the default for the others."""
     imb: float | None = None
-    """Imbalance ratio of the base training set; by default 10, or 1 with --shots."""
-    cap: IntOrNone = 100
-    """Most pictures a class before the long tail is drawn; none takes the classes as they are."""
+    """Imbalance ratio of the base training set; by default 10, but 1 (as it is) with --shots and
+    for folder and table."""
+    cap: Cap = AUTO
+    """Most pictures a class before the long tail is drawn; none takes the classes as they are; by
+    default 100, but none for folder and table."""
     shots: IntOrNone = None
     """Few-shot: this many pictures a class, in place of --cap."""
     skip_unreadable: bool = False
     """Count unreadable pictures and go on without them."""
+
+    def resolved(self) -> "DataConfig":
+        """The same with the defaults of the data set filled in and absolute paths."""
+        own = self.data in OWN_DATA
+        imb = 1.0 if own or self.shots is not None else 10.0
+        return replace(
+            self,
+            root=None if self.root is None else Path(self.root).expanduser().absolute(),
+            table=None if self.table is None else Path(self.table).expanduser().absolute(),
+            split=self.split or ("all" if own else "base-new"),
+            imb=imb if self.imb is None else self.imb,
+            cap=(None if own else 100) if self.cap == AUTO else self.cap,
+        )
 
 
 @dataclass(frozen=True)
@@ -226,6 +276,8 @@ class TrainConfig:
     """Go on from the checkpoint in --out."""
     overwrite: bool = False
     """Replace what is in --out."""
+    tensorboard: bool = False
+    """Also write each epoch as TensorBoard events (needs the tensorboard extra)."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lamp: LampConfig = field(default_factory=LampConfig)
@@ -309,7 +361,7 @@ def validate(config: TrainConfig) -> None:
         ("--test-batch", machine.test_batch, 1),
         ("--threads", machine.threads, 1),
         ("--imb", data.imb, 1),
-        ("--cap", data.cap, 1),
+        ("--cap", None if isinstance(data.cap, str) else data.cap, 1),
         ("--shots", data.shots, 1),
         ("--seed", config.seed, 0),
         ("--block", config.trim.block, 1),
@@ -331,6 +383,12 @@ def validate(config: TrainConfig) -> None:
         raise InputError("--no-mpp --no-msp: expected at least one of the two kinds of prompts")
     if config.resume and config.overwrite:
         raise InputError("--resume --overwrite: expected one of the two")
+    if isinstance(data.cap, str) and data.cap != AUTO:
+        raise InputError(f"--cap {data.cap}: expected a number, none or {AUTO}")
+    if data.split is not None and data.split not in SPLITS:
+        raise InputError(f"--split {data.split}: expected {' or '.join(SPLITS)}")
+    if data.table is not None and data.data != "table":
+        raise InputError(f"--table {data.table}: expected --data table with it, not {data.data}")
     if data.template is not None and data.template.count("{}") != 1:
         raise InputError(f"--template {data.template!r}: expected {{}} once, for the class name")
 

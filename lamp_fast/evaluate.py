@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
-from lamp_fast import checkpoint, cli, report
+from lamp_fast import checkpoint, cli, distributed, report
 from lamp_fast.config import load_config
 from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.errors import InputError
 from lamp_fast.experiment import Experiment, assemble
 from lamp_fast.methods import Lamp, Method, ZeroShot
@@ -50,24 +52,27 @@ class Evaluated:
         }
 
 
-def evaluate_rows(experiment: Experiment, seconds: float, adapted: bool) -> list[Evaluated]:
+def evaluate_rows(
+    experiment: Experiment, seconds: float, adapted: bool, ranks: Ranks = ALONE
+) -> list[Evaluated]:
     """Score zero-shot CLIP and the trained method on the test pictures of both halves.
 
     Args:
         experiment: with the trained method.
         seconds: training time, for its column.
         adapted: the method carries a bias adapted to the new classes: one more, marked row.
+        ranks: the processes that share the pictures; every one gets all rows.
     """
     method = experiment.method
     zeroshot = ZeroShot(experiment.clip)
-    rows = [_score(experiment, zeroshot, TITLES["zeroshot"], 0.0)]
+    rows = [_score(experiment, zeroshot, TITLES["zeroshot"], 0.0, ranks)]
     if isinstance(method, ZeroShot):
         return rows
     title = TITLES[experiment.config.method]
-    rows.append(_score(experiment, method, title, seconds))
+    rows.append(_score(experiment, method, title, seconds, ranks))
     if adapted and isinstance(method, Lamp):
         method.use_adapted = True
-        new = _score_half(experiment, method, new=True)
+        new = _score_half(experiment, method, ranks, new=True)
         method.use_adapted = False
         rows.append(replace(rows[-1], name=f"{title}, b_new on new (transductive)", new=new))
     return rows
@@ -97,8 +102,23 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     return table
 
 
-def load_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
-    """Rebuild a finished run from its folder.
+def read_learned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The learned tensors of a finished run, and the facts stored with them.
+
+    Raises:
+        InputError: training has not finished, or the file is missing or damaged.
+    """
+    file = folder / checkpoint.LEARNED
+    if not file.is_file() and (folder / checkpoint.CHECKPOINT).is_file():
+        raise InputError(
+            f"{folder}: training has not finished;"
+            f" python -m lamp_fast.train --out {folder} --resume goes on"
+        )
+    return checkpoint.load_tensors(file)
+
+
+def load_run(folder: Path, ranks: Ranks = ALONE) -> tuple[Experiment, dict[str, Any]]:
+    """Rebuild a finished run from its folder, on this rank's device.
 
     Returns:
         The experiment with its learned state, and the facts stored with that state.
@@ -107,14 +127,8 @@ def load_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
         InputError: files missing or damaged, or data or CLIP that are no longer the run's.
     """
     record = checkpoint.read_json(folder / checkpoint.CONFIG)
-    file = folder / checkpoint.LEARNED
-    if not file.is_file() and (folder / checkpoint.CHECKPOINT).is_file():
-        raise InputError(
-            f"{folder}: training has not finished;"
-            f" python -m lamp_fast.train --out {folder} --resume goes on"
-        )
-    tensors, facts = checkpoint.load_tensors(file)
-    experiment = assemble(load_config(folder / checkpoint.CONFIG))
+    tensors, facts = read_learned(folder)
+    experiment = assemble(distributed.place(load_config(folder / checkpoint.CONFIG), ranks))
     for what, now, then in (
         ("CLIP weights", experiment.clip.identity.fingerprint, record["clip"]["fingerprint"]),
         ("data", experiment.data_hash, record["data"]["sha256"]),
@@ -124,42 +138,57 @@ def load_run(folder: Path) -> tuple[Experiment, dict[str, Any]]:
                 f"{folder}: the {what} are not those of the run"
                 f" (sha256 {now[:12]}, then {then[:12]})"
             )
-    checkpoint.load_into(experiment.method, tensors, file)
+    checkpoint.load_into(experiment.method, tensors, folder / checkpoint.LEARNED)
     return experiment, facts
 
 
-def _score(experiment: Experiment, method: Method, name: str, seconds: float) -> Evaluated:
+def _score(
+    experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks
+) -> Evaluated:
     new = len(experiment.benchmark.new_names) > 0
     return Evaluated(
         name=name,
-        base=_score_half(experiment, method, new=False),
-        new=_score_half(experiment, method, new=True) if new else None,
+        base=_score_half(experiment, method, ranks, new=False),
+        new=_score_half(experiment, method, ranks, new=True) if new else None,
         parameters=method.trainable_parameters(),
         seconds=seconds,
     )
 
 
-def _score_half(experiment: Experiment, method: Method, *, new: bool) -> Scores:
+def _score_half(experiment: Experiment, method: Method, ranks: Ranks, *, new: bool) -> Scores:
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    predicted = _predict(experiment, method, names, pictures)
+    predicted = _predict(experiment, method, names, pictures, ranks)
     return scores(pictures.labels, predicted, len(names))
 
 
 def _predict(
-    experiment: Experiment, method: Method, names: Sequence[str], pictures: Pictures
+    experiment: Experiment,
+    method: Method,
+    names: Sequence[str],
+    pictures: Pictures,
+    ranks: Ranks,
 ) -> np.ndarray:
+    """The predicted class of every picture, int64 [N].
+
+    Ranks share whole batches, so that each is computed as one process alone would.
+    """
     machine = experiment.config.machine
+    count = len(pictures)
+    mine = ranks.rows(len(distributed.batch_sizes(count, machine.test_batch)))
+    first, end = (min(edge * machine.test_batch, count) for edge in (mine.start, mine.stop))
+    pictures = pictures.select(range(first, end))
     classes = method.prepare(names, experiment.benchmark.template)
     batches = evaluation_batches(
         pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
     )
-    predicted = []
-    for images, _, _ in tqdm(batches, desc="evaluating", leave=False, disable=None):
+    predicted = [torch.empty(0, dtype=torch.int64)]
+    quiet = None if ranks.first else True
+    for images, _, _ in tqdm(batches, desc="evaluating", leave=False, disable=quiet):
         images = images.to(experiment.device, experiment.clip.dtype)
         predicted.append(method.logits(images, classes).argmax(1).cpu())
-    return torch.cat(predicted).numpy()
+    return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:
@@ -177,7 +206,8 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 head = benchmark.head
                 group = "n/a" if head is None else "head" if head[index] else "tail"
             accuracies = (f"{getattr(each, half).per_class[index]:.6f}" for each in rows)
-            lines.append([half, name, count, int(test), group, *accuracies])
+            shown = half if benchmark.new_names else "all"
+            lines.append([shown, name, count, int(test), group, *accuracies])
     checkpoint.write_csv(file, header, lines)
 
 
@@ -191,11 +221,14 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; nothing is written."""
-    experiment, facts = load_run(config.run)
-    for line in experiment.describe():
-        print(line)
-    rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None)
-    print("\n" + report.results_table([each.row(experiment.benchmark.head) for each in rows]))
+    file = config.run / checkpoint.CONFIG
+    checkpoint.read_json(file)
+    with distributed.join(load_config(file).machine.device) as ranks:
+        experiment, facts = ranks.together(load_run, config.run, ranks)
+        for line in experiment.describe():
+            print(line)
+        rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None, ranks)
+        print("\n" + report.results_table([each.row(experiment.benchmark.head) for each in rows]))
     return 0
 
 

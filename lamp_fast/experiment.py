@@ -13,8 +13,15 @@ import torch
 import lamp_fast
 from lamp_fast import config as settings
 from lamp_fast.clip import FrozenClip, load_clip, warn_if_random
-from lamp_fast.config import TrainConfig
-from lamp_fast.data import Benchmark, build_benchmark, check_benchmark, load_source
+from lamp_fast.config import DataConfig, MachineConfig, TrainConfig
+from lamp_fast.data import (
+    Benchmark,
+    DataSource,
+    Table,
+    build_benchmark,
+    check_benchmark,
+    load_source,
+)
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.memory import free_memory
@@ -26,6 +33,10 @@ DTYPES = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
+
+
+# The readable pictures of a run, the names of the others, the sha256 of all that is read.
+Checked = tuple[Benchmark, tuple[str, ...], str]
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,12 @@ class Experiment:
         }
 
 
-def assemble(config: TrainConfig) -> Experiment:
+def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     """Build every part of a run; nothing is written.
+
+    Args:
+        config: the settings.
+        checked: what :func:`check_data` gave for them, where another process has called it.
 
     Raises:
         InputError: the first setting that cannot be served.
@@ -107,28 +122,14 @@ def assemble(config: TrainConfig) -> Experiment:
     settings.validate(config)
     if config.method not in METHODS:
         raise InputError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
-    config, device = _resolve(config)
+    machine, device = resolve_machine(config.machine)
+    config = replace(config, machine=machine, data=config.data.resolved())
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
-    clip = load_clip(
-        config.clip.clip,
-        config.clip.pretrained,
-        init_seed=config.clip.init_seed,
-        device=device,
-        dtype=DTYPES[config.machine.precision],
-        fold=config.trim.fold_quick_gelu,
-    )
-    warn_if_random(clip.identity)
+    clip = build_clip(config)
     torch.manual_seed(config.seed)
     method = build_method(clip, config)
-    data = config.data
-    source = load_source(data.data, data.root, data.template)
-    benchmark = build_benchmark(
-        source, imb=data.imb, cap=data.cap, shots=data.shots, seed=config.seed
-    )
-    benchmark, unreadable, data_hash = check_benchmark(
-        benchmark, skip_unreadable=data.skip_unreadable
-    )
+    benchmark, unreadable, data_hash = checked or check_data(config)
     if isinstance(method, Lamp) and config.trim.block is None:
         # Decided once and saved, so that a resumed run adds up in the same order.
         names = max(benchmark.base_names, benchmark.new_names, key=len)
@@ -138,8 +139,58 @@ def assemble(config: TrainConfig) -> Experiment:
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
 
 
-def _resolve(config: TrainConfig) -> tuple[TrainConfig, torch.device]:
-    machine, data = config.machine, config.data
+def check_data(config: TrainConfig) -> Checked:
+    """Read every picture of a run once; see :func:`check_benchmark`.
+
+    Raises:
+        InputError: see :func:`load_data` and :func:`check_benchmark`.
+    """
+    settings.validate(config)
+    _, benchmark = load_data(config.data, config.seed)
+    return check_benchmark(benchmark, skip_unreadable=config.data.skip_unreadable)
+
+
+def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
+    """List the pictures of a data set and apply the protocol; no picture is read yet.
+
+    Raises:
+        InputError: see :func:`load_source` and :func:`build_benchmark`.
+    """
+    data = data.resolved()
+    table = None
+    if data.table is not None:
+        table = Table(data.table, data.path_column, data.label_column, data.split_column)
+    source = load_source(data.data, data.root, data.template, table)
+    benchmark = build_benchmark(
+        source, split=data.split, imb=data.imb, cap=data.cap, shots=data.shots, seed=seed
+    )
+    return source, benchmark
+
+
+def build_clip(config: TrainConfig) -> FrozenClip:
+    """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
+
+    Raises:
+        InputError: see :func:`load_clip`.
+    """
+    clip = load_clip(
+        config.clip.clip,
+        config.clip.pretrained,
+        init_seed=config.clip.init_seed,
+        device=config.machine.device,
+        dtype=DTYPES[config.machine.precision],
+        fold=config.trim.fold_quick_gelu,
+    )
+    warn_if_random(clip.identity)
+    return clip
+
+
+def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device]:
+    """Decide every "auto" of the machine; the device is there.
+
+    Raises:
+        InputError: a device that is not, or a precision that it cannot compute in.
+    """
     name = machine.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,14 +207,7 @@ def _resolve(config: TrainConfig) -> tuple[TrainConfig, torch.device]:
         precision = "bf16" if device.type == "cuda" else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
-    imb = data.imb if data.imb is not None else (10.0 if data.shots is None else 1.0)
-    root = data.root if data.root is None else Path(data.root).expanduser().absolute()
-    config = replace(
-        config,
-        machine=replace(machine, device=str(device), precision=precision),
-        data=replace(data, imb=imb, root=root),
-    )
-    return config, device
+    return replace(machine, device=str(device), precision=precision), device
 
 
 def _commit() -> str | None:

@@ -3,11 +3,11 @@
 Without arguments: handwritten digits and the tiny CLIP that the package carries.
 """
 
+import contextlib
 import math
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lamp_fast import checkpoint, cli, report
+from lamp_fast import checkpoint, cli, distributed, report
 from lamp_fast import config as settings
 from lamp_fast.checkpoint import Progress
 from lamp_fast.config import OptimConfig, TrainConfig
 from lamp_fast.data import evaluation_batches, training_batches
+from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import evaluate_rows, write_results
-from lamp_fast.experiment import Experiment, assemble
+from lamp_fast.evaluate import Evaluated, evaluate_rows, write_results
+from lamp_fast.experiment import Experiment, assemble, check_data
 from lamp_fast.methods.base import Criterion, Step
+from lamp_fast.report.tensorboard import EventWriter, need_tensorboard
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
@@ -58,16 +60,24 @@ def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.dev
 def build_optimiser(optim: OptimConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """AdamW or Adam with the paper's betas."""
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
+    # torch refuses an optimiser of nothing; a method without parameters takes the same road.
+    parameters = parameters or [torch.empty(0)]
     return kind(parameters, lr=optim.lr, betas=(0.9, 0.999), weight_decay=optim.weight_decay)
 
 
 class Trainer:
-    """The training loop of one run: :meth:`run` goes from the current epoch to the last."""
+    """The training loop of one run: :meth:`run` goes from the current epoch to the last.
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
+    With several ranks all of them run it, each on its rows of every batch.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, ranks: Ranks = ALONE) -> None:
         self.experiment = experiment
         self.folder = folder
+        self.ranks = ranks
         self.method = experiment.method
+        if ranks.device is not None:
+            self.method.sum_over_ranks = ranks.sum
         self.optim = experiment.config.optim
         benchmark, config = experiment.benchmark, experiment.config
         self.parameters = [each for each in self.method.parameters() if each.requires_grad]
@@ -84,8 +94,13 @@ class Trainer:
             seed=config.seed,
             workers=config.machine.workers,
         )
-        self.planned_steps = self.optim.epochs * len(self.batches)
+        # Where a batch is not full, it is the only one.
+        rows = min(self.optim.batch, len(benchmark.train))
+        self.batch_sizes = [rows] * len(self.batches)
+        self.batches = ranks.share(self.batches)
+        self.planned_steps = self.optim.epochs * len(self.batch_sizes)
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
+        self.events: EventWriter | None = None
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint."""
@@ -98,6 +113,9 @@ class Trainer:
         self.progress.scaler = self.scaler.state_dict()
         checkpoint.save_checkpoint(self.folder, self.method, self.optimiser, self.progress)
         checkpoint.write_metrics(self.folder, self.progress.history)
+        if self.experiment.config.tensorboard and self.progress.history:
+            self.events = self.events or EventWriter(self.folder, self.progress.epoch - 1)
+            self.events.add(self.progress.history[-1])
 
     def run(self) -> None:
         """Train the remaining epochs, a checkpoint after each."""
@@ -105,7 +123,7 @@ class Trainer:
             line = self._epoch(epoch)
             self.progress.history.append(line)
             self.progress.epoch = epoch + 1
-            self.save()
+            self.ranks.once(self.save)
 
     def _epoch(self, epoch: int) -> dict:
         started = time.perf_counter()
@@ -120,50 +138,70 @@ class Trainer:
         terms: dict[str, list[Tensor]] = {}
         correct, seen, waited = torch.zeros((), device=device), 0, 0.0
         bar = tqdm(
-            self.batches.epoch(epoch),
+            self.ranks.parts(self.batches, self.batch_sizes, epoch),
             desc=f"epoch {epoch + 1}/{self.optim.epochs}",
-            total=len(self.batches),
+            total=len(self.batch_sizes),
             leave=False,
-            disable=None,
+            disable=None if self.ranks.first else True,
         )
         asked = time.perf_counter()
-        for images, labels, _ in bar:
+        for (images, labels, _), rows in bar:
             waited += time.perf_counter() - asked
             images = images.to(device, self.experiment.clip.dtype, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
-            pieces = self._step(images, labels)
-            weights = [len(piece.logits) / len(labels) for piece in pieces]
-            losses.append(sum(w * p.loss.detach() for w, p in zip(weights, pieces, strict=True)))
-            for name in pieces[0].terms:
-                value = sum(w * p.terms[name] for w, p in zip(weights, pieces, strict=True))
-                terms.setdefault(name, []).append(value)
-            logits = torch.cat([piece.logits.detach() for piece in pieces])
-            correct += (logits.argmax(1) == labels).sum()
-            seen += len(labels)
+            pieces, loss = self._step(images, labels, rows)
+            losses.append(loss)
+            seen += rows
+            if pieces:
+                for name in pieces[0].terms:
+                    value = sum(len(each.logits) / rows * each.terms[name] for each in pieces)
+                    terms.setdefault(name, []).append(value)
+                logits = torch.cat([piece.logits.detach() for piece in pieces])
+                correct += (logits.argmax(1) == labels).sum()
             if len(losses) % every == 0:
                 self._check_finite(losses, every, epoch)
                 bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
             asked = time.perf_counter()
         self._check_finite(losses, every, epoch)
+        means = {name: torch.stack(values).mean().item() for name, values in terms.items()}
+        parts = self.ranks.gather((correct.item(), means))
         seconds = time.perf_counter() - started
         return {
             "epoch": epoch + 1,
             "lr": rate,
             "loss": torch.stack(losses).mean().item(),
-            **{name: torch.stack(values).mean().item() for name, values in terms.items()},
-            "accuracy": correct.item() / seen,
+            **{name: sum(part.get(name, 0.0) for _, part in parts) for name in parts[0][1]},
+            "accuracy": sum(count for count, _ in parts) / seen,
             "seconds": seconds,
             "waiting_for_data": waited / seconds,
             "step_loss": torch.stack(losses).tolist(),
             **self.method.epoch_log(),
         }
 
-    def _step(self, images: Tensor, labels: Tensor) -> list[Step]:
-        """One optimiser step over a batch, in ``accumulate`` pieces."""
+    def _step(self, images: Tensor, labels: Tensor, rows: int) -> tuple[list[Step], Tensor]:
+        """One optimiser step over a batch of ``rows`` rows on all ranks, in ``accumulate`` pieces.
+
+        Returns this rank's pieces, none without a row of its own, and the whole batch's loss.
+        """
         self.optimiser.zero_grad(set_to_none=True)
-        pieces = self.method.accumulate(
-            images, labels, self.classes, self.criterion, self.optim.accumulate, self.scaler.scale
+        share = len(labels) / rows
+
+        def scale(loss: Tensor) -> Tensor:
+            return self.scaler.scale(loss * share)
+
+        pieces = []
+        if len(labels):
+            pieces = self.method.accumulate(
+                images, labels, self.classes, self.criterion, self.optim.accumulate, scale
+            )
+        else:
+            # The scaler begins with the first loss that it scales.
+            scale(torch.zeros((), device=self.experiment.device))
+        loss = sum(
+            (len(each.logits) / rows * each.loss.detach() for each in pieces),
+            torch.zeros((), device=self.experiment.device),
         )
+        loss = self.ranks.sum_gradients(self.parameters, loss)
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimiser)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad)
@@ -174,7 +212,7 @@ class Trainer:
             progress = self.progress.steps / self.planned_steps
             self.method.after_step([piece.observations for piece in pieces], progress)
             self.progress.steps += 1
-        return pieces
+        return pieces, loss
 
     def _check_finite(self, losses: Sequence[Tensor], every: int, epoch: int) -> None:
         recent = torch.stack(list(losses[-every:]))
@@ -187,35 +225,36 @@ class Trainer:
         )
 
 
-def adapt_to_new_classes(experiment: Experiment) -> dict | None:
+def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict | None:
     """Run the method's adaptation over the unlabelled training pictures of the new classes."""
-    benchmark, config = experiment.benchmark, experiment.config
+    benchmark = experiment.benchmark
     if not len(benchmark.adapt):
         return None
-    batches = _Images(
-        evaluation_batches(
-            benchmark.adapt,
-            experiment.test_transform,
-            config.optim.batch,
-            workers=config.machine.workers,
-        ),
-        experiment,
-    )
     classes = experiment.method.prepare(benchmark.new_names, benchmark.template)
-    return experiment.method.adapt(batches, classes)
+    return experiment.method.adapt(_Images(experiment, ranks), classes)
 
 
 class _Images:
-    """Batches without labels, on the device, as often as they are asked for."""
+    """Batches to adapt on, without labels, on the device, as often as they are asked for."""
 
-    def __init__(self, batches, experiment: Experiment) -> None:
-        self.batches, self.experiment = batches, experiment
+    def __init__(self, experiment: Experiment, ranks: Ranks) -> None:
+        self.experiment, self.ranks = experiment, ranks
+        config, pictures = experiment.config, experiment.benchmark.adapt
+        self.sizes = distributed.batch_sizes(len(pictures), config.optim.batch)
+        self.batches = ranks.share(
+            evaluation_batches(
+                pictures,
+                experiment.test_transform,
+                config.optim.batch,
+                workers=config.machine.workers,
+            )
+        )
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.sizes)
 
-    def __iter__(self):
-        for images, _, _ in self.batches:
+    def __iter__(self) -> Iterator[Tensor]:
+        for (images, _, _), _ in self.ranks.parts(self.batches, self.sizes):
             yield images.to(self.experiment.device, self.experiment.clip.dtype)
 
 
@@ -235,7 +274,9 @@ def prepare_folder(config: TrainConfig) -> Path:
         return next(runs / each for each in names if not (runs / each).exists())
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out {config.out}: is a file, expected a folder")
-    filled = config.out.is_dir() and any(config.out.iterdir())
+    filled = config.out.is_dir() and any(
+        each.name != checkpoint.LOCK for each in config.out.iterdir()
+    )
     ours = (config.out / checkpoint.CONFIG).is_file()
     if filled and not (config.resume or config.overwrite):
         raise InputError(
@@ -249,10 +290,14 @@ def prepare_folder(config: TrainConfig) -> Path:
 
 
 def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
-    """Defaults of the command line; with ``--resume``, the settings that the run was begun with."""
+    """Defaults of the command line; with ``--resume``, the settings that the run was begun with.
+
+    So too where torchrun starts the ranks of a run again.
+    """
     out = settings.peek(argv, "out").get("out")
     saved = None if out is None else Path(out) / checkpoint.CONFIG
-    if "--resume" in argv and saved is not None and saved.is_file():
+    resuming = "--resume" in argv or (out is not None and _goes_on(Path(out)))
+    if resuming and saved is not None and saved.is_file():
         return settings.load_config(saved)
     return settings.default_config(argv)
 
@@ -260,58 +305,110 @@ def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
     """A resumed run must be the run that was begun."""
     then, now = checkpoint.read_json(folder / checkpoint.CONFIG), experiment.record()
-    free = ("out", "config", "machine")
-    for kind in ("clip", "data"):
-        if then[kind] != now[kind]:
-            raise InputError(f"--resume: the {kind} differs from the run in {folder}")
+    free = ("out", "config", "machine", "tensorboard")
     for name, value in now["settings"].items():
         if name not in free and then["settings"].get(name) != value:
             raise InputError(
                 f"--resume: {name} is {value}, but the run in {folder} has"
                 f" {then['settings'].get(name)}"
             )
+    for kind in ("clip", "data"):
+        if then[kind] != now[kind]:
+            raise InputError(f"--resume: the {kind} differs from the run in {folder}")
 
 
 def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
-    folder = prepare_folder(config)
-    experiment = assemble(replace(config, out=folder))
+    if config.tensorboard:
+        need_tensorboard()
+    with distributed.join(config.machine.device) as ranks:
+        return _run(config, ranks)
+
+
+def _run(config: TrainConfig, ranks: Ranks) -> int:
+    config, folder = ranks.once(choose_folder, config)
+    # A large data set is read by one process, not by all at the same time.
+    checked = None if ranks.size == 1 else ranks.once(check_data, config)
+    placed = distributed.place(replace(config, out=folder), ranks)
+    experiment = ranks.together(assemble, placed, checked)
     for line in experiment.describe():
         print(line, flush=True)
     if config.resume:
-        _refuse_other_settings(experiment, folder)
-    trainer = Trainer(experiment, folder)
-    if config.resume and (folder / checkpoint.CHECKPOINT).is_file():
-        trainer.restore()
-        print(f"resume  after epoch {trainer.progress.epoch} of {experiment.config.optim.epochs}")
-    else:
-        if config.overwrite and folder.is_dir():
-            shutil.rmtree(folder)
-        checkpoint.write_json(folder / checkpoint.CONFIG, experiment.record())
-        trainer.save()
-    print(f"run     {folder}", flush=True)
-    try:
-        if trainer.parameters:
-            trainer.run()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after epoch {trainer.progress.epoch};"
-            f" python -m lamp_fast.train --out {folder} --resume goes on"
-        ) from None
-    except NonFiniteLossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finish(experiment, trainer.progress, folder)
+        ranks.once(_refuse_other_settings, experiment, folder)
+    trainer = Trainer(experiment, folder, ranks)
+    with contextlib.ExitStack() as stack:
+        ranks.once(_enter, stack, config, folder)
+        if config.resume and ranks.once((folder / checkpoint.CHECKPOINT).is_file):
+            ranks.together(trainer.restore)
+            epochs = experiment.config.optim.epochs
+            print(f"resume  after epoch {trainer.progress.epoch} of {epochs}")
+        else:
+            ranks.once(_begin, trainer)
+        print(f"run     {folder}", flush=True)
+        try:
+            if trainer.parameters:
+                trainer.run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped after epoch {trainer.progress.epoch};"
+                f" python -m lamp_fast.train --out {folder} --resume goes on"
+            ) from None
+        except NonFiniteLossError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        finish(experiment, trainer.progress, folder, ranks)
     return 0
 
 
-def finish(experiment: Experiment, progress: Progress, folder: Path) -> None:
+def choose_folder(config: TrainConfig) -> tuple[TrainConfig, Path]:
+    """The run's folder; settings that go on with it where torchrun starts its ranks again."""
+    if config.out is None and distributed.restarts():
+        raise InputError("--out: missing; torchrun --max-restarts needs it to find the run again")
+    if _goes_on(config.out):
+        config = replace(config, resume=True, overwrite=False)
+    return config, prepare_folder(config)
+
+
+def _goes_on(folder: Path | None) -> bool:
+    """Whether a run in ``folder`` was begun by the same torchrun, before it lost a rank."""
+    if folder is None or not distributed.restarted():
+        return False
+    file = folder / checkpoint.CONFIG
+    return file.is_file() and checkpoint.read_json(file).get("launch") == distributed.launch_id()
+
+
+def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
+    """Own the folder until ``stack`` closes; another run may have filled it since it was chosen."""
+    stack.enter_context(checkpoint.hold_folder(folder))
+    prepare_folder(replace(config, out=folder))
+
+
+def _begin(trainer: Trainer) -> None:
+    """Leave nothing of a run to be replaced, then write what this one starts from."""
+    folder, experiment = trainer.folder, trainer.experiment
+    if experiment.config.overwrite:
+        checkpoint.clear_folder(folder)
+    record = experiment.record()
+    if (launch := distributed.launch_id()) is not None:
+        record["launch"] = launch
+    checkpoint.write_json(folder / checkpoint.CONFIG, record)
+    trainer.save()
+
+
+def finish(experiment: Experiment, progress: Progress, folder: Path, ranks: Ranks = ALONE) -> None:
     """Adapt, save what was learned, score it and draw the pictures."""
-    adaptation = adapt_to_new_classes(experiment)
+    adaptation = adapt_to_new_classes(experiment, ranks)
     seconds = sum(line["seconds"] for line in progress.history)
     facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
-    checkpoint.save_tensors(folder / checkpoint.LEARNED, experiment.method.state_dict(), facts)
-    rows = evaluate_rows(experiment, seconds, adaptation is not None)
+    method = experiment.method
+    ranks.once(checkpoint.save_tensors, folder / checkpoint.LEARNED, method.state_dict(), facts)
+    rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
+    ranks.once(_write_outcome, experiment, progress, folder, rows)
+
+
+def _write_outcome(
+    experiment: Experiment, progress: Progress, folder: Path, rows: Sequence[Evaluated]
+) -> None:
     table = write_results(folder, experiment, rows)
     if progress.history:
         report.plot_curves(folder / "curves.png", progress.history)

@@ -18,6 +18,7 @@ LAYER_OF = {
     "lamp_fast.errors": "leaf",
     "lamp_fast.config": "leaf",
     "lamp_fast.data": "leaf",
+    "lamp_fast.data.__main__": "entry",
     "lamp_fast.metrics": "leaf",
     "lamp_fast.ops.reference": "leaf",
     "lamp_fast.clip": "tower",

@@ -1,7 +1,10 @@
 """Sources, the protocol applied to them, and batches that depend on nothing but their seed."""
 
+import csv
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from lamp_fast.config import DataConfig, TrainConfig, apply_preset, from_json, validate
 from lamp_fast.data import (
     Pictures,
+    Table,
     build_benchmark,
     check_benchmark,
     digits,
@@ -22,6 +27,7 @@ from lamp_fast.data import (
 )
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform, training_transform
 from lamp_fast.errors import InputError
+from lamp_fast.experiment import assemble
 
 NO_DRAW = {"imb": 1, "cap": None, "shots": None, "seed": 1}
 
@@ -120,6 +126,7 @@ def test_coop_layout(tmp_path):
     for part, rows in split_rows().items():
         assert files_and_labels(getattr(source, part)) == [(path, label) for path, label, _ in rows]
     assert source.train.load(0).shape == (3, 8, 10)
+    assert source.drawn == ()
 
 
 def test_links_that_stay_inside_are_fine(tmp_path):
@@ -266,7 +273,7 @@ def test_roots_without_the_data_set(tmp_path):
 
 def test_unknown_data_set():
     message = refusal(load_source, "caltech", "anywhere")
-    assert message == "--data caltech: expected one of digits, folder, caltech101"
+    assert message == "--data caltech: expected one of digits, folder, table, caltech101"
 
 
 def test_folders_are_split_alike_every_time(tmp_path):
@@ -315,6 +322,7 @@ def test_folders_without_a_test_part(tmp_path, with_val):
     sizes = [len(part) for part in (source.train, source.val, source.test)]
     assert sizes == ([21, 2, 9] if with_val else [15, 6, 9])
     assert not set(source.train.names) & {*source.test.names, *source.val.names}
+    assert source.drawn == (("test",) if with_val else ("val", "test"))
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -341,7 +349,7 @@ def test_class_names_file(tmp_path):
         ('["a"]', "expected an object"),
         ('{"n01": 3}', "expected an object"),
         ('{"n01": ""}', "expected an object"),
-        ('{"n07": "a"}', "'n07', which is no class folder"),
+        ('{"n07": "a"}', "'n07', which is no class of the data"),
         ("{", "not valid JSON"),
     ):
         file.write_text(text)
@@ -381,6 +389,235 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     message = refusal(load_source, "folder", root)
     assert message.startswith(f"--root {root}: cannot be read")
     assert str(root / "bee") in message
+
+
+TABLE = [
+    ("a/1.png", "red_fox", "train"),
+    ("a/2.png", "red_fox", "Train"),
+    ("b/1.png", "ant", "train"),
+    ("b/2.png", "ant", "VALIDATION"),
+    ("a/3.png", "red_fox", "test"),
+    ("b/3.png", "ant", "test"),
+]
+
+
+def write_table(folder, rows=TABLE, header=("path", "label", "split"), name="table.csv"):
+    """A table and, beside it, the pictures that its first column names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (path, *_) in enumerate(rows):
+        if not str(path).startswith(("/", "..")):
+            save_picture(folder / path, seed)
+    file = folder / name
+    if file.suffix.lower() == ".csv":
+        with open(file, "w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([header, *rows])
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+        parquet.write_table(pyarrow.table(columns), file)
+    return file
+
+
+def load_table(file, root=None, **columns):
+    return load_source("table", root, None, Table(file, **columns))
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet", "TABLE.CSV"])
+def test_tables(tmp_path, name):
+    source = load_table(write_table(tmp_path, name=name))
+    assert source.classnames == ("ant", "red fox")
+    assert source.template == "a photo of a {}."
+    assert source.drawn == ()
+    assert files_and_labels(source.train) == [("b/1.png", 0), ("a/1.png", 1), ("a/2.png", 1)]
+    assert files_and_labels(source.val) == [("b/2.png", 0)]
+    assert files_and_labels(source.test) == [("b/3.png", 0), ("a/3.png", 1)]
+    assert source.test.load(0).shape == (3, 8, 10)
+
+
+def test_tables_with_columns_of_other_names_and_another_root(tmp_path):
+    rows = [("x", path, label, part) for path, label, part in TABLE]
+    header = ("split", "file name", "klass", "fold")
+    for seed, (_, path, *_) in enumerate(rows):
+        save_picture(tmp_path / "pictures" / path, seed)
+    (tmp_path / "tables").mkdir()
+    file = tmp_path / "tables" / "t.csv"
+    with open(file, "w", newline="", encoding="utf-8-sig") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    columns = {"path_column": "file name", "label_column": "klass", "split_column": "fold"}
+    source = load_table(file, tmp_path / "pictures", **columns)
+    assert [len(source.train), len(source.val), len(source.test)] == [3, 1, 2]
+    message = refusal(load_table, file, tmp_path / "pictures")
+    assert message == (
+        f"--path-column path: expected one such column in {file},"
+        " which has 'split', 'file name', 'klass', 'fold'"
+    )
+    message = refusal(load_table, file, tmp_path / "pictures", **(columns | {"split_column": "x"}))
+    assert message.startswith("--split-column x: expected one such column")
+
+
+def test_tables_without_parts_are_split_like_folders(tmp_path):
+    """The same pictures in class folders and in a table: the same parts."""
+    write_folders(tmp_path, {"ant": 10, "cup": 20})
+    rows = [
+        (f"{name}/{n}.png", name) for name, many in (("ant", 10), ("cup", 20)) for n in range(many)
+    ]
+    # In the order in which folders list them.
+    file = write_table(tmp_path, sorted(rows), ("path", "label"))
+    table, folder = load_table(file), load_source("folder", tmp_path)
+    for part in ("train", "val", "test"):
+        assert files_and_labels(getattr(table, part)) == files_and_labels(getattr(folder, part))
+    assert table.drawn == folder.drawn == ("val", "test")
+
+
+def test_table_labels(tmp_path):
+    """Numbers in numeric order, named by classes.json; spaces around a name do not count."""
+    rows = [(f"{n}.png", label) for n, label in enumerate([10, 9, " 9", "10 ", 9, 10])]
+    file = write_table(tmp_path, rows, ("path", "label"))
+    assert load_table(file).classnames == ("9", "10")
+    (tmp_path / "classes.json").write_text('{"9": "great auk", "10": "dodo"}')
+    assert load_table(file).classnames == ("great auk", "dodo")
+    (tmp_path / "classes.json").write_text('{"11": "dodo"}')
+    assert "names '11', which is no class" in refusal(load_table, file)
+
+
+def test_paths_of_tables_stay_below_the_root(tmp_path):
+    inside = [(str(tmp_path / "data" / path), label) for path, label, _ in TABLE]
+    write_table(tmp_path / "data")
+    file = write_table(tmp_path / "data", inside, ("path", "label"), "absolute.csv")
+    source = load_table(file)
+    names = [*source.train.names, *source.val.names, *source.test.names]
+    assert sorted(names) == sorted(path for path, _, _ in TABLE)
+    assert "expected a path below" in refusal(load_table, file, tmp_path / "data" / "b")
+    save_picture(tmp_path / "secret.png")
+    for path in ("../secret.png", str(tmp_path / "secret.png"), "a/../1.png", ".", "/"):
+        file = write_table(tmp_path / "data", [], name="outside.csv")
+        file.write_text(f"path,label\na/1.png,fox\n{path},ant\n")
+        message = refusal(load_table, file)
+        assert message.startswith(f"{file}: row 2: path {path!r}, expected a path below")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    file.write_text("path,label\na/1.png,fox\nlink.png,ant\n")
+    assert "'link.png' leads out" in refusal(load_table, file)
+    file.write_text("path,label\na/1.png,fox\ngone.png,ant\n")
+    assert "1 of the 2 listed pictures are missing" in refusal(load_table, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "--path-column path: expected one such column in .* which has none"),
+        ("path;label\n", "which has 'path;label'"),
+        ("path,label,path\n", "--path-column path: expected one such column"),
+        ("path,label\n", "--table .* has no rows"),
+        ("path,label\na/1.png\n", "row 1 has 1 cells, expected the header's 2"),
+        ("path,label\na/1.png,x,y\n", "row 1 has 3 cells"),
+        ("path,label\na/1.png,\n", "row 1: label '', expected a class name"),
+        ("path,label\n\n,x\n", "row 1: path '', expected the path of a picture"),
+        ("path,label,split\na/1.png,x,half\n", "row 1: split 'half', expected train, val or test"),
+        ("path,label\na/1.png,x\na/./1.png,x\n", "row 2 lists 'a/./1.png' again, after row 1"),
+        ("path,label\na/1.png,x\na/2.png,x\n", "--table .*: expected at least 2 classes"),
+        ('path,label\n"a/1.png,x\n', "not a UTF-8 .csv file"),
+        ("path,label\na/1.png,\udcff\n", "not a UTF-8 .csv file"),
+        ("path,label\na/1.png,big cat\na/2.png,big_cat\n", "2 classes are called 'big cat'"),
+        ("path,label,split\na/1.png,x,test\nb/1.png,y,train\n", "1 of 2 classes have no training"),
+    ],
+)
+def test_malformed_tables(tmp_path, text, expected):
+    file = write_table(tmp_path)
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    message = refusal(load_table, file)
+    assert str(file) in message
+    assert re.search(expected, message), message
+
+
+def test_tables_that_are_not_there(tmp_path):
+    assert "--table: missing" in refusal(load_source, "table", None)
+    for name, expected in (
+        ("gone.csv", "cannot be read (No such file or directory)"),
+        ("gone.txt", "expected a .csv or .parquet file"),
+        ("folder.csv", "cannot be read (Is a directory)"),
+    ):
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        message = refusal(load_table, tmp_path / name)
+        assert message == f"--table {tmp_path / name}: {expected}"
+    file = write_table(tmp_path)
+    assert "--root" in refusal(load_table, file, tmp_path / "gone")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = refusal(load_table, tmp_path / "t.parquet")
+    assert "needs pyarrow (pip install 'lamp_fast[parquet]')" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([1, 2], None),
+        (["ant", "bee"], None),
+        ([1.5, 2.0], "row 1: label 1.5, expected a class name or integer"),
+        (["ant", None], "row 2: label None"),
+        ([True, False], "row 1: label True"),
+    ],
+)
+def test_cells_of_parquet(tmp_path, labels, expected):
+    rows = [(f"{n}.png", labels[n % 2]) for n in range(6)]
+    file = write_table(tmp_path, rows, ("path", "label"), "t.parquet")
+    if expected is None:
+        assert load_table(file).classnames == tuple(map(str, labels))
+    else:
+        assert expected in refusal(load_table, file)
+    file.write_bytes(b"PAR1 and no more")
+    assert f"--table {file}: not a .parquet file" in refusal(load_table, file)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("base-new", 10, 100)),
+        ({"shots": 4}, ("base-new", 1, 100)),
+        ({"data": "caltech101"}, ("base-new", 10, 100)),
+        ({"data": "caltech101", "cap": None, "split": "all"}, ("all", 10, None)),
+        ({"data": "folder"}, ("all", 1, None)),
+        ({"data": "table"}, ("all", 1, None)),
+        ({"data": "folder", "split": "base-new", "imb": 5, "cap": 7}, ("base-new", 5, 7)),
+    ],
+)
+def test_own_data_is_taken_as_it_is(given, expected):
+    """Papers halve and thin the classes of their data sets; of a user's own pictures all count."""
+    data = DataConfig(**given).resolved()
+    assert (data.split, data.imb, data.cap) == expected
+    assert data.resolved() == data
+
+
+def test_a_run_on_a_table(tmp_path):
+    """From the settings to what is trained, and back from the settings that a run saves."""
+    file = write_table(tmp_path)
+    config = apply_preset(TrainConfig(data=DataConfig(data="table", table=file)), "tiny")
+    experiment = assemble(config)
+    assert experiment.benchmark.base_names == ("ant", "red fox")
+    assert experiment.benchmark.new_names == ()
+    assert experiment.benchmark.counts.tolist() == [1, 2]
+    saved = from_json(TrainConfig, experiment.record()["settings"])
+    assert saved.data == experiment.config.data
+    assert (saved.data.split, saved.data.imb, saved.data.cap) == ("all", 1, None)
+    assert assemble(saved).data_hash == experiment.data_hash
+    halved = replace(config, data=replace(config.data, split="base-new"))
+    assert assemble(halved).benchmark.new_names == ("red fox",)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"split": "half"}, "--split half: expected all or base-new"),
+        ({"cap": "many"}, "--cap many: expected a number, none or auto"),
+        ({"cap": 0}, "--cap 0: expected at least 1"),
+        ({"table": Path("t.csv")}, "--table t.csv: expected --data table with it, not digits"),
+    ],
+)
+def test_settings_of_data_that_make_no_sense(given, expected):
+    assert refusal(validate, TrainConfig(data=DataConfig(**given))) == expected
 
 
 @pytest.fixture
@@ -475,6 +712,10 @@ def test_a_half_without_test_pictures(tmp_path):
     source = load_source("folder", tmp_path)
     assert "no test picture of the new classes" in refusal(build_benchmark, source, **NO_DRAW)
     assert len(build_benchmark(source, **(NO_DRAW | {"split": "all"})).test_base) == 1
+    (tmp_path / "test" / "a" / "0.png").unlink()
+    source = load_source("folder", tmp_path)
+    message = refusal(build_benchmark, source, **(NO_DRAW | {"split": "all"}))
+    assert message == "--data folder: no test picture, expected at least 1"
 
 
 def test_checking_a_benchmark(uneven):

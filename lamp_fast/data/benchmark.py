@@ -167,4 +167,5 @@ def _check_complete(benchmark: Benchmark) -> None:
         raise InputError(f"{where}: class {name!r} has no readable training picture")
     for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
         if names and not len(getattr(benchmark, f"test_{half}")):
-            raise InputError(f"{where}: no test picture of the {half} classes, expected at least 1")
+            which = f" of the {half} classes" if benchmark.new_names else ""
+            raise InputError(f"{where}: no test picture{which}, expected at least 1")

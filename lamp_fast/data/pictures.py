@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+import stat
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +23,19 @@ from lamp_fast.errors import InputError
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 
+# What a picture may hold, by its header alone: where PIL begins to warn, 256 MiB as RGB.
+MOST_PIXELS = 1024**3 // 12
+MOST_BYTES = 1024**3 // 2
+
 # A damaged file makes PIL's decoders raise almost anything.
 _UNREADABLE = Exception
 # Pictures a thread checks at a time: few enough for a smooth bar, enough to hide the hand-over.
 _BLOCK = 32
 _THREADS = min(8, os.cpu_count() or 1)
+# Larger pictures are decoded by one thread at a time, so that memory does not grow with threads.
+_LARGE_PIXELS = 2**24
+_ONE_LARGE_PICTURE = threading.Lock()
+_BOMB = f"more than {MOST_PIXELS:,} pixels, refused as a decompression bomb"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +100,25 @@ class Pictures:
         try:
             return pil_to_tensor(decode(self.content(index)))
         except _UNREADABLE as error:
-            raise InputError(_unreadable(self.name(index), error)) from None
+            raise InputError(unreadable_message(self.name(index), error)) from None
 
     def content(self, index: int) -> bytes:
-        """The bytes of a picture's file, or of its array."""
+        """The bytes of a picture's file, or of its array.
+
+        Raises:
+            OSError: a file that cannot be read.
+            ValueError: a device or a pipe, which could block for ever, or a file beyond
+                :data:`MOST_BYTES`.
+        """
         if self.arrays is not None:
             return self.arrays[index].tobytes()
-        return (self.root / self.names[index]).read_bytes()
+        file = self.root / self.names[index]
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > MOST_BYTES:
+            raise ValueError(f"{status.st_size:,} bytes, expected at most {MOST_BYTES:,}")
+        return file.read_bytes()
 
 
 def decode(content: bytes, *, reduced: bool = False) -> Image.Image:
@@ -111,9 +133,21 @@ def decode(content: bytes, *, reduced: bool = False) -> Image.Image:
             work.
 
     Raises:
+        ValueError: more than :data:`MOST_PIXELS` by the header, before memory is taken for them.
         Exception: whatever PIL makes of a damaged file.
     """
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(_BOMB) from None
+    pixels = image.width * image.height
+    if pixels > MOST_PIXELS:
+        raise ValueError(_BOMB)
+    with _ONE_LARGE_PICTURE if pixels > _LARGE_PIXELS else contextlib.nullcontext():
+        return _decoded(image, reduced)
+
+
+def _decoded(image: Image.Image, reduced: bool) -> Image.Image:
     if reduced:
         image.draft("L", (1, 1))
     image.load()
@@ -151,6 +185,29 @@ def check_pictures(
         InputError: an unreadable picture, the first in order, without ``skip_unreadable``.
     """
     readable, unreadable, digest = [], [], hashlib.sha256()
+    with contextlib.closing(inspect_pictures(pictures, progress=progress)) as outcomes:
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, bytes):
+                readable.append(index)
+                name = os.fsencode(pictures.names[index])
+                digest.update(b"%d %d " % (pictures.labels[index], len(name)) + name + outcome)
+            elif skip_unreadable:
+                unreadable.append(pictures.name(index))
+            else:
+                raise InputError(
+                    f"{unreadable_message(pictures.name(index), outcome)};"
+                    " --skip-unreadable goes on without such pictures"
+                )
+    kept = pictures.select(readable) if unreadable else pictures
+    return kept, tuple(unreadable), digest.hexdigest()
+
+
+def inspect_pictures(pictures: Pictures, *, progress: bool = True) -> Iterator[bytes | Exception]:
+    """Read and decode every picture in threads, in order.
+
+    Yields:
+        The sha256 of a readable picture's bytes, or what stood in the way of reading it.
+    """
     blocks = [
         range(start, min(start + _BLOCK, len(pictures)))
         for start in range(0, len(pictures), _BLOCK)
@@ -164,29 +221,15 @@ def check_pictures(
     )
     try:
         results = executor.map(lambda block: [_check(pictures, each) for each in block], blocks)
-        for block, outcomes in zip(blocks, results, strict=True):
-            for index, outcome in zip(block, outcomes, strict=True):
-                if isinstance(outcome, bytes):
-                    readable.append(index)
-                    name = os.fsencode(pictures.names[index])
-                    digest.update(b"%d %d " % (pictures.labels[index], len(name)) + name + outcome)
-                elif skip_unreadable:
-                    unreadable.append(pictures.name(index))
-                else:
-                    raise InputError(
-                        f"{_unreadable(pictures.name(index), outcome)};"
-                        " --skip-unreadable goes on without such pictures"
-                    )
-            bar.update(len(block))
+        for outcomes in results:
+            yield from outcomes
+            bar.update(len(outcomes))
     finally:
         bar.close()
         executor.shutdown(cancel_futures=True)
-    kept = pictures.select(readable) if unreadable else pictures
-    return kept, tuple(unreadable), digest.hexdigest()
 
 
 def _check(pictures: Pictures, index: int) -> bytes | Exception:
-    """The sha256 of a readable picture's bytes, or what stood in the way of reading it."""
     try:
         content = pictures.content(index)
         if pictures.arrays is None:
@@ -196,7 +239,8 @@ def _check(pictures: Pictures, index: int) -> bytes | Exception:
     return hashlib.sha256(content).digest()
 
 
-def _unreadable(name: str, error: Exception) -> str:
+def unreadable_message(name: str, error: Exception) -> str:
+    """Which picture cannot be read, and why, on one line."""
     if isinstance(error, Image.UnidentifiedImageError):
         reason = f"not a {', '.join(FORMATS)} file"
     elif isinstance(error, OSError) and error.strerror:

@@ -5,7 +5,7 @@ import os
 import reprlib
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +17,14 @@ from lamp_fast.data import digits
 from lamp_fast.data.catalog import SPLIT_FILE_DATA, SplitFileLayout
 from lamp_fast.data.pictures import EXTENSIONS, Pictures
 from lamp_fast.data.protocol import stratified_split
+from lamp_fast.data.table import Table, read_table
 from lamp_fast.errors import InputError
 
 PARTS = ("train", "val", "test")
 # Data sets without a split of their own are split alike in every run, whatever the run's seed.
 SPLIT_SEED = 0
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
-FOLDER_TEMPLATE = "a photo of a {}."
+OWN_TEMPLATE = "a photo of a {}."
 CLASS_NAMES_FILE = "classes.json"
 
 
@@ -37,6 +38,7 @@ class DataSource:
         template: class prompt with {} for the name.
         train, val, test: pictures with labels over all classes.
         augment: whether random crops and flips leave the classes what they are.
+        drawn: parts that the data set does not have, drawn from its training pictures here.
     """
 
     name: str
@@ -46,22 +48,35 @@ class DataSource:
     val: Pictures
     test: Pictures
     augment: bool = True
+    drawn: tuple[str, ...] = ()
 
 
-def load_source(name: str, root: str | Path | None, template: str | None = None) -> DataSource:
+def load_source(
+    name: str,
+    root: str | Path | None,
+    template: str | None = None,
+    table: Table | None = None,
+) -> DataSource:
     """Find a data set and list its pictures; no picture is read yet.
 
     Args:
-        name: "digits", "folder" or a data set of the catalog.
-        root: the folder that holds the data set's folder (for "folder": the class folders); unused
-            for "digits".
+        name: "digits", "folder", "table" or a data set of the catalog.
+        root: the folder that holds the data set's folder (for "folder": the class folders; for
+            "table": what its paths start from, by default the table's folder); unused for "digits".
         template: class prompt with {} for the name, in place of the data set's own.
+        table: for "table" alone.
 
     Raises:
         InputError: an unknown name, or a data set that is missing, incomplete or malformed.
     """
+    where = f"--data {name}" if root is None else f"--root {root}"
     if name == "digits":
         source = _digits()
+    elif name == "table":
+        if table is None:
+            raise InputError("--table: missing; --data table needs a .csv or .parquet file")
+        where = f"--table {table.file}"
+        source = _table(table, root)
     elif name == "folder":
         root = _checked_root(name, root, "a folder of pictures for each class")
         try:
@@ -72,9 +87,9 @@ def load_source(name: str, root: str | Path | None, template: str | None = None)
         layout = SPLIT_FILE_DATA[name]
         source = _split_file(name, _checked_root(name, root, f"{layout.folder}/"), layout)
     else:
-        known = ", ".join(("digits", "folder", *SPLIT_FILE_DATA))
+        known = ", ".join(("digits", "folder", "table", *SPLIT_FILE_DATA))
         raise InputError(f"--data {name}: expected one of {known}")
-    _check_classes(source, root)
+    _check_classes(source, where)
     return source if template is None else replace(source, template=template)
 
 
@@ -97,6 +112,7 @@ def _digits() -> DataSource:
         val=pictures.select(val),
         test=pictures.select(test),
         augment=False,
+        drawn=("val", "test"),
     )
 
 
@@ -201,19 +217,73 @@ def _folders(root: Path) -> DataSource:
     if not classes:
         raise InputError(f"--root {root}: expected one folder of pictures a class")
     pictures = {part: _labelled(root, classes, found.get(part, {})) for part in PARTS}
-    if "test" not in found:
-        shares = (TEST_SHARE,) if "val" in found else (TEST_SHARE, VAL_SHARE)
-        whole = pictures["train"]
-        train, *drawn = stratified_split(whole.labels, shares, SPLIT_SEED)
-        pictures["train"] = whole.select(train)
-        for part, indices in zip(("test", "val"), drawn, strict=False):
-            pictures[part] = whole.select(indices)
+    pictures, drawn = _draw_missing_parts(pictures, found)
     return DataSource(
         name="folder",
-        classnames=_folder_names(root, classes),
-        template=FOLDER_TEMPLATE,
+        classnames=_names_of(root, classes),
+        template=OWN_TEMPLATE,
         **pictures,
+        drawn=drawn,
     )
+
+
+def _draw_missing_parts(
+    pictures: dict[str, Pictures], found: Collection[str]
+) -> tuple[dict[str, Pictures], tuple[str, ...]]:
+    """Without a test part, draw one, and a val part if that is missing too, from train."""
+    if "test" in found:
+        return pictures, ()
+    drawn = ("test",) if "val" in found else ("test", "val")
+    shares = {"test": TEST_SHARE, "val": VAL_SHARE}
+    whole = pictures["train"]
+    train, *others = stratified_split(whole.labels, [shares[part] for part in drawn], SPLIT_SEED)
+    taken = {part: whole.select(indices) for part, indices in zip(drawn, others, strict=True)}
+    pictures = pictures | {"train": whole.select(train)} | taken
+    return pictures, tuple(part for part in PARTS if part in drawn)
+
+
+def _table(table: Table, root: str | Path | None) -> DataSource:
+    if root is None:
+        root = table.file.parent
+    else:
+        root = _checked_root("table", root, "the pictures of the table")
+    rows = read_table(table)
+    classes = sorted({row.label for row in rows}, key=_numbers_in_order)
+    found: dict[str, dict[str, list[str]]] = {}
+    first_row: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        path = _path_below(root, row.path, f"{table.file}: row {number}")
+        if first_row.setdefault(path, number) != number:
+            raise InputError(
+                f"{table.file}: row {number} lists {row.path!r} again, after row {first_row[path]};"
+                " expected a row a picture"
+            )
+        found.setdefault(row.part or "train", {}).setdefault(row.label, []).append(path)
+    pictures = {part: _labelled(root, classes, found.get(part, {})) for part in PARTS}
+    _check_files(table.file, pictures)
+    pictures, drawn = _draw_missing_parts(pictures, found)
+    return DataSource(
+        name="table",
+        classnames=_names_of(root, classes),
+        template=OWN_TEMPLATE,
+        **pictures,
+        drawn=drawn,
+    )
+
+
+def _numbers_in_order(label: str) -> tuple[bool, int, str]:
+    """A sort key that has "10" after "9", and numbers before names."""
+    number = label.isdecimal() and len(label) < 20
+    return (not number, int(label) if number else 0, label)
+
+
+def _path_below(root: Path, path: str, where: str) -> str:
+    """A path relative to the root, refused where it leads elsewhere by its letters alone."""
+    relative = os.path.relpath(path, os.path.abspath(root)) if os.path.isabs(path) else path
+    relative = os.path.normpath(relative)
+    if ".." in (*path.split("/"), *relative.split("/")) or relative == ".":
+        raise InputError(f"{where}: path {path!r}, expected a path below {root} (see --root)")
+    return relative
 
 
 def _visible_folders(folder: Path) -> list[str]:
@@ -256,8 +326,8 @@ def _labelled(root: Path, classes: list[str], found: Mapping[str, list[str]]) ->
     )
 
 
-def _folder_names(root: Path, classes: list[str]) -> tuple[str, ...]:
-    """Class names: of classes.json where it names the folder, else the folder's own."""
+def _names_of(root: Path, classes: list[str]) -> tuple[str, ...]:
+    """Class names: of classes.json where it names the folder or label, else those themselves."""
     file = root / CLASS_NAMES_FILE
     given = _read_json(file) if file.exists() else {}
     if not isinstance(given, dict) or not all(
@@ -266,7 +336,7 @@ def _folder_names(root: Path, classes: list[str]) -> tuple[str, ...]:
         raise InputError(f"{file}: expected an object of folder: class name")
     unknown = sorted(given.keys() - set(classes))
     if unknown:
-        raise InputError(f"{file}: names {unknown[0]!r}, which is no class folder of {root}")
+        raise InputError(f"{file}: names {unknown[0]!r}, which is no class of the data")
     return tuple(given.get(name, name.replace("_", " ")) for name in classes)
 
 
@@ -295,9 +365,8 @@ def _checked_root(name: str, root: str | Path | None, holds: str) -> Path:
     return root
 
 
-def _check_classes(source: DataSource, root: str | Path | None) -> None:
+def _check_classes(source: DataSource, where: str) -> None:
     """At least two classes, each with its own name and something to train on."""
-    where = f"--data {source.name}" if root is None else f"--root {root}"
     names = source.classnames
     if len(names) < 2:
         raise InputError(f"{where}: expected at least 2 classes, found {list(names)}")

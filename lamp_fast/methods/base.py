@@ -46,6 +46,9 @@ class Method(nn.Module):
 
     clip: FrozenClip
 
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+    """Adds a tensor up, in place, over the processes that train together; None in one alone."""
+
     def prepare(self, names: Sequence[str], template: str) -> Any:
         """Tokenise class names and compute, once, what of them never changes."""
         raise NotImplementedError
@@ -85,7 +88,8 @@ class Method(nn.Module):
         """Called once after each applied optimiser step.
 
         Args:
-            observations: ``Step.observations`` of every piece of the step's batch.
+            observations: ``Step.observations`` of every piece of this rank's part of the batch;
+                empty where it has no row. Every rank is called.
             progress: steps applied before this one / planned total, in [0, 1).
         """
 
@@ -96,7 +100,8 @@ class Method(nn.Module):
     def adapt(self, batches: Sequence[Any], classes: Any) -> dict[str, Any] | None:
         """Adapt to unlabelled pictures of new classes; None where the method has no such step.
 
-        ``batches`` yields images and can be iterated over again, once a pass.
+        ``batches`` yields images and can be iterated over again, once a pass. With several ranks it
+        yields this one's part of every batch, which may have no row.
         """
         return None
 

@@ -1,6 +1,6 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -177,16 +177,19 @@ class Lamp(Method):
     def after_step(self, observations: Sequence[Selections | None], progress: float) -> None:
         """One LBO update for the whole step.
 
-        Image selections add up over the step's pieces; the classes are the same in every piece and
-        count once.
+        Image selections add up over the step's pieces and ranks; the classes are the same in all of
+        them and count once.
         """
         pieces = [each for each in observations if each is not None]
+        here = None
         if pieces:
-            image = torch.stack([each.image for each in pieces]).sum(0)
-            rows = sum(each.image_rows for each in pieces)
-            self.image_balance.update(image, rows, progress)
-            if pieces[0].text is not None:
-                self.text_balance.update(pieces[0].text, pieces[0].text_rows, progress)
+            here = Selections(
+                torch.stack([each.image for each in pieces]).sum(0),
+                sum(each.image_rows for each in pieces),
+                pieces[0].text,
+                pieces[0].text_rows,
+            )
+        self._balance(here, self.image_balance, self.text_balance, progress)
 
     def epoch_log(self) -> dict[str, Any]:
         """Per layer: activations of every prompt, load spread, mean key-to-key cosine."""
@@ -215,7 +218,7 @@ class Lamp(Method):
         return means
 
     @torch.no_grad()
-    def adapt(self, batches: Iterable[Tensor], classes: LampClasses) -> dict[str, Any] | None:
+    def adapt(self, batches: Sequence[Tensor], classes: LampClasses) -> dict[str, Any] | None:
         """Move a copy of b over unlabelled pictures of new classes (SPEC, "New classes").
 
         Each pass over ``batches`` is an epoch: totals start at zero. The planned total T is the
@@ -232,18 +235,20 @@ class Lamp(Method):
         image.load_state_dict(self.image_balance.state_dict())
         text.load_state_dict(self.text_balance.state_dict())
         before = self._load_std(batches, self.image_balance.bias)
-        steps = self.config.adapt_passes * sum(1 for _ in batches)
+        steps = self.config.adapt_passes * len(batches)
         taken = 0
         for _ in range(self.config.adapt_passes):
             image.start_epoch()
             text.start_epoch()
             for images in batches:
-                progress = taken / steps
-                _, _, _, counts = exact.encode_images(self, images, image.bias)
-                image.update(torch.stack(counts), len(images), progress)
-                if self.config.text_query == "class":
-                    chosen = exact.class_texts(self, classes, text.bias).counts
-                    text.update(torch.stack(list(chosen)), len(classes), progress)
+                here = None
+                if len(images):
+                    _, _, _, counts = exact.encode_images(self, images, image.bias)
+                    chosen: Sequence[Tensor] = ()
+                    if self.config.text_query == "class":
+                        chosen = exact.class_texts(self, classes, text.bias).counts
+                    here = Selections.of(counts, len(images), chosen, len(classes))
+                self._balance(here, image, text, taken / steps)
                 taken += 1
         after = self._load_std(batches, image.bias)
         return {"steps": taken, "load_std_before": before, "load_std_after": after}
@@ -297,13 +302,28 @@ class Lamp(Method):
         self._text = None
         return super()._apply(fn, recurse)
 
-    def _load_std(self, batches: Iterable[Tensor], bias: Tensor) -> list[float]:
+    def _load_std(self, batches: Sequence[Tensor], bias: Tensor) -> list[float]:
         measure = self._new_balance().to(bias.device)
         for images in batches:
-            _, _, _, counts = exact.encode_images(self, images, bias)
-            measure.chosen += torch.stack(counts)
-            measure.rows += len(images)
+            if len(images):
+                _, _, _, counts = exact.encode_images(self, images, bias)
+                measure.chosen += torch.stack(counts)
+                measure.rows += len(images)
+        if self.sum_over_ranks is not None:
+            self.sum_over_ranks(measure.chosen)
+            self.sum_over_ranks(measure.rows)
         return measure.load_std()
+
+    def _balance(
+        self, here: Selections | None, image: LoadBalance, text: LoadBalance, progress: float
+    ) -> None:
+        """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
+        if self.config.mpp and self.sum_over_ranks is not None:
+            here = _over_ranks(here, image, self.sum_over_ranks)
+        if here is not None:
+            image.update(here.image, here.image_rows, progress)
+            if here.text is not None:
+                text.update(here.text, here.text_rows, progress)
 
     def _bias(self) -> tuple[Tensor, Tensor]:
         if self.use_adapted:
@@ -319,3 +339,28 @@ class Lamp(Method):
             config.gamma if config.lbo else 0.0,
             raise_overused=config.lbo_sign == "printed",
         )
+
+
+def _over_ranks(
+    here: Selections | None, balance: LoadBalance, sum_over_ranks: Callable[[Tensor], Tensor]
+) -> Selections:
+    """A step's selections on all ranks, in one sum of integers.
+
+    Every rank with a row computed the same text, so its sum is divided by how many they are.
+    """
+    shape, device = balance.chosen.shape, balance.chosen.device
+    mine = torch.zeros(2 * balance.chosen.numel() + 3, dtype=torch.int64, device=device)
+    image, text, facts = mine.split([balance.chosen.numel(), balance.chosen.numel(), 3])
+    if here is not None:
+        image.copy_(here.image.flatten())
+        if here.text is not None:
+            text.copy_(here.text.flatten())
+        facts.copy_(torch.tensor([here.image_rows, here.text_rows, 1]))
+    sum_over_ranks(mine)
+    image_rows, text_rows, ranks = facts.tolist()
+    return Selections(
+        image.view(shape),
+        image_rows,
+        text.view(shape) // ranks if text_rows else None,
+        text_rows // ranks,
+    )

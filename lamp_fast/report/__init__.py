@@ -1,4 +1,4 @@
-"""Tables and pictures of a run."""
+"""Tables and pictures of a run; ``python -m lamp_fast.report RUN`` makes one page of them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -22,26 +22,42 @@ COLUMNS = (
     ("head", "head acc"),
     ("tail", "tail acc"),
 )
+UNDIVIDED_COLUMNS = (
+    ("acc_base", "accuracy"),
+    ("f1_base", "macro-F1"),
+    ("head", "head acc"),
+    ("tail", "tail acc"),
+)
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The closing table as Markdown: percentages, trainable parameters, training seconds."""
+    """The closing table as Markdown: percentages, trainable parameters, training seconds.
+
+    Where every class was trained there are no halves, and no columns about them.
+    """
+    halves = any(row["acc_new"] is not None for row in rows)
+    columns = COLUMNS if halves else UNDIVIDED_COLUMNS
     body = [
         [
             row["name"],
-            *(_percent(row[key]) for key, _ in COLUMNS),
+            *(_percent(row[key]) for key, _ in columns),
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",
         ]
         for row in rows
     ]
-    header = ["", *(title for _, title in COLUMNS), "parameters", "seconds"]
+    header = ["", *(title for _, title in columns), "parameters", "seconds"]
     alignment = ["left"] + ["right"] * (len(header) - 1)
     return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
 def plot_curves(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Loss terms, training accuracy and learning rate by epoch."""
+    _save(draw_curves(history), file)
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """The figure of :func:`plot_curves`."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     losses, accuracy, rate = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in history]
@@ -58,7 +74,7 @@ def plot_curves(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     accuracy.set(title="training accuracy (running)", xlabel="epoch", ylabel="%")
     rate.plot(epochs, [line["lr"] for line in history], marker=".", color="C3")
     rate.set(title="learning rate", xlabel="epoch")
-    _save(figure, file)
+    return figure
 
 
 def plot_per_class(
@@ -71,6 +87,11 @@ def plot_per_class(
         counts: training pictures of each class.
         accuracies: per method, the accuracy in 0..1 of each class.
     """
+    _save(draw_per_class(counts, accuracies), file)
+
+
+def draw_per_class(counts: Sequence[int], accuracies: Mapping[str, Sequence[float]]) -> Figure:
+    """The figure of :func:`plot_per_class`."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     order = np.argsort(counts, kind="stable")[::-1]
@@ -86,20 +107,27 @@ def plot_per_class(
         )
     axes.set_xscale("log")
     axes.set(
-        title="base classes: accuracy against class size",
+        title="trained classes: accuracy against class size",
         xlabel="training pictures of the class",
         ylabel="test accuracy, %",
         ylim=(-3, 103),
     )
     axes.legend(frameon=False)
-    _save(figure, file)
+    return figure
 
 
 def plot_activations(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """How often every prompt of every layer was activated, epoch by epoch."""
+    figure = draw_activations(history)
+    if figure is not None:
+        _save(figure, file)
+
+
+def draw_activations(history: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The figure of :func:`plot_activations`; None without a prompt pool."""
     lines = [line for line in history if line.get("activations")]
     if not lines:
-        return
+        return None
     layers = lines[0]["layers"]
     counts = np.array([line["activations"] for line in lines], dtype=float)  # [E, layers, M]
     share = counts / counts.sum(axis=2, keepdims=True).clip(min=1)
@@ -121,8 +149,10 @@ def plot_activations(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
         axes.set(title=f"layer {layer}", xlabel="epoch", ylabel="prompt")
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=grid, label=f"share of activations (even: {1 / counts.shape[2]:.3f})")
-    _save(figure, file)
+    figure.colorbar(
+        image, ax=grid, label=f"share of activations\n(even: {1 / counts.shape[2]:.3f})"
+    )
+    return figure
 
 
 def _save(figure: Figure, file: Path) -> None:

@@ -1,0 +1,132 @@
+"""``python -m lamp_fast.data DIR``: describe what training would see of a folder of pictures.
+
+Or of a table (--table FILE), or of any data set that training takes (--data NAME --root DIR).
+"""
+
+import io
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lamp_fast import cli, config
+from lamp_fast.checkpoint import write_bytes
+from lamp_fast.config import DataConfig, TrainConfig
+from lamp_fast.data.describe import Description, describe, shown, to_text
+from lamp_fast.errors import InputError
+from lamp_fast.experiment import load_data
+
+COLOURS = {"head": "C0", "tail": "C1", "new": "C7", None: "C0"}
+# Bars of more classes are too thin for names beside them.
+MOST_NAMED_BARS = 120
+PLAIN_BARS = str.maketrans(dict.fromkeys("█▉▊▋▌▍▎▏", "#"))
+
+
+@dataclass(frozen=True)
+class DescribeConfig:
+    """Describe what training would see of a data set."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
+    """Class folders of pictures; with --data or --table, the same as --root."""
+    out: Path | None = None
+    """Also draw the bar chart into this .png."""
+    json: bool = False
+    """Print everything as JSON."""
+    seed: int = 1
+    """Of the protocol's draws, as in training."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def data_of(settings: DescribeConfig) -> DataConfig:
+    """The data that the command line means.
+
+    Raises:
+        InputError: a folder given twice.
+    """
+    data, folder = settings.data, settings.folder
+    if folder is not None:
+        if data.root is not None:
+            raise InputError(f"--root {data.root}: expected one root, {folder} is given too")
+        data = replace(data, root=folder)
+    if data.data == DataConfig.data and data.table is not None:
+        return replace(data, data="table")
+    return replace(data, data="folder") if data.data == DataConfig.data and folder else data
+
+
+def plot(file: Path, description: Description) -> None:
+    """Draw training pictures by class, the largest first, into a PNG."""
+    ranked = sorted(description.trained, key=lambda each: -each.training)
+    named = len(ranked) <= MOST_NAMED_BARS
+    height = 1.5 + (0.2 * len(ranked) if named else 6)
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(ranked))
+    bars = axes.barh(
+        places,
+        [each.training for each in ranked],
+        height=0.8 if named else 1.0,
+        color=[COLOURS[each.group] for each in ranked],
+    )
+    if named:
+        axes.bar_label(bars, padding=3, fontsize=7)
+        axes.set_yticks(places, [_plain(each.name) for each in ranked], fontsize=8)
+    axes.set(
+        title=f"{description.data}: {len(ranked)} trained classes",
+        xlabel="training pictures",
+        ylabel=None if named else "class, by rank",
+        ylim=(len(ranked) - 0.4, -0.6),
+    )
+    groups = [group for group in ("head", "tail") if any(each.group == group for each in ranked)]
+    if groups:
+        patches = [Patch(color=COLOURS[group], label=group) for group in groups]
+        axes.legend(handles=patches, frameon=False, loc="lower right")
+    FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_bytes(file, content.getvalue())
+
+
+def _plain(name: str) -> str:
+    """A class name as matplotlib shall print it: dollars begin no formula."""
+    return shown(name).replace("$", r"\$")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a .png file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: expected a file in a folder that exists")
+
+
+def main(settings: DescribeConfig) -> int:
+    """Print the description; nothing is written but ``--out``."""
+    data = data_of(settings)
+    config.validate(TrainConfig(data=data, seed=settings.seed))
+    if settings.out is not None:
+        _check_out(settings.out)
+    description = describe(*load_data(data, settings.seed))
+    if settings.out is not None:
+        plot(settings.out, description)
+    if settings.json:
+        print(json.dumps(description.to_json(), indent=2))
+        return 0
+    text = to_text(description)
+    if settings.out is not None:
+        text += f"\n\nchart      {settings.out}"
+    encoding = sys.stdout.encoding or "ascii"
+    if "█".encode(encoding, "replace") == b"?":
+        text = text.translate(PLAIN_BARS)
+    # Class names come from files: what the terminal cannot show is escaped.
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(DescribeConfig, main, prog="python -m lamp_fast.data", description=__doc__)

@@ -1,0 +1,37 @@
+"""``python -m lamp_fast.report RUN``: one self-contained HTML page about a run."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lamp_fast import cli
+from lamp_fast.checkpoint import write_bytes
+from lamp_fast.errors import InputError
+from lamp_fast.report.page import build_page
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write one self-contained HTML page about a finished run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    out: Path | None = None
+    """The page; by default report.html in the run folder."""
+
+
+def main(config: ReportConfig) -> int:
+    """Build the page and write it."""
+    out = config.out or config.run / "report.html"
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder, expected a file to write")
+    write_bytes(out, build_page(config.run).encode())
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(ReportConfig, main, sys.argv[1:], prog="python -m lamp_fast.report")

@@ -1,0 +1,169 @@
+"""A full disk, a folder that is taken, a process that dies: one line, nothing half-written."""
+
+import os
+import resource
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lamp_fast import checkpoint, cli, train
+from lamp_fast.config import TrainConfig, apply_preset
+from lamp_fast.errors import InputError
+
+
+def settings(out, **changes) -> TrainConfig:
+    """Two epochs on two pictures a class."""
+    config = apply_preset(TrainConfig(out=out, **changes), "tiny")
+    return replace(
+        config,
+        data=replace(config.data, shots=2),
+        optim=replace(config.optim, epochs=2),
+        lamp=replace(config.lamp, adapt_passes=1),
+    )
+
+
+def command(config: TrainConfig) -> int:
+    """Exit code of the command with these settings."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(TrainConfig, train.main, [], default=lambda _: config)
+    return stop.value.code
+
+
+@pytest.fixture
+def limit_file_size():
+    """A function that stops files from growing beyond some bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def child():
+    """A function that runs another in a forked process, which is killed at the end."""
+    children = []
+
+    def start(function, *arguments):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                function(*arguments)
+            finally:
+                os._exit(1)
+        children.append(pid)
+        return pid
+
+    def kill(pid):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        children.remove(pid)
+
+    start.kill = kill
+    yield start
+    for pid in list(children):
+        kill(pid)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, capsys, limit_file_size):
+    """The first checkpoint fits; with the optimiser's state it is three times as large."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert command(settings(whole)) == 0
+    capsys.readouterr()
+    limit_file_size(200_000)
+    assert command(settings(out)) == 1
+    limit_file_size(resource.RLIM_INFINITY)
+    assert capsys.readouterr().err == f"error: {out / checkpoint.CHECKPOINT}: File too large\n"
+    assert {each.name for each in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "config.json",
+        "metrics.jsonl",
+    }
+    assert checkpoint.load_tensors(out / checkpoint.CHECKPOINT)[1]["epoch"] == 0
+    assert command(settings(out, resume=True)) == 0
+    expected, got = (checkpoint.load_tensors(each / checkpoint.LEARNED)[0] for each in (whole, out))
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_a_full_disk_is_told_at_once(tmp_path, capsys, limit_file_size):
+    out = tmp_path / "run"
+    limit_file_size(0)
+    code = command(settings(out))
+    limit_file_size(resource.RLIM_INFINITY)
+    assert code == 1
+    assert capsys.readouterr().err == f"error: {out / checkpoint.CONFIG}: File too large\n"
+    assert not list(out.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
+def test_a_read_only_folder(tmp_path, capsys):
+    (tmp_path / "shelf").mkdir(mode=0o500)
+    out = tmp_path / "shelf" / "run"
+    assert command(settings(out)) == 2
+    assert capsys.readouterr().err == f"error: --out {out}: cannot be written (Permission denied)\n"
+
+
+def test_a_killed_writer_leaves_the_old_file_or_the_new(tmp_path, child):
+    file, size = tmp_path / "run" / "file", 1 << 20
+
+    def write_for_ever():
+        while True:
+            for letter in (b"a", b"b"):
+                checkpoint.write_bytes(file, letter * size)
+
+    for moment in (0.03, 0.011, 0.027, 0.019, 0.041, 0.023):
+        writer = child(write_for_ever)
+        deadline = time.monotonic() + 30
+        while not file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(moment)
+        child.kill(writer)
+        assert file.read_bytes() in (b"a" * size, b"b" * size)
+    (file.parent / ".file.1.partial").write_text("what a killed process may leave")
+    with checkpoint.hold_folder(file.parent):
+        pass
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_two_runs_into_one_folder(tmp_path, child):
+    """Refused while the first lives, whatever the second is told; free once it is dead."""
+    out = tmp_path / "run"
+
+    def hold_for_ever():
+        with checkpoint.hold_folder(out):
+            checkpoint.write_json(out / checkpoint.CONFIG, {})
+            signal.pause()
+
+    holder = child(hold_for_ever)
+    deadline = time.monotonic() + 30
+    while not (out / checkpoint.CONFIG).is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    before = {each.name for each in out.iterdir()}
+    with pytest.raises(InputError, match=f"--out {out}: another run is writing there"):
+        train.main(settings(out, overwrite=True))
+    with pytest.raises(InputError, match=f"--out {out}: not empty"):
+        train.main(settings(out))
+    assert {each.name for each in out.iterdir()} == before
+    child.kill(holder)
+    with checkpoint.hold_folder(out):
+        assert (out / checkpoint.LOCK).exists()
+    assert not (out / checkpoint.LOCK).exists()
+
+
+def test_a_run_that_comes_second_by_a_moment(tmp_path, monkeypatch):
+    """Both found the folder empty; the one that fills it first keeps it."""
+    out = tmp_path / "run"
+    assemble = train.assemble
+
+    def slowly(*arguments):
+        checkpoint.write_json(out / checkpoint.CONFIG, {"of": "the other"})
+        return assemble(*arguments)
+
+    monkeypatch.setattr(train, "assemble", slowly)
+    with pytest.raises(InputError, match=f"--out {out}: not empty"):
+        train.main(settings(out))
+    assert checkpoint.read_json(out / checkpoint.CONFIG) == {"of": "the other"}
+    assert {each.name for each in out.iterdir()} == {checkpoint.CONFIG}
