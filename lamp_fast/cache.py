@@ -1,0 +1,142 @@
+"""``python -m lamp_fast.cache``: show, and remove, what lies outside run folders on our account.
+
+The package keeps no cache of its own. What it makes others keep are downloads: open_clip fetches
+CLIP weights for it, into the Hugging Face cache or into open_clip's own folder, and the hub's
+classifiers come the same way. Other programs may use them too, so nothing is removed unasked.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import open_clip
+from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_cache_dir
+from tabulate import tabulate
+
+from lamp_fast import checkpoint, cli
+from lamp_fast.errors import InputError
+
+# Where open_clip puts what it does not take from the hub; it has no setting for it.
+OPEN_CLIP_FOLDER = Path("~/.cache/clip")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One download.
+
+    Attributes:
+        what: "CLIP weights" or "classifier".
+        name: the hub's repository, or a file's name.
+        path: its folder or file.
+        size: bytes on disk.
+    """
+
+    what: str
+    name: str
+    path: Path
+    size: int
+
+
+def find_kept() -> list[Kept]:
+    """Downloads that this package can have caused, by name; nothing is changed."""
+    repositories, files = _weights_of_open_clip()
+    kept = []
+    try:
+        cached = scan_cache_dir().repos
+    except CacheNotFound:
+        cached = frozenset()
+    for repository in cached:
+        if repository.repo_id in repositories:
+            what = "CLIP weights"
+        elif any(map(_is_classifier, repository.revisions)):
+            what = "classifier"
+        else:
+            continue
+        kept.append(Kept(what, repository.repo_id, repository.repo_path, repository.size_on_disk))
+    folder = OPEN_CLIP_FOLDER.expanduser()
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.name in files:
+            kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size))
+    return sorted(kept, key=lambda each: (each.what, each.name))
+
+
+def clear(kept: list[Kept]) -> None:
+    """Remove downloads; whoever needs them again fetches them again."""
+    for each in kept:
+        if each.path.is_dir():
+            shutil.rmtree(each.path)
+        else:
+            each.path.unlink()
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Show what lies outside run folders on our account; with --clear, remove it."""
+
+    clear: bool = False
+    """Remove what is listed, after a question."""
+    yes: bool = False
+    """Answer the question of --clear with yes."""
+
+
+def main(config: CacheConfig) -> int:
+    """List, ask, remove."""
+    if config.yes and not config.clear:
+        raise InputError("--yes: expected --clear beside it")
+    places = f"{constants.HF_HUB_CACHE} and {OPEN_CLIP_FOLDER.expanduser()}"
+    kept = find_kept()
+    if not kept:
+        print("Outside run folders this package keeps nothing, and nothing that it could have had")
+        print(f"downloaded lies in {places}.")
+        return 0
+    rows = [[each.what, each.name, _megabytes(each.size), each.path] for each in kept]
+    rows.append(["", "together", _megabytes(sum(each.size for each in kept)), ""])
+    alignment = ("left", "left", "right", "left")
+    header = ("", "name", "MB", "where")
+    print(tabulate(rows, header, tablefmt="github", colalign=alignment, disable_numparse=True))
+    print(f"\nLooked in {places}. Other programs may use these downloads too.")
+    if config.clear and (config.yes or _agreed(len(kept))):
+        clear(kept)
+        print(f"Removed {len(kept)}.")
+    return 0
+
+
+def _agreed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        raise InputError("--clear: expected --yes where nobody can be asked")
+    return input(f"Remove {count}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _weights_of_open_clip() -> tuple[set[str], set[str]]:
+    """Hub repositories and file names of every pretrained tag that open_clip knows."""
+    repositories, files = set(), set()
+    for model, tag in open_clip.list_pretrained():
+        source = open_clip.get_pretrained_cfg(model, tag)
+        if source.get("hf_hub"):
+            # "organisation/name/" or "organisation/name/file"
+            repositories.add("/".join(source["hf_hub"].split("/")[:2]))
+        if source.get("url"):
+            files.add(Path(urlsplit(source["url"]).path).name)
+    return repositories, files
+
+
+def _is_classifier(revision: CachedRevisionInfo) -> bool:
+    """Whether a repository of the hub holds what this package saves there."""
+    for file in revision.files:
+        if file.file_name == checkpoint.CONFIG:
+            try:
+                record = checkpoint.read_json(file.file_path)
+            except InputError:
+                return False
+            return isinstance(record, dict) and {"settings", "clip", "data"} <= record.keys()
+    return False
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f}"
+
+
+if __name__ == "__main__":
+    cli.run(CacheConfig, main, sys.argv[1:], prog="python -m lamp_fast.cache", description=__doc__)

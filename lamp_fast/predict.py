@@ -1,0 +1,257 @@
+"""``python -m lamp_fast.predict RUN FILE|FOLDER|CSV ...``: classify pictures with a trained run.
+
+RUN is a run folder or what save_pretrained wrote; the training pictures need not exist any more.
+The exit code is 1 where pictures could not be read: they are reported and left out.
+"""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from lamp_fast import checkpoint, cli
+from lamp_fast.classifier import Classifier, Prediction
+from lamp_fast.data.pictures import EXTENSIONS
+from lamp_fast.errors import InputError
+
+TABLE_SUFFIX = ".csv"
+# In place of a file: standard output.
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Classify pictures with a trained run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder, or a folder that save_pretrained wrote."""
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Pictures, folders of pictures (at any depth), or .csv files with a column of paths, which
+    start from the file's own folder."""
+    classes: str = "trained"
+    """trained, all (trained and the run's new classes), or NAME,NAME,... (a name with a comma goes
+    in double quotes)."""
+    add: str | None = None
+    """NAME,NAME,...: classes besides those of --classes."""
+    top: int = 5
+    """How many classes a picture."""
+    csv: Path | None = None
+    """Write a line a picture and class to this file; - is standard output."""
+    json: Path | None = None
+    """Write everything as JSON to this file; - is standard output."""
+    path_column: str = "path"
+    """The column of paths in .csv files."""
+    batch: int | None = None
+    """Pictures at once; by default the run's --test-batch."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N."""
+    pretrained: Path | None = None
+    """The file with the CLIP's weights, where it is not where the run found it."""
+
+
+def main(config: PredictConfig) -> int:
+    """Classify every picture; print or write the result."""
+    _check_outputs(config)
+    files = [file for source in config.sources for file in list_pictures(source, config)]
+    if not files:
+        raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
+    classifier = Classifier.load(config.run, device=config.device, pretrained=config.pretrained)
+    names = choose_classes(classifier, config)
+    outcomes = classifier.classify_each(files, names, top=config.top, batch=config.batch)
+    bias = classifier.bias_for(names)
+    trained = set(classifier.trained_names)
+    _tell(_about_classes(names, trained))
+    _tell(f"bias    {bias}")
+    # Names come from files: whatever the terminal cannot show is escaped.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    plain = config.csv is None and config.json is None
+    predictions: list[tuple[Path, Prediction]] = []
+    unreadable: list[tuple[Path, str]] = []
+    bar = tqdm(files, desc="predicting", leave=False, disable=True if plain else None)
+    for file, outcome in zip(bar, outcomes, strict=True):
+        if isinstance(outcome, InputError):
+            unreadable.append((file, str(outcome)))
+            _tell(f"skipped {' '.join(str(outcome).split())}")
+            continue
+        predictions.append((file, outcome))
+        if plain:
+            print(_line(file, outcome))
+    if config.csv is not None:
+        _write_csv(config.csv, predictions)
+    if config.json is not None:
+        about = {
+            "run": _text(config.run),
+            "template": classifier.template,
+            "bias": bias,
+            "classes": [{"name": name, "trained": name in trained} for name in names],
+        }
+        _write_json(config.json, about, predictions, unreadable)
+    if unreadable:
+        _tell(f"skipped {len(unreadable)} of {len(files)} pictures that could not be read")
+    return 1 if unreadable else 0
+
+
+def list_pictures(source: Path, config: PredictConfig) -> list[Path]:
+    """The picture files that an argument means, in order; no picture is read yet.
+
+    Raises:
+        InputError: no such file or folder, a folder without pictures, a malformed .csv file.
+    """
+    if source.is_dir():
+        found = sorted(_pictures_below(source))
+        if not found:
+            raise InputError(f"{source}: holds no pictures ({', '.join(EXTENSIONS)})")
+        return found
+    if not source.exists():
+        raise InputError(f"{source}: does not exist, expected a picture, a folder or a .csv file")
+    if source.suffix.lower() == TABLE_SUFFIX:
+        return _listed(source, config.path_column)
+    return [source]
+
+
+def choose_classes(classifier: Classifier, config: PredictConfig) -> tuple[str, ...]:
+    """The class names that ``--classes`` and ``--add`` mean.
+
+    Raises:
+        InputError: ``--classes all`` of nothing more, empty names, or a name that is there twice.
+    """
+    trained, new = classifier.trained_names, classifier.new_names
+    chosen = {"trained": trained, "all": trained + new}.get(config.classes)
+    if chosen is None:
+        chosen = _names("--classes", config.classes)
+    return chosen + (() if config.add is None else _names("--add", config.add))
+
+
+def _names(flag: str, text: str) -> tuple[str, ...]:
+    rows = list(csv.reader([text], skipinitialspace=True))
+    names = tuple(name.strip() for name in rows[0]) if rows else ()
+    if not names or not all(names):
+        raise InputError(f"{flag} {text!r}: expected NAME,NAME,...")
+    return names
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+                yield Path(parent, name)
+
+
+def _listed(file: Path, column: str) -> list[Path]:
+    try:
+        # The signature that spreadsheets write before UTF-8 is no part of the first column's name.
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
+            if column not in (rows.fieldnames or ()):
+                has = ", ".join(map(repr, (rows.fieldnames or ())[:12])) or "none"
+                raise InputError(
+                    f"--path-column {column}: expected such a column in {file}; it has {has}"
+                )
+            paths = [row[column] for row in rows]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not a UTF-8 .csv file ({error})") from None
+    for number, path in enumerate(paths, start=1):
+        if not path or "\0" in path:
+            raise InputError(f"{file}: row {number} has no path")
+    if not paths:
+        raise InputError(f"{file}: has no rows, expected a row a picture")
+    return [file.parent / path for path in paths]
+
+
+def _check_outputs(config: PredictConfig) -> None:
+    """Refuse before any work what could not be written after it."""
+    outputs = [("--csv", config.csv), ("--json", config.json)]
+    for flag, file in outputs:
+        if file is None or file == STDOUT:
+            continue
+        if file.is_dir():
+            raise InputError(f"{flag} {file}: is a folder, expected a file to write")
+        if not file.absolute().parent.is_dir():
+            raise InputError(f"{flag} {file}: expected a file in a folder that exists")
+    if config.csv is not None and config.csv == config.json:
+        raise InputError(f"--json {config.json}: --csv writes there too")
+
+
+def _about_classes(names: Sequence[str], trained: set[str]) -> str:
+    new = [name for name in names if name not in trained]
+    told = f"classes {len(names) - len(new)} trained, {len(new)} not"
+    if new:
+        shown = ", ".join(" ".join(name.split()) for name in new[:20])
+        told += f" ({shown}{', ...' if len(new) > 20 else ''})"
+    return told
+
+
+def _line(file: Path, prediction: Prediction) -> str:
+    classes = zip(prediction.names, prediction.probabilities, prediction.trained, strict=True)
+    told = (
+        f"{name} {100 * probability:.2f}%{'' if trained else ' (not trained)'}"
+        for name, probability, trained in classes
+    )
+    return f"{_text(file)}: {', '.join(told)}"
+
+
+def _write_csv(file: Path, predictions: Sequence[tuple[Path, Prediction]]) -> None:
+    header = ["file", "rank", "class", "probability", "trained"]
+    rows: list[list[Any]] = [
+        [_text(picture), rank, name, f"{probability:.6g}", str(trained).lower()]
+        for picture, each in predictions
+        for rank, (name, probability, trained) in enumerate(
+            zip(each.names, each.probabilities, each.trained, strict=True), start=1
+        )
+    ]
+    if file == STDOUT:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+    else:
+        checkpoint.write_csv(file, header, rows)
+
+
+def _write_json(
+    file: Path,
+    about: dict[str, Any],
+    predictions: Sequence[tuple[Path, Prediction]],
+    unreadable: Sequence[tuple[Path, str]],
+) -> None:
+    pictures = [
+        {
+            "file": _text(picture),
+            "predictions": [
+                {"class": name, "probability": probability, "trained": trained}
+                for name, probability, trained in zip(
+                    each.names, each.probabilities, each.trained, strict=True
+                )
+            ],
+        }
+        for picture, each in predictions
+    ]
+    left_out = [{"file": _text(picture), "reason": reason} for picture, reason in unreadable]
+    everything = {**about, "pictures": pictures, "unreadable": left_out}
+    if file == STDOUT:
+        print(json.dumps(everything, indent=2))
+    else:
+        checkpoint.write_json(file, everything)
+
+
+def _text(path: Path) -> str:
+    """A path as text, also where its bytes are no UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _tell(line: str) -> None:
+    # Standard output is the result's alone.
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(
+        PredictConfig, main, sys.argv[1:], prog="python -m lamp_fast.predict", description=__doc__
+    )
