@@ -30,23 +30,25 @@ UNDIVIDED_COLUMNS = (
 )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The closing table as Markdown: percentages, trainable parameters, training seconds.
-
-    Where every class was trained there are no halves, and no columns about them.
-    """
+def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """(key, title) of each figure of a table; none about halves where every class was trained."""
     halves = any(row["acc_new"] is not None for row in rows)
-    columns = COLUMNS if halves else UNDIVIDED_COLUMNS
+    return COLUMNS if halves else UNDIVIDED_COLUMNS
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The closing table as Markdown: percentages, trainable parameters, training seconds."""
+    shown = columns(rows)
     body = [
         [
             row["name"],
-            *(_percent(row[key]) for key, _ in columns),
+            *(_percent(row[key]) for key, _ in shown),
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",
         ]
         for row in rows
     ]
-    header = ["", *(title for _, title in columns), "parameters", "seconds"]
+    header = ["", *(title for _, title in shown), "parameters", "seconds"]
     alignment = ["left"] + ["right"] * (len(header) - 1)
     return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
 

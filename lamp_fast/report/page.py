@@ -159,7 +159,9 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
 
 def _result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Header and lines of the closing table, without columns that nothing fills."""
-    columns = [each for each in report.COLUMNS if any(row[each[0]] is not None for row in rows)]
+    columns = [
+        each for each in report.columns(rows) if any(row[each[0]] is not None for row in rows)
+    ]
     return {
         "header": [title for _, title in columns],
         "rows": [
@@ -181,7 +183,7 @@ def _svgs(
 ) -> dict[str, Markup]:
     """The figures that this run has, as inline SVG."""
     with matplotlib.rc_context(_STYLE):
-        trained = [each for each in classes if each["half"] == "base"]
+        trained = [each for each in classes if each["half"] != "new"]
         figures = {"per_class": _draw_per_class(trained)}
         if history:
             figures["curves"] = report.draw_curves(history)
