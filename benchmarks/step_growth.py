@@ -121,9 +121,10 @@ def draw(results: dict[str, dict[str, list[float]]], file: Path) -> None:
         labels = [format_layers(each) if axis == "layers" else str(each) for each in values]
         for query, marker in (("image", "o"), ("class", "s")):
             axes.plot(labels, results[query][axis], marker=marker, label=f"text per {query}")
-        axes.set(xlabel=TITLES[axis], ylim=(0, None))
+        axes.set(xlabel=TITLES[axis])
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("step / image forward")
+    most = max(each for lines in results.values() for line in lines.values() for each in line)
+    figure.axes[0].set(ylabel="step / image forward", ylim=(0, 1.05 * most))
     figure.axes[0].legend(frameon=False)
     figure.suptitle("LAMP training step, ViT-B/16, float32 (B=4, C=50, layers 3..12 unless swept)")
     figure.savefig(file, dpi=110)
