@@ -165,8 +165,7 @@ class TextTower:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Tokens entering layer 1: ids [C, L] -> [C, L, width]; L may be cut after the last eot."""
-        rows = self.text.token_embedding(token_ids)
-        return rows + self.text.positional_embedding[: token_ids.shape[-1]]
+        return self.embed_at(token_ids, torch.arange(token_ids.shape[-1], device=token_ids.device))
 
     def embed_at(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Tokens at given positions: ids and positions [...] -> [..., width]."""

@@ -88,7 +88,7 @@ def encode_images(
         if prompts is not None:
             rows = prompts.visual_rows()
             indices, similarity, count = _retrieve(lamp, x[:, 0], rows, bias, number)
-            pool = _Pool(lamp, block, rows.to(x.dtype))
+            pool = _Pool(lamp, block, rows, x.dtype)
             prefix = pool.take(indices)
             chosen.append(indices)
             similarities += similarity
@@ -104,8 +104,9 @@ def class_texts(lamp, classes: LampClasses, bias: Tensor) -> ClassTexts:
     The classes of a forest are one sequence whose prefix is the whole projected pool; the mask lets
     each row see the entries that its class chose.
     """
+    pools = _text_pools(lamp, classes, classes.states[0].dtype)
     per_forest = [
-        _encode_class_forest(lamp, classes, forest, states, bias)
+        _encode_class_forest(lamp, classes, forest, states, pools, bias)
         for forest, states in zip(classes.forests, classes.states, strict=True)
     ]
     features = torch.cat([each[0] for each in per_forest])[classes.order]
@@ -119,16 +120,18 @@ def class_texts(lamp, classes: LampClasses, bias: Tensor) -> ClassTexts:
 class _Pool:
     """The projected rows of one layer, ready to be keys and values.
 
-    Rows are the M pool entries, the S shared prompts and, on the text side, bot.
+    The table holds the M pool entries, the S shared prompts and, on the text side, bot. ``rows``
+    are the first two as learned, for retrieval; ``dtype`` is what the tower computes in.
     """
 
     lamp: object
     block: Block
     rows: Tensor
+    dtype: torch.dtype
     bot: Prefix | None = None
 
     def __post_init__(self) -> None:
-        table = self.block.prefix(self.rows)
+        table = self.block.prefix(self.rows.to(self.dtype))
         if self.bot is not None:
             table = tuple(torch.cat(pair) for pair in zip(table, self.bot, strict=True))
         object.__setattr__(self, "table", table)
@@ -152,7 +155,8 @@ class _Pool:
             keys, values = self.table
             return keys[route], values[route]
         with_bot = self.bot is not None
-        projected = self.block.prefix(self.rows[route[:, :-1] if with_bot else route])
+        rows = self.rows.to(self.dtype)
+        projected = self.block.prefix(rows[route[:, :-1] if with_bot else route])
         if not with_bot:
             return projected
         bots = (each.expand(len(indices), -1, -1, -1) for each in self.bot)
@@ -161,24 +165,23 @@ class _Pool:
 
 def _text_pools(lamp, classes: LampClasses, dtype: torch.dtype) -> list[_Pool]:
     return [
-        _Pool(lamp, block, lamp.prompts_of(number).text_rows().to(dtype), classes.bot[number - 1])
+        _Pool(lamp, block, lamp.prompts_of(number).text_rows(), dtype, classes.bot[number - 1])
         for number, block in enumerate(lamp.clip.text.blocks, 1)
         if lamp.prompts_of(number) is not None
     ]
 
 
-def _encode_class_forest(lamp, classes, forest: TokenForest, states: Tensor, bias: Tensor):
+def _encode_class_forest(lamp, classes, forest: TokenForest, states: Tensor, pools, bias: Tensor):
     """Features [c, Ds] of a forest's classes; per selected layer similarity and counts."""
     x = states[None]
     similarities, counts = [], []
+    pool_of = iter(pools)
     for number, block in lamp.text_blocks(classes):
-        prompts = lamp.prompts_of(number)
         prefix = tuple(each[None] for each in classes.bot[number - 1])
         seen = forest.visible.new_ones(len(forest), 1)
-        if prompts is not None:
-            rows = prompts.text_rows()
-            indices, similarity, count = _retrieve(lamp, x[0, forest.eot], rows, bias, number)
-            pool = _Pool(lamp, block, rows.to(x.dtype), classes.bot[number - 1])
+        if lamp.prompts_of(number) is not None:
+            pool = next(pool_of)
+            indices, similarity, count = _retrieve(lamp, x[0, forest.eot], pool.rows, bias, number)
             prefix = pool.everything()
             route = pool.route(indices)  # [C, K + S + 1]
             seen = forest.visible.new_zeros(len(route), prefix[0].shape[1])
@@ -192,9 +195,9 @@ def _encode_class_forest(lamp, classes, forest: TokenForest, states: Tensor, bia
 def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> Tensor:
     """Cosine [B, C] of normalised features with each image's own text features.
 
-    (image, class) pairs are taken in blocks of at most ``lamp.block`` pairs; with gradient and more
-    than one block, each is computed again in backward instead of being kept. Retrieval is over by
-    then, so nothing is chosen or counted twice.
+    (image, class) pairs are taken in blocks of at most ``Trimming.block`` pairs; with gradient and
+    more than one block, each is computed again in backward instead of being kept. Retrieval is over
+    by then, so nothing is chosen or counted twice.
     """
     images = len(features)
     limit = lamp.trimming.block or images * len(classes)
