@@ -62,7 +62,7 @@ class Block:
         self.widen = (widen.weight, widen.bias)
         self.narrow = (narrow.weight, narrow.bias)
         if not isinstance(source.mlp.gelu, QuickGELU):
-            self.activation = F.gelu
+            self.activation = ops.gelu
         elif not fold:
             self.activation = ops.quick_gelu
         else:
@@ -87,26 +87,39 @@ class Block:
         keys, values = keys_values.unflatten(-1, (2, self.heads, -1)).unbind(-3)
         return keys, values
 
-    def __call__(
+    def enter(self, x: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add what the block before left to add, and normalise: the stream and ln_1 of it.
+
+        Args:
+            x: the residual stream [N, L, width].
+            update: the same shape, from the last :meth:`advance`; None at the start.
+        """
+        norm = self.source.ln_1
+        if update is None:
+            return x, norm(x)
+        return ops.add_layer_norm(x, update, norm.weight, norm.bias, norm.eps)
+
+    def advance(
         self,
         x: Tensor,
+        normed: Tensor,
         prefix: tuple[Tensor, Tensor] | None = None,
         *,
         causal: bool = False,
         mask: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> Tensor:
-        """The block over x [N, L, width].
+    ) -> tuple[Tensor, Tensor]:
+        """Attention and MLP of what :meth:`enter` gave: the stream, and what is to be added to it.
 
         Args:
-            x: the sequences.
+            x: the residual stream [N, L, width].
+            normed: ln_1 of it.
             prefix: keys and values [G, P, heads, d] that sequence n reads as ``n // (N // G)``.
             causal: row i sees rows 0..i.
             mask: bool [L or R, P + L], what each row sees of prefix and sequence.
-            rows: int64 [R]; compute these rows alone and return [N, R, width].
+            rows: int64 [R]; compute these rows alone and return [N, R, width] twice.
         """
-        source = self.source
-        normed = source.ln_1(x)
+        source, norm = self.source, self.source.ln_2
         q, k, v = self._project(normed, rows)
         if prefix is None:
             prefix = (k[:1, :, :0].transpose(1, 2), v[:1, :, :0].transpose(1, 2))
@@ -114,9 +127,15 @@ class Block:
         attended = ops.prefix_attention(q, k, v, prefix_k, prefix_v, causal=causal, mask=mask)
         if rows is not None:
             x = x[:, rows]
-        x = x + source.attn.out_proj(attended.transpose(1, 2).flatten(-2))
-        hidden = self.activation(F.linear(source.ln_2(x), *self.widen))
-        return x + F.linear(hidden, *self.narrow)
+        update = source.attn.out_proj(attended.transpose(1, 2).flatten(-2))
+        x, normed = ops.add_layer_norm(x, update, norm.weight, norm.bias, norm.eps)
+        hidden = self.activation(F.linear(normed, *self.widen))
+        return x, F.linear(hidden, *self.narrow)
+
+    def __call__(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None, **options) -> Tensor:
+        """The whole block over x [N, L, width]; the rest as :meth:`advance`."""
+        x, update = self.advance(*self.enter(x), prefix, **options)
+        return x + update
 
     def _project(self, normed: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q [N, H, L or R, d], k and v [N, H, L, d]: strided views of fused projections."""
@@ -129,6 +148,15 @@ class Block:
         kv = F.linear(normed, weight[width:], bias[width:]).unflatten(-1, (2, self.heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return q.unflatten(-1, (self.heads, -1)).transpose(1, 2), k, v
+
+
+def through(blocks: Sequence[Block], x: Tensor, **options) -> Tensor:
+    """x [N, L, width] through blocks without prompts; options as :meth:`Block.advance`."""
+    update = None
+    for block in blocks:
+        x, normed = block.enter(x, update)
+        x, update = block.advance(x, normed, **options)
+    return x if update is None else x + update
 
 
 class VisionTower:

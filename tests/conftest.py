@@ -1,8 +1,14 @@
-"""Small CLIPs that the tests share."""
+"""Small CLIPs that the tests share; Triton in its interpreter where there is no GPU."""
+
+import os
 
 import open_clip
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when a kernel is defined.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data.transforms import Preprocessing

@@ -4,14 +4,23 @@ import math
 
 import pytest
 import torch
+import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
 
-every_implementation = pytest.mark.parametrize(
-    "impl", list(contracts.IMPLEMENTATIONS["prefix_attention"])
-)
+every_implementation = under_test.implementations("prefix_attention")
+every_float64 = under_test.implementations("prefix_attention", torch.float64)
+
+
+def attend(*tensors, impl, **options):
+    """The op where the implementation runs; the result on the CPU."""
+    device = under_test.device(impl)
+    options = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+    }
+    return ops.prefix_attention(*(each.to(device) for each in tensors), **options, impl=impl).cpu()
 
 
 def draw(sequences, groups, heads, length, prefix, width, dtype=torch.float64, seed=0):
@@ -68,12 +77,11 @@ def as_options(case):
     return {"prefix_index": index, "causal": causal, "blind": blind, "scale": scale}
 
 
-@every_implementation
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@under_test.cases("prefix_attention", torch.float64, torch.float32, torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_literal_softmax(impl, dtype, case):
     tensors, options = draw(*case[:6], dtype=dtype), as_options(case)
-    out = ops.prefix_attention(*tensors, **options, impl=impl)
+    out = attend(*tensors, **options, impl=impl)
     exact = [tensor.double() for tensor in tensors]
     wanted = literal(*exact, **options)
     assert out.shape == tensors[0].shape
@@ -94,13 +102,13 @@ def test_matches_literal_softmax(impl, dtype, case):
     assert (out.double() - wanted).abs().max() <= bound
 
 
-@every_implementation
+@every_float64
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_match_the_literal_ones(impl, case):
     options = as_options(case)
     ours = [tensor.requires_grad_() for tensor in draw(*case[:6])]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    out = ops.prefix_attention(*ours, **options, impl=impl)
+    out = attend(*ours, **options, impl=impl)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     (out * weights).sum().backward()
     if out.numel() == 0:
@@ -114,14 +122,12 @@ def test_gradients_match_the_literal_ones(impl, case):
         assert torch.allclose(got, wanted, rtol=0, atol=1e-12)
 
 
-@every_implementation
+@every_float64
 @pytest.mark.parametrize("case", [CASES[2], CASES[4], CASES[6]], ids=str)
 def test_gradcheck(impl, case):
     tensors = [tensor.requires_grad_() for tensor in draw(*case[:6])]
     options = as_options(case)
-    assert torch.autograd.gradcheck(
-        lambda *inputs: ops.prefix_attention(*inputs, **options, impl=impl), tensors
-    )
+    assert torch.autograd.gradcheck(lambda *inputs: attend(*inputs, **options, impl=impl), tensors)
 
 
 def literal_masked(q, k, v, prefix_k, prefix_v, mask):
@@ -138,7 +144,7 @@ def literal_masked(q, k, v, prefix_k, prefix_v, mask):
     return out
 
 
-@every_implementation
+@every_float64
 @pytest.mark.parametrize("rows", [1, 3, 6])
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_a_mask_says_what_each_row_sees(impl, rows, prefix):
@@ -149,7 +155,7 @@ def test_a_mask_says_what_each_row_sees(impl, rows, prefix):
     tensors = [q[:, :, :rows].contiguous(), k, v, prefix_k, prefix_v]
     ours = [each.clone().requires_grad_() for each in tensors]
     theirs = [each.clone().requires_grad_() for each in tensors]
-    out = ops.prefix_attention(*ours, mask=mask, impl=impl)
+    out = attend(*ours, mask=mask, impl=impl)
     wanted = literal_masked(*theirs, mask)
     # Some twenty float64 roundings of values of order 1.
     torch.testing.assert_close(out, wanted, rtol=0, atol=1e-14)
@@ -162,81 +168,79 @@ def test_a_mask_says_what_each_row_sees(impl, rows, prefix):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
 
-@every_implementation
+@every_float64
 @pytest.mark.parametrize("causal", [False, True])
 def test_fewer_query_rows_are_the_last_ones(impl, causal):
     q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 6, 3, 3)
     options = {"causal": causal, "blind": 2, "impl": impl}
-    whole = ops.prefix_attention(q, k, v, prefix_k, prefix_v, **options)
-    last = ops.prefix_attention(q[:, :, 4:], k, v, prefix_k, prefix_v, **options)
+    whole = attend(q, k, v, prefix_k, prefix_v, **options)
+    last = attend(q[:, :, 4:], k, v, prefix_k, prefix_v, **options)
     torch.testing.assert_close(last, whole[:, :, 4:], rtol=0, atol=1e-15)
 
 
-@every_implementation
+@every_float64
 def test_blind_rows_are_bit_for_bit_deaf_to_the_prefix(impl):
     q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 5, 3, 4)
-    before = ops.prefix_attention(q, k, v, prefix_k, prefix_v, causal=True, blind=2, impl=impl)
-    other = ops.prefix_attention(
-        q, k, v, prefix_k.flip(0) * 3, prefix_v - 9, causal=True, blind=2, impl=impl
-    )
+    before = attend(q, k, v, prefix_k, prefix_v, causal=True, blind=2, impl=impl)
+    other = attend(q, k, v, prefix_k.flip(0) * 3, prefix_v - 9, causal=True, blind=2, impl=impl)
     assert torch.equal(before[:, :, :2], other[:, :, :2])
     assert not torch.isclose(before[:, :, 2:], other[:, :, 2:]).all(dim=-1).any()
 
 
-@every_implementation
+@every_float64
 def test_prefix_order_does_not_matter(impl):
     q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 5, 6, 4)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
-    a = ops.prefix_attention(q, k, v, prefix_k, prefix_v, impl=impl)
-    b = ops.prefix_attention(q, k, v, prefix_k[:, :, order], prefix_v[:, :, order], impl=impl)
+    a = attend(q, k, v, prefix_k, prefix_v, impl=impl)
+    b = attend(q, k, v, prefix_k[:, :, order], prefix_v[:, :, order], impl=impl)
     assert torch.allclose(a, b, rtol=0, atol=1e-13)
 
 
-@every_implementation
+@every_float64
 def test_default_grouping_is_the_written_index(impl):
     tensors = draw(6, 3, 2, 4, 3, 4)
     index = torch.tensor([0, 0, 1, 1, 2, 2])
-    a = ops.prefix_attention(*tensors, causal=True, blind=1, impl=impl)
-    b = ops.prefix_attention(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
+    a = attend(*tensors, causal=True, blind=1, impl=impl)
+    b = attend(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
     assert torch.equal(a, b)
 
 
-@every_implementation
+@every_float64
 def test_strided_and_expanded_views(impl):
     q, k, v, prefix_k, prefix_v = draw(4, 1, 2, 5, 3, 4)
-    wanted = ops.prefix_attention(q, k, v, prefix_k, prefix_v, impl=impl)
+    wanted = attend(q, k, v, prefix_k, prefix_v, impl=impl)
     # [N, L, 3, H, d], as a fused projection lays q, k and v out.
     fused = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).contiguous()
     a, b, c = fused.permute(2, 0, 3, 1, 4)
     assert not a.is_contiguous()
     keys, values = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (prefix_k, prefix_v))
-    got = ops.prefix_attention(a, b, c, keys, values, impl=impl)
+    got = attend(a, b, c, keys, values, impl=impl)
     assert torch.allclose(got, wanted, rtol=0, atol=1e-13)
     spread = prefix_k.expand(4, -1, -1, -1), prefix_v.expand(4, -1, -1, -1)
-    assert torch.allclose(ops.prefix_attention(q, k, v, *spread, impl=impl), wanted, atol=1e-13)
+    assert torch.allclose(attend(q, k, v, *spread, impl=impl), wanted, atol=1e-13)
 
 
-@every_implementation
+@every_float64
 def test_empty_heads_and_rows(impl):
     for heads, length in ((0, 3), (2, 0)):
         tensors = draw(4, 2, heads, length, 3, 4)
-        out = ops.prefix_attention(*tensors, causal=True, blind=1, impl=impl)
+        out = attend(*tensors, causal=True, blind=1, impl=impl)
         assert out.shape == (4, heads, length, 4)
 
 
-@every_implementation
+@every_float64
 @pytest.mark.parametrize("indexed", [False, True])
 def test_compiles_whole_forward_and_backward(impl, indexed):
     torch._dynamo.reset()
     index = torch.tensor([1, 1, 0, 0]) if indexed else None
 
-    def attend(*tensors):
-        return ops.prefix_attention(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
+    def causal(*tensors):
+        return attend(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
 
-    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(causal, fullgraph=True, backend="aot_eager")
     ours = [tensor.requires_grad_() for tensor in draw(4, 2, 2, 5, 3, 4)]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    out, wanted = compiled(*ours), attend(*theirs)
+    out, wanted = compiled(*ours), causal(*theirs)
     assert torch.allclose(out, wanted, rtol=0, atol=1e-13)
     out.pow(2).sum().backward()
     wanted.pow(2).sum().backward()
@@ -273,7 +277,7 @@ def test_compiles_whole_forward_and_backward(impl, indexed):
         ({"prefix_index": torch.tensor([0, -1, 1, 0])}, ["prefix_index", "-1", "0..1"]),
         ({"prefix_index": torch.tensor([0, 1])}, ["prefix_index", "[2]", "[4]"]),
         ({"prefix_index": torch.tensor([0, 1, 1, 0]).int()}, ["prefix_index", "int32", "int64"]),
-        ({"impl": "cpp"}, ["impl='cpp'", "prefix_attention", "reference"]),
+        ({"impl": "fast"}, ["impl='fast'", "prefix_attention", "reference"]),
     ],
 )
 def test_bad_input_is_one_line(changes, words):

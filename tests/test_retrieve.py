@@ -5,23 +5,23 @@ import os
 
 import pytest
 import torch
+import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
 from lamp_fast.ops import contracts
 
-IMPLEMENTATIONS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            ops.implementations("retrieve")[name] is not None,
-            reason=str(ops.implementations("retrieve")[name]),
-        ),
-    )
-    for name in contracts.IMPLEMENTATIONS["retrieve"]
-]
-every_implementation = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+every_implementation = under_test.implementations("retrieve")
+every_case = under_test.cases("retrieve", torch.float32, torch.float64)
+every_float64 = under_test.implementations("retrieve", torch.float64)
+
+
+def retrieve(query, keys, bias, k, *, impl):
+    """The op where the implementation runs; results on the CPU."""
+    device = under_test.device(impl)
+    moved = (each.to(device) for each in (query, keys, bias))
+    return tuple(each.cpu() for each in ops.retrieve(*moved, k, impl=impl))
+
 
 SHAPES = [  # B, M, Dv, K
     (0, 5, 8, 2),
@@ -107,20 +107,18 @@ def draw(batch, pool_size, width, dtype=torch.float32, seed=0):
     return query, keys, bias
 
 
-@every_implementation
-@every_dtype
+@every_case
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_literal_oracle(impl, dtype, shape):
     batch, pool_size, width, k = shape
     query, keys, bias = draw(batch, pool_size, width, dtype)
-    assert_matches_oracle(ops.retrieve(query, keys, bias, k, impl=impl), query, keys, bias, k)
+    assert_matches_oracle(retrieve(query, keys, bias, k, impl=impl), query, keys, bias, k)
 
 
-@every_implementation
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@under_test.cases("retrieve", torch.float16, torch.bfloat16)
 def test_half_precision_is_decided_in_float32(impl, dtype):
     query, keys, bias = draw(5, 20, 24, dtype)
-    result = ops.retrieve(query, keys, bias, 3, impl=impl)
+    result = retrieve(query, keys, bias, 3, impl=impl)
     assert result[1].dtype == torch.float32
     assert_matches_oracle(result, query, keys, bias, 3)
 
@@ -129,35 +127,33 @@ def test_half_precision_is_decided_in_float32(impl, dtype):
 def test_autocast_changes_nothing(impl):
     query, keys, bias = draw(9, 20, 64)
     plain = gradients(query, keys, bias, 3, impl)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(under_test.device(impl).type, dtype=torch.bfloat16):
         cast = gradients(query, keys, bias, 3, impl)
     for a, b in zip(plain, cast, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
 
 
-@every_implementation
-@every_dtype
+@every_case
 def test_ties_go_to_the_lower_index(impl, dtype):
     query = torch.ones(3, 6, dtype=dtype)
     keys = torch.ones(40, 6, dtype=dtype)
-    indices, similarity, counts = ops.retrieve(query, keys, torch.zeros(40), 7, impl=impl)
+    indices, similarity, counts = retrieve(query, keys, torch.zeros(40), 7, impl=impl)
     assert indices.tolist() == [list(range(7))] * 3
     assert counts.tolist() == [3] * 7 + [0] * 33
     assert (similarity - 1).abs().max() <= error_bound(dtype, 6)
     bias = torch.zeros(40)
     bias[[5, 11, 30]] = 0.5
-    assert ops.retrieve(query, keys, bias, 4, impl=impl)[0].tolist() == [[0, 5, 11, 30]] * 3
+    assert retrieve(query, keys, bias, 4, impl=impl)[0].tolist() == [[0, 5, 11, 30]] * 3
 
 
-@every_implementation
-@every_dtype
+@every_case
 def test_zero_rows_have_cosine_zero_and_no_gradient(impl, dtype):
     query, keys, _ = draw(3, 4, 5, dtype)
     query[1] = 0
     keys[2] = 0
     bias = torch.zeros(4)
-    assert_matches_oracle(ops.retrieve(query, keys, bias, 4, impl=impl), query, keys, bias, 4)
+    assert_matches_oracle(retrieve(query, keys, bias, 4, impl=impl), query, keys, bias, 4)
     _, similarity, _, grad_query, grad_keys = gradients(query, keys, bias, 4, impl)
     assert similarity[1].tolist() == [0] * 4
     assert similarity[:, 2].tolist() == [0] * 3
@@ -166,36 +162,34 @@ def test_zero_rows_have_cosine_zero_and_no_gradient(impl, dtype):
     assert grad_keys.isfinite().all()
 
 
-@every_implementation
-@every_dtype
+@every_case
 def test_infinite_bias_forces_in_and_out(impl, dtype):
     query, keys, _ = draw(6, 8, 5, dtype)
     bias = torch.zeros(8)
     bias[6] = math.inf
     bias[:4] = -math.inf
     for k, wanted in [(1, {6}), (4, {4, 5, 6, 7}), (6, {0, 1, 4, 5, 6, 7})]:
-        result = ops.retrieve(query, keys, bias, k, impl=impl)
+        result = retrieve(query, keys, bias, k, impl=impl)
         assert all(set(row) == wanted for row in result[0].tolist())
         assert result[1].isfinite().all()
 
 
-@every_implementation
-@every_dtype
+@every_case
 def test_nan_rows_count_nothing(impl, dtype):
     query, keys, bias = draw(4, 9, 5, dtype)
     query[1, 3] = math.nan
     query[2, 0] = math.inf
-    indices, similarity, counts = ops.retrieve(query, keys, bias, 3, impl=impl)
+    indices, similarity, counts = retrieve(query, keys, bias, 3, impl=impl)
     assert indices[1:3].tolist() == [[0, 1, 2]] * 2
     assert similarity[1:3].isnan().all()
-    healthy = ops.retrieve(query[[0, 3]], keys, bias, 3, impl=impl)
+    healthy = retrieve(query[[0, 3]], keys, bias, 3, impl=impl)
     assert torch.equal(indices[[0, 3]], healthy[0])
     assert torch.equal(counts, healthy[2])
     for poisoned in (keys, bias):
         spoilt = poisoned.clone()
         spoilt[8] = math.nan
         inputs = (query, spoilt, bias) if poisoned is keys else (query, keys, spoilt)
-        indices, similarity, counts = ops.retrieve(*inputs, 3, impl=impl)
+        indices, similarity, counts = retrieve(*inputs, 3, impl=impl)
         assert indices.tolist() == [[0, 1, 2]] * 4
         assert similarity.isnan().all()
         assert counts.tolist() == [0] * 9
@@ -204,15 +198,14 @@ def test_nan_rows_count_nothing(impl, dtype):
 @every_implementation
 def test_float32_of_any_size(impl):
     query, keys, bias = draw(4, 6, 5)
-    wanted = ops.retrieve(query, keys, bias, 2, impl=impl)
+    wanted = retrieve(query, keys, bias, 2, impl=impl)
     # Powers of two change no digit; the squares leave float32 on both sides.
-    scaled = ops.retrieve(query * 2.0**100, keys * 2.0**-90, bias, 2, impl=impl)
+    scaled = retrieve(query * 2.0**100, keys * 2.0**-90, bias, 2, impl=impl)
     for a, b in zip(wanted, scaled, strict=True):
         assert torch.equal(a, b)
 
 
-@every_implementation
-@every_dtype
+@every_case
 def test_strided_and_expanded_views(impl, dtype):
     query, keys, bias = draw(6, 10, 8, dtype)
     sequence = torch.full((6, 3, 8), math.nan, dtype=dtype)
@@ -221,15 +214,15 @@ def test_strided_and_expanded_views(impl, dtype):
     columns[:, ::2] = keys
     wide_bias = torch.full((10, 2), math.nan)
     wide_bias[:, 1] = bias
-    wanted = ops.retrieve(query, keys, bias, 4, impl=impl)
-    got = ops.retrieve(sequence[:, 0], columns[:, ::2], wide_bias[:, 1], 4, impl=impl)
+    wanted = retrieve(query, keys, bias, 4, impl=impl)
+    got = retrieve(sequence[:, 0], columns[:, ::2], wide_bias[:, 1], 4, impl=impl)
     assert_matches_oracle(got, query, keys, bias, 4)
     assert torch.equal(got[0], wanted[0])
-    one = ops.retrieve(query[:1].expand(6, -1), keys, bias[:1].expand(10), 4, impl=impl)
-    same = ops.retrieve(query[:1].repeat(6, 1), keys, bias[:1].repeat(10), 4, impl=impl)
+    one = retrieve(query[:1].expand(6, -1), keys, bias[:1].expand(10), 4, impl=impl)
+    same = retrieve(query[:1].repeat(6, 1), keys, bias[:1].repeat(10), 4, impl=impl)
     for a, b in zip(one, same, strict=True):
         assert torch.equal(a, b)
-    transposed = ops.retrieve(query, keys.T.contiguous().T, bias, 4, impl=impl)
+    transposed = retrieve(query, keys.T.contiguous().T, bias, 4, impl=impl)
     assert torch.equal(transposed[0], wanted[0])
 
 
@@ -237,19 +230,19 @@ def test_strided_and_expanded_views(impl, dtype):
 def test_inputs_are_not_changed(impl):
     inputs = draw(3, 5, 4)
     copies = [tensor.clone() for tensor in inputs]
-    ops.retrieve(*inputs, 2, impl=impl)
+    retrieve(*inputs, 2, impl=impl)
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
 def gradients(query, keys, bias, k, impl):
     query, keys = query.clone().requires_grad_(), keys.clone().requires_grad_()
-    indices, similarity, counts = ops.retrieve(query, keys, bias, k, impl=impl)
+    indices, similarity, counts = retrieve(query, keys, bias, k, impl=impl)
     weights = torch.linspace(-1, 2, similarity.numel(), dtype=similarity.dtype)
     (similarity * weights.view_as(similarity)).sum().backward()
     return indices, similarity.detach(), counts, query.grad, keys.grad
 
 
-@every_implementation
+@every_float64
 @pytest.mark.parametrize("shape", [(1, 1, 2, 1), (4, 6, 5, 3), (3, 4, 7, 4)], ids=str)
 def test_gradcheck(impl, shape):
     batch, pool_size, width, k = shape
@@ -257,12 +250,11 @@ def test_gradcheck(impl, shape):
     query.requires_grad_()
     keys.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda q, x: ops.retrieve(q, x, bias, k, impl=impl)[1], (query, keys)
+        lambda q, x: retrieve(q, x, bias, k, impl=impl)[1], (query, keys)
     )
 
 
-@every_implementation
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@under_test.cases("retrieve", torch.float16, torch.float32, torch.float64)
 def test_gradient_matches_the_written_formula(impl, dtype):
     query, keys, bias = draw(5, 8, 6, dtype)
     indices, _, _, grad_query, grad_keys = gradients(query, keys, bias, 3, impl)
@@ -288,7 +280,7 @@ def test_gradient_matches_the_written_formula(impl, dtype):
     assert (grad_keys.double() - wanted_keys).abs().max() <= bound
 
 
-@every_implementation
+@every_float64
 def test_gradient_of_one_side_and_of_an_empty_batch(impl):
     query, keys, bias = draw(4, 5, 6, torch.float64)
     both = gradients(query, keys, bias, 2, impl)
@@ -296,7 +288,7 @@ def test_gradient_of_one_side_and_of_an_empty_batch(impl):
     for side, wanted in ((query, both[3]), (keys, both[4])):
         leaf = side.clone().requires_grad_()
         inputs = (leaf, keys) if side is query else (query, leaf)
-        (ops.retrieve(*inputs, bias, 2, impl=impl)[1] * weights).sum().backward()
+        (retrieve(*inputs, bias, 2, impl=impl)[1] * weights).sum().backward()
         assert torch.equal(leaf.grad, wanted)
     empty = gradients(query[:0], keys, bias, 2, impl)
     assert empty[3].shape == (0, 6)
@@ -307,10 +299,10 @@ def test_gradient_of_one_side_and_of_an_empty_batch(impl):
 def test_bias_takes_no_gradient(impl):
     query, keys, bias = draw(4, 5, 6)
     bias.requires_grad_()
-    outputs = ops.retrieve(query, keys, bias, 2, impl=impl)
+    outputs = retrieve(query, keys, bias, 2, impl=impl)
     assert not any(output.requires_grad for output in outputs)
     keys.requires_grad_()
-    ops.retrieve(query, keys, bias, 2, impl=impl)[1].sum().backward()
+    retrieve(query, keys, bias, 2, impl=impl)[1].sum().backward()
     assert bias.grad is None
 
 
@@ -383,12 +375,19 @@ def test_native_works_in_a_forked_child_of_a_threaded_parent():
         torch.set_num_threads(before)
 
 
-@every_dtype
-def test_opcheck(dtype):
-    _needs_cpp()
+@every_case
+def test_opcheck(impl, dtype):
+    if impl == "reference":
+        pytest.skip("called as it is, without an op")
     for batch in (0, 1, 6):
-        query, keys, bias = draw(batch, 9, 5, dtype)
-        torch.library.opcheck(contracts.retrieve, (query, keys, bias, 3, "cpp"))
+        query, keys, bias = (x.to(under_test.device(impl)) for x in draw(batch, 9, 5, dtype))
+        torch.library.opcheck(contracts.retrieve, (query, keys, bias, 3, impl))
+        indices, similarity, _ = contracts.retrieve(query, keys, bias, 3, impl)
+        backward = contracts.IMPLEMENTATIONS["retrieve"][impl].backward or impl
+        torch.library.opcheck(
+            contracts.retrieve_backward,
+            (query, keys, indices, similarity, similarity.clone(), backward),
+        )
 
 
 @every_implementation
@@ -397,7 +396,7 @@ def test_compiles_whole_forward_and_backward(impl, dynamic):
     torch._dynamo.reset()
     query, keys, bias = draw(6, 9, 5)
     compiled = torch.compile(
-        lambda *inputs: ops.retrieve(*inputs, 3, impl=impl),
+        lambda *inputs: retrieve(*inputs, 3, impl=impl),
         fullgraph=True,
         backend="aot_eager",
         dynamic=dynamic,

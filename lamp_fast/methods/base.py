@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import FrozenClip, through
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -113,16 +113,12 @@ class Method(nn.Module):
 @torch.no_grad()
 def plain_text_features(clip: FrozenClip, token_ids: Tensor, eot: Tensor) -> Tensor:
     """CLIP's own text features [C, Ds], not normalised, of ids [C, L] cut or not after eot."""
-    x = clip.text.embed(token_ids)
-    for block in clip.text.blocks:
-        x = block(x, causal=True)
+    x = through(clip.text.blocks, clip.text.embed(token_ids), causal=True)
     return clip.text.readout(x[torch.arange(len(x), device=x.device), eot])
 
 
 @torch.no_grad()
 def plain_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
     """CLIP's own image features [B, Ds], not normalised."""
-    x = clip.vision.embed(images)
-    for block in clip.vision.blocks:
-        x = block(x)
+    x = through(clip.vision.blocks, clip.vision.embed(images))
     return clip.vision.readout(x[:, 0])

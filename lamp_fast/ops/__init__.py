@@ -1,16 +1,31 @@
 """The ops of LAMP, each behind one function with a choice of implementations.
 
-``impl=None`` takes what is fastest for the tensors' device in this installation. An implementation
-that is asked for by name runs or is refused with the reason; it is never replaced silently.
+``impl=None`` takes what serves the tensors best in this installation, by the table in
+:mod:`lamp_fast.ops.contracts`. An implementation that is asked for by name runs or is refused with
+the reason; it is never replaced silently.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts, reference
+from lamp_fast.ops import autograd, checks, contracts, reference
+from lamp_fast.ops.contracts import REFERENCE, prefer
 
-__all__ = ["implementations", "prefix_attention", "quick_gelu", "retrieve"]
+__all__ = [
+    "add_layer_norm",
+    "gelu",
+    "implementations",
+    "prefer",
+    "prefix_attention",
+    "quick_gelu",
+    "retrieve",
+]
+
+# A causal sequence this short has rows that see few keys.
+SHORT_ROWS = 32
 
 
 def retrieve(
@@ -24,7 +39,7 @@ def retrieve(
         bias: [M], any floating-point dtype, device of ``query``; it steers the choice and takes
             part in no value and no gradient.
         k: how many entries a row chooses, 1..M.
-        impl: "reference", "cpp" (CPU) or None.
+        impl: "reference", "cpp" (CPU), "triton", "cuda" (M up to 256, k up to 32) or None.
 
     Returns:
         indices, int64 [B, k], in ascending pool order; similarity [B, k], the cosine without bias,
@@ -42,15 +57,16 @@ def retrieve(
 
     *Determinism*: the same bits for any number of threads; nothing is mutated.
     """
-    _check_retrieve(query, keys, bias, k)
-    name = _implementation("retrieve", impl, query)
+    checks.check_retrieve(query, keys, bias, k)
+    large = keys.shape[0] > 256 or k > 32
+    name = _implementation("retrieve", impl, query, large)
     bias = bias.detach()
     if query.dtype not in (torch.float32, torch.float64):
         query, keys = query.float(), keys.float()
-    if name == "reference":
+    if name == REFERENCE:
         return reference.retrieve(query, keys, bias, k)
-    if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad):
-        return _Retrieve.apply(query, keys, bias, k, name)
+    if _differentiates(query, keys):
+        return autograd.Retrieve.apply(query, keys, bias, k, name)
     return contracts.retrieve(query, keys, bias, k, name)
 
 
@@ -82,7 +98,8 @@ def prefix_attention(
         mask: bool [R, P + L], which rows of prefix and sequence each query row sees, alike in every
             sequence and head; at least one each. In place of ``causal`` and ``blind``.
         scale: of the dot products; default d ** -0.5.
-        impl: "reference" or None.
+        impl: "reference", "cpp" (CPU), "triton", "cuda" or None. The last two take heads of width
+            up to 128 and no float64.
 
     Returns:
         [N, H, R, d] in the dtype of ``q``, differentiable in all five tensors.
@@ -91,19 +108,26 @@ def prefix_attention(
         InputError: shapes, dtypes, devices or numbers that do not fit, or an ``impl`` that cannot
             serve.
 
-    *Numerics*: those of torch's scaled_dot_product_attention, which the reference calls; softmax in
-    at least float32.
+    *Numerics*: the reference has those of torch's scaled_dot_product_attention, which it calls. All
+    others form scores, softmax and sums in float32 (float64 for float64) and round once. A NaN in a
+    row's query or in a key that it sees makes that row NaN.
 
-    *Determinism*: as torch's attention; the default grouping sums gradients of a shared prefix in a
-    fixed order, and ``prefix_index`` as torch's indexing does.
+    *Determinism*: the same bits in every run, also for gradients of a shared prefix, which are
+    summed in the order of the sequences; the reference with ``prefix_index`` as torch indexes.
     """
-    _check_prefix_attention(q, k, v, prefix_k, prefix_v, prefix_index, blind)
+    checks.check_prefix_attention(q, k, v, prefix_k, prefix_v, prefix_index, blind)
     if mask is not None:
-        _check_mask(mask, q, k, prefix_k, causal, blind)
-    _implementation("prefix_attention", impl, q)
-    return reference.prefix_attention(
-        q, k, v, prefix_k, prefix_v, prefix_index, causal, blind, mask, scale
-    )
+        checks.check_mask(mask, q, k, prefix_k, causal, blind)
+    sparse = mask is not None or (causal and k.shape[2] <= SHORT_ROWS)
+    name = _implementation("prefix_attention", impl, q, q.shape[3] > 128, sparse)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    tensors = q, k, v, prefix_k, prefix_v
+    if name == REFERENCE:
+        return reference.prefix_attention(*tensors, prefix_index, mask, causal, blind, scale)
+    options = prefix_index, mask, causal, blind, scale, name
+    if _differentiates(*tensors):
+        return autograd.PrefixAttention.apply(*tensors, *options)
+    return contracts.prefix_attention(*tensors, *options)[0]
 
 
 def quick_gelu(x: Tensor, *, impl: str | None = None) -> Tensor:
@@ -111,7 +135,7 @@ def quick_gelu(x: Tensor, *, impl: str | None = None) -> Tensor:
 
     Args:
         x: any shape, floating point.
-        impl: "reference" or None.
+        impl: "reference", "triton" or None.
 
     Returns:
         The shape and dtype of ``x``, differentiable.
@@ -119,12 +143,47 @@ def quick_gelu(x: Tensor, *, impl: str | None = None) -> Tensor:
     Raises:
         InputError: an integer ``x``, or an ``impl`` that cannot serve.
 
-    *Numerics*: element-wise in the dtype of ``x``, as torch does. *Determinism*: always.
+    *Numerics*: the reference is element-wise in the dtype of ``x``, as torch does; triton computes
+    in float32 and rounds once. *Determinism*: always.
     """
-    if not x.is_floating_point():
-        raise InputError(f"x: {x.dtype}, expected floating point")
-    _implementation("quick_gelu", impl, x)
-    return _QuickGelu.apply(x)
+    return _activation("quick_gelu", x, impl, autograd.ReferenceQuickGelu.apply)
+
+
+def gelu(x: Tensor, *, impl: str | None = None) -> Tensor:
+    """x Phi(x) with the standard normal's distribution function (exact, by erf); otherwise as
+    :func:`quick_gelu`."""
+    return _activation("gelu", x, impl, reference.gelu)
+
+
+def add_layer_norm(
+    x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float, *, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add to the residual stream and normalise it with a frozen LayerNorm.
+
+    Args:
+        x, update: [..., D], alike in shape, dtype and device, floating point.
+        weight, bias: [D] in the dtype of ``x``, without gradient.
+        eps: added to the variance.
+        impl: "reference", "triton" or None.
+
+    Returns:
+        x + update, and its rows normalised, scaled by ``weight`` and shifted by ``bias``; both
+        [..., D] in the dtype of ``x``, differentiable in x and update.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit, a weight that wants a gradient, or an
+            ``impl`` that cannot serve.
+
+    *Numerics*: the sum is rounded to the dtype of ``x`` first, so that it is the one that is
+    returned; mean and variance are float32 (float64 for float64). *Determinism*: always.
+    """
+    checks.check_add_layer_norm(x, update, weight, bias)
+    name = _implementation("add_layer_norm", impl, x)
+    if name == REFERENCE:
+        return reference.add_layer_norm(x, update, weight, bias, eps)
+    if _differentiates(x, update):
+        return autograd.AddLayerNorm.apply(x, update, weight, bias, eps, name)
+    return contracts.add_layer_norm(x, update, weight, bias, eps, name)[:2]
 
 
 def implementations(op: str) -> dict[str, str | None]:
@@ -138,175 +197,23 @@ def implementations(op: str) -> dict[str, str | None]:
     return {name: contracts.why_unavailable(op, name) for name in contracts.IMPLEMENTATIONS[op]}
 
 
-class _QuickGelu(torch.autograd.Function):
-    """d/dx x s = s (1 + 1.702 x (1 - s)) with s = sigmoid(1.702 x), formed again from x."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return reference.quick_gelu(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        gate = torch.sigmoid(1.702 * x)
-        return gradient * (gate * (1 + 1.702 * x * (1 - gate)))
+def _activation(
+    op: str, x: Tensor, impl: str | None, by_reference: Callable[[Tensor], Tensor]
+) -> Tensor:
+    if not x.is_floating_point():
+        raise InputError(f"x: {x.dtype}, expected floating point")
+    name = _implementation(op, impl, x)
+    return by_reference(x) if name == REFERENCE else autograd.Gelu.apply(x, op, name)
 
 
-class _Retrieve(torch.autograd.Function):
-    """The gradient of every fused retrieve, in closed form.
-
-    With unit rows q^ and k^, and s the chosen similarities with gradient g:
-    dq_b = sum_j g_bj (k^_bj - s_bj q^_b) / |q_b|, and alike for every key over the rows that
-    chose it.
-    """
-
-    @staticmethod
-    def forward(ctx, query: Tensor, keys: Tensor, bias: Tensor, k: int, name: str):
-        indices, similarity, counts = contracts.retrieve(query, keys, bias, k, name)
-        ctx.save_for_backward(query, keys, indices, similarity)
-        ctx.mark_non_differentiable(indices, counts)
-        return indices, similarity, counts
-
-    @staticmethod
-    def backward(ctx, _indices, gradient: Tensor, _counts):
-        query, keys, indices, similarity = ctx.saved_tensors
-        # float64 for the reasons that the reference gives; the sums run over Dv and over B.
-        unit_query, inverse_query = _unit_and_inverse_norm(query.double())
-        unit_keys, inverse_keys = _unit_and_inverse_norm(keys.double())
-        gradient = gradient.double()
-        weighted = gradient * similarity.double()  # [B, k]
-        # A row chooses an entry at most once, so that no two of its gradients meet.
-        spread = gradient.new_zeros(len(query), len(keys))
-        dense = spread.scatter(1, indices, gradient)  # [B, M]
-        grad_query = grad_keys = None
-        if ctx.needs_input_grad[0]:
-            along = weighted.sum(dim=1, keepdim=True)
-            grad_query = (dense @ unit_keys - along * unit_query) * inverse_query
-            grad_query = grad_query.to(query.dtype)
-        if ctx.needs_input_grad[1]:
-            along = spread.scatter(1, indices, weighted).sum(dim=0)[:, None]
-            grad_keys = (dense.T @ unit_query - along * unit_keys) * inverse_keys
-            grad_keys = grad_keys.to(keys.dtype)
-        return grad_query, grad_keys, None, None, None
+def _differentiates(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
 
 
-def _unit_and_inverse_norm(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, D] -> unit rows [R, D] and 1 / norm [R, 1]; zeros for a zero row."""
-    norm = rows.norm(dim=1, keepdim=True)
-    inverse = norm.reciprocal().masked_fill(norm == 0, 0)
-    return rows * inverse, inverse
-
-
-def _implementation(op: str, impl: str | None, tensor: Tensor) -> str:
-    name, objection = contracts.choose(op, impl, tensor.device.type)
+def _implementation(
+    op: str, impl: str | None, tensor: Tensor, large: bool = False, sparse: bool = False
+) -> str:
+    name, objection = contracts.choose(op, impl, tensor.device, tensor.dtype, large, sparse)
     if objection is not None:
         raise InputError(f"impl={impl!r}: {op}: {objection}")
     return name
-
-
-def _check_retrieve(query: Tensor, keys: Tensor, bias: Tensor, k: int) -> None:
-    _check_like("query", query, "keys", keys)
-    for name, rows in (("query", query), ("keys", keys)):
-        if rows.ndim != 2 or rows.shape[1] == 0:
-            raise InputError(f"{name}: shape {_shape(rows)}, expected [rows, Dv] with Dv >= 1")
-    if keys.shape[1] != query.shape[1]:
-        raise InputError(
-            f"keys: shape {_shape(keys)}, expected [M, {query.shape[1]}] as query is "
-            f"{_shape(query)}"
-        )
-    if keys.shape[0] == 0:
-        raise InputError(f"keys: shape {_shape(keys)}, expected at least one row")
-    if bias.shape != keys.shape[:1] or not bias.is_floating_point():
-        raise InputError(
-            f"bias: {bias.dtype} {_shape(bias)}, expected floating point [{keys.shape[0]}], "
-            "one for every row of keys"
-        )
-    if bias.device != query.device:
-        raise InputError(f"bias: on {bias.device}, expected {query.device} as query")
-    if not 1 <= k <= keys.shape[0]:
-        raise InputError(f"k={k}: expected 1..{keys.shape[0]}, the rows of keys")
-
-
-def _check_prefix_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    prefix_index: Tensor | None,
-    blind: int,
-) -> None:
-    if q.ndim != 4 or q.shape[3] == 0:
-        raise InputError(f"q: shape {_shape(q)}, expected [N, H, L, d] with d >= 1")
-    _check_like("q", q, "k", k)
-    _check_like("q", q, "v", v)
-    if k.ndim != 4 or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[3]):
-        raise InputError(
-            f"k: shape {_shape(k)}, expected [{q.shape[0]}, {q.shape[1]}, L, {q.shape[3]}] as q is "
-            f"{_shape(q)}"
-        )
-    if k.shape[2] < q.shape[2]:
-        raise InputError(f"k: {k.shape[2]} rows, expected at least the {q.shape[2]} of q")
-    if v.shape != k.shape:
-        raise InputError(f"v: shape {_shape(v)}, expected {_shape(k)} as k")
-    _check_like("q", q, "prefix_k", prefix_k)
-    _check_like("q", q, "prefix_v", prefix_v)
-    sequences, heads, _, width = q.shape
-    if prefix_k.ndim != 4 or prefix_k.shape[1] != heads or prefix_k.shape[3] != width:
-        raise InputError(
-            f"prefix_k: shape {_shape(prefix_k)}, expected [G, {heads}, P, {width}] as q is "
-            f"{_shape(q)}"
-        )
-    if prefix_v.shape != prefix_k.shape:
-        raise InputError(
-            f"prefix_v: shape {_shape(prefix_v)}, expected {_shape(prefix_k)} as prefix_k"
-        )
-    if blind < 0:
-        raise InputError(f"blind={blind}: expected 0 or more rows")
-    groups = prefix_k.shape[0]
-    if prefix_index is None:
-        if sequences and (groups == 0 or sequences % groups):
-            raise InputError(
-                f"prefix_k: {groups} prefixes for {sequences} sequences, expected a divisor of "
-                f"{sequences}, or prefix_index"
-            )
-        return
-    if prefix_index.shape != q.shape[:1] or prefix_index.dtype != torch.int64:
-        raise InputError(
-            f"prefix_index: {prefix_index.dtype} {_shape(prefix_index)}, expected torch.int64 "
-            f"[{sequences}], one for every sequence of q"
-        )
-    if prefix_index.device != q.device:
-        raise InputError(f"prefix_index: on {prefix_index.device}, expected {q.device} as q")
-    # Reading values would wait for a GPU and cannot be traced.
-    if sequences and q.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in prefix_index.aminmax())
-        if low < 0 or high >= groups:
-            wrong = low if low < 0 else high
-            raise InputError(f"prefix_index: holds {wrong}, expected 0..{groups - 1}")
-
-
-def _check_mask(
-    mask: Tensor, q: Tensor, k: Tensor, prefix_k: Tensor, causal: bool, blind: int
-) -> None:
-    expected = [q.shape[2], prefix_k.shape[2] + k.shape[2]]
-    if mask.dtype != torch.bool or _shape(mask) != expected:
-        raise InputError(f"mask: {mask.dtype} {_shape(mask)}, expected torch.bool {expected}")
-    if mask.device != q.device:
-        raise InputError(f"mask: on {mask.device}, expected {q.device} as q")
-    if causal or blind:
-        raise InputError(f"mask: given with causal={causal}, blind={blind}; expected one or other")
-
-
-def _check_like(first_name: str, first: Tensor, name: str, tensor: Tensor) -> None:
-    if not first.is_floating_point():
-        raise InputError(f"{first_name}: {first.dtype}, expected floating point")
-    if tensor.dtype != first.dtype:
-        raise InputError(f"{name}: {tensor.dtype}, expected {first.dtype} as {first_name}")
-    if tensor.device != first.device:
-        raise InputError(f"{name}: on {tensor.device}, expected {first.device} as {first_name}")
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)

@@ -6,15 +6,18 @@ from torch import Tensor
 from lamp_fast import _C
 
 
-def retrieve(query: Tensor, keys: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`lamp_fast.ops.retrieve`; float32 or float64, without gradient."""
+def retrieve(
+    query: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+    k: int,
+    indices: Tensor,
+    similarity: Tensor,
+    counts: Tensor,
+) -> None:
+    """See :func:`lamp_fast.ops.retrieve`; float32 or float64."""
     query, keys = _contiguous_rows(query), _contiguous_rows(keys)
     bias = bias.to(query.dtype).contiguous()
-    batch, width = query.shape
-    pool_size = keys.shape[0]
-    indices = torch.empty((batch, k), dtype=torch.int64)
-    similarity = torch.empty((batch, k), dtype=query.dtype)
-    counts = torch.empty(pool_size, dtype=torch.int64)
     _C.retrieve(
         query.dtype == torch.float64,
         query.data_ptr(),
@@ -25,13 +28,12 @@ def retrieve(query: Tensor, keys: Tensor, bias: Tensor, k: int) -> tuple[Tensor,
         counts.data_ptr(),
         query.stride(0),
         keys.stride(0),
-        batch,
-        pool_size,
-        width,
+        query.shape[0],
+        keys.shape[0],
+        query.shape[1],
         k,
         torch.get_num_threads(),
     )
-    return indices, similarity, counts
 
 
 def _contiguous_rows(rows: Tensor) -> Tensor:

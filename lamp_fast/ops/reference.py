@@ -20,6 +20,32 @@ def retrieve(query: Tensor, keys: Tensor, bias: Tensor, k: int) -> tuple[Tensor,
     return indices, similarity.gather(1, indices).masked_fill(unordered, float("nan")), counts
 
 
+def retrieve_backward(
+    query: Tensor,
+    keys: Tensor,
+    indices: Tensor,
+    similarity: Tensor,
+    grad: Tensor,
+    grad_query: Tensor,
+    grad_keys: Tensor,
+) -> None:
+    """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`, for forwards without their own.
+
+    float64 for the reasons above; the sums run over Dv and over B.
+    """
+    unit_query, inverse_query = _unit_and_inverse_norm(query.double())
+    unit_keys, inverse_keys = _unit_and_inverse_norm(keys.double())
+    grad = grad.double()
+    weighted = grad * similarity.double()  # [B, k]
+    # A row chooses an entry at most once, so that no two of its gradients meet.
+    spread = grad.new_zeros(len(query), len(keys))
+    dense = spread.scatter(1, indices, grad)  # [B, M]
+    along = weighted.sum(dim=1, keepdim=True)
+    grad_query.copy_((dense @ unit_keys - along * unit_query) * inverse_query)
+    along = spread.scatter(1, indices, weighted).sum(dim=0)[:, None]
+    grad_keys.copy_((dense.T @ unit_query - along * unit_keys) * inverse_keys)
+
+
 def prefix_attention(
     q: Tensor,
     k: Tensor,
@@ -27,10 +53,10 @@ def prefix_attention(
     prefix_k: Tensor,
     prefix_v: Tensor,
     prefix_index: Tensor | None,
+    mask: Tensor | None,
     causal: bool,
     blind: int,
-    mask: Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> Tensor:
     """See :func:`lamp_fast.ops.prefix_attention`."""
     sequences, rows, length, prefix_length = len(q), q.shape[2], k.shape[2], prefix_k.shape[2]
@@ -52,6 +78,19 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """See :func:`lamp_fast.ops.gelu`."""
+    return F.gelu(x)
+
+
+def add_layer_norm(
+    x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See :func:`lamp_fast.ops.add_layer_norm`."""
+    total = x + update
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
 def _unit(rows: Tensor) -> Tensor:
     """Rows of length 1; a zero row stays zero and takes no gradient."""
     norm = rows.norm(dim=1, keepdim=True)
@@ -68,3 +107,10 @@ def _per_sequence(prefix: Tensor, prefix_index: Tensor | None, sequences: int) -
         return prefix
     # An expanded view rather than an index: its gradient is a plain, ordered sum.
     return prefix[:, None].expand(-1, sequences // groups, -1, -1, -1).flatten(0, 1)
+
+
+def _unit_and_inverse_norm(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[R, D] -> unit rows [R, D] and 1 / norm [R, 1]; zeros for a zero row."""
+    norm = rows.norm(dim=1, keepdim=True)
+    inverse = norm.reciprocal().masked_fill(norm == 0, 0)
+    return rows * inverse, inverse

@@ -82,7 +82,9 @@ def encode_images(
     x = vision.embed(images)
     cls = torch.zeros(1, dtype=torch.int64, device=x.device)
     chosen, similarities, counts = [], [], []
+    update = None
     for number, block in enumerate(vision.blocks, 1):
+        x, normed = block.enter(x, update)
         prefix = None
         prompts = lamp.prompts_of(number)
         if prompts is not None:
@@ -94,8 +96,8 @@ def encode_images(
             similarities += similarity
             counts += count
         last = lamp.trimming.last_row and number == len(vision.blocks)
-        x = block(x, prefix, rows=cls if last else None)
-    return vision.readout(x[:, 0]), chosen, similarities, counts
+        x, update = block.advance(x, normed, prefix, rows=cls if last else None)
+    return vision.readout(x[:, 0] + update[:, 0]), chosen, similarities, counts
 
 
 def class_texts(lamp, classes: LampClasses, bias: Tensor) -> ClassTexts:
@@ -173,10 +175,11 @@ def _text_pools(lamp, classes: LampClasses, dtype: torch.dtype) -> list[_Pool]:
 
 def _encode_class_forest(lamp, classes, forest: TokenForest, states: Tensor, pools, bias: Tensor):
     """Features [c, Ds] of a forest's classes; per selected layer similarity and counts."""
-    x = states[None]
+    x, update = states[None], None
     similarities, counts = [], []
     pool_of = iter(pools)
     for number, block in lamp.text_blocks(classes):
+        x, normed = block.enter(x, update)
         prefix = tuple(each[None] for each in classes.bot[number - 1])
         seen = forest.visible.new_ones(len(forest), 1)
         if lamp.prompts_of(number) is not None:
@@ -188,8 +191,8 @@ def _encode_class_forest(lamp, classes, forest: TokenForest, states: Tensor, poo
             seen = seen.scatter(1, route, True)[forest.owner]
             similarities += similarity
             counts += count
-        x = _text_block(lamp, block, number, x, prefix, seen, forest)
-    return _read_out(lamp, x, forest)[0], similarities, counts
+        x, update = _advance_text(lamp, block, number, x, normed, prefix, seen, forest)
+    return _read_out(lamp, x + update, forest)[0], similarities, counts
 
 
 def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> Tensor:
@@ -229,7 +232,7 @@ def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> 
 def _cosine(lamp, classes, forest, states, pools, features: Tensor, *chosen: Tensor) -> Tensor:
     """Cosine [b, c] of b images with the classes of one forest."""
     images = len(features)
-    x = states[None]
+    x, update = states[None], None
     owner = torch.zeros(images, dtype=torch.int64, device=features.device)  # text row -> image
     pool_of = iter(zip(pools, chosen, strict=True))
     for number, block in lamp.text_blocks(classes):
@@ -237,40 +240,43 @@ def _cosine(lamp, classes, forest, states, pools, features: Tensor, *chosen: Ten
             prefix = tuple(each[None] for each in classes.bot[number - 1])
         else:
             pool, indices = next(pool_of)
-            parents, owner, routes = _distinct(owner, indices, share=lamp.trimming.share_routes)
-            x = x[parents]
-            prefix = pool.take(routes)
+            if lamp.trimming.share_routes:
+                parents, owner, indices = _distinct(owner, indices)
+                x, update = (x if update is None else x + update)[parents], None
+            elif len(x) < images:
+                # The states are the same for all images until their first prompts.
+                x = (x if update is None else x + update).expand(images, -1, -1)
+                owner, update = torch.arange(images, device=x.device), None
+            prefix = pool.take(indices)
+        x, normed = block.enter(x, update)
         seen = forest.visible.new_ones(len(forest), prefix[0].shape[1])
-        x = _text_block(lamp, block, number, x, prefix, seen, forest)
-    text = F.normalize(_read_out(lamp, x, forest), dim=-1)  # [distinct, c, Ds]
+        x, update = _advance_text(lamp, block, number, x, normed, prefix, seen, forest)
+    text = F.normalize(_read_out(lamp, x + update, forest), dim=-1)  # [distinct, c, Ds]
     return torch.einsum("bd,bcd->bc", features, text[owner])
 
 
-def _distinct(owner: Tensor, indices: Tensor, *, share: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _distinct(owner: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split images that shared their text so far by what they choose now.
 
     Args:
         owner: int64 [B], which text states each image reads.
         indices: int64 [B, K], its choice in this layer.
-        share: off, every image gets states of its own.
 
     Returns:
         parents, int64 [U], the states that each new one continues; the new owner, int64 [B]; the
         choice of each new one, int64 [U, K].
     """
-    if not share:
-        return owner, torch.arange(len(owner), device=owner.device), indices
     both = torch.cat([owner[:, None], indices], dim=1)
     distinct, owner = torch.unique(both, dim=0, return_inverse=True)
     return distinct[:, 0], owner, distinct[:, 1:]
 
 
-def _text_block(lamp, block, number, x, prefix, seen, forest: TokenForest) -> Tensor:
+def _advance_text(lamp, block, number, x, normed, prefix, seen, forest: TokenForest):
     """One text layer over a forest: prefix visibility ``seen`` [T, P] beside the tree's."""
     mask = torch.cat([seen, forest.visible], dim=1)
     if lamp.trimming.last_row and number == len(lamp.clip.text.blocks):
-        return block(x, prefix, mask=mask[forest.eot], rows=forest.eot)
-    return block(x, prefix, mask=mask)
+        return block.advance(x, normed, prefix, mask=mask[forest.eot], rows=forest.eot)
+    return block.advance(x, normed, prefix, mask=mask)
 
 
 def _read_out(lamp, x: Tensor, forest: TokenForest) -> Tensor:
