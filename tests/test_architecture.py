@@ -30,7 +30,12 @@ LAYER_OF = {
 }
 
 # What implements an op; none of these knows another one, only the dispatcher knows them all.
-IMPLEMENTATIONS = ("lamp_fast.ops.reference", "lamp_fast.ops.cpp", "lamp_fast.kernels")
+IMPLEMENTATIONS = (
+    "lamp_fast.ops.reference",
+    "lamp_fast.ops.cpp",
+    "lamp_fast.ops.cuda",
+    "lamp_fast.kernels",
+)
 
 SHARED_BY_LEAVES = "lamp_fast.errors"
 
