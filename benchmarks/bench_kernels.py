@@ -1,8 +1,8 @@
 """The kernel table: every GPU op beside what a user would otherwise call, and its physical floor.
 
-``pytest benchmarks/bench_kernels.py --benchmark-only``; ``python -m benchmarks.gpu_report`` runs the
-same and keeps the numbers. Without a GPU there is nothing to measure: the lines are printed with
-empty cells.
+``pytest benchmarks/bench_kernels.py --benchmark-only``; ``python -m benchmarks.gpu_report`` runs
+the same and keeps the numbers. Without a GPU there is nothing to measure: the lines are printed
+with empty cells.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from benchmarks import kernels
 from benchmarks.measure import measure_ceilings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CASES = list(kernels.cases(DEVICE, small=DEVICE.type != "cuda"))
+CASES = list(kernels.cases(DEVICE))
 
 
 @pytest.fixture(scope="module")

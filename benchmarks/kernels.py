@@ -28,6 +28,10 @@ BACKENDS = {
 }
 
 
+# bfloat16 has 8 bits; two honest programs differ by a few of its roundings.
+MOST_ERROR = 2e-2
+
+
 @dataclass(frozen=True)
 class Case:
     """One line of the table.
@@ -74,17 +78,33 @@ class Row:
 
 
 def measure(case: Case, device: torch.device, ceilings: Ceilings) -> Row:
-    """Time every contender of a case on the same inputs, one after the other."""
+    """Time every contender of a case on the same inputs, one after the other.
+
+    A contender whose results are not the plain one's is refused: its time is worth nothing.
+    """
     row = Row(case, ceilings.floor(case.flops, case.moved))
     inputs = rotations(case.draw, device)
+    plain = next(name for name in ("eager", "SDPA math") if name in case.contenders)
+    wanted = case.contenders[plain](*inputs[0])
     for name, contender in case.contenders.items():
         try:
+            error = relative_error(contender(*inputs[0]), wanted)
+            if not error <= MOST_ERROR:
+                row.refused[name] = f"wrong: relative error {error:.1e}"
+                continue
             row.times[name] = time_call(contender, inputs, device)
         except (
             Exception
         ) as error:  # a backend that does not serve this shape is a cell, not a crash
             row.refused[name] = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
     return row
+
+
+def relative_error(got: object, wanted: object) -> float:
+    """The largest ||got - wanted|| / ||wanted|| over floating-point results."""
+    got, wanted = (each if isinstance(each, tuple) else (each,) for each in (got, wanted))
+    pairs = [pair for pair in zip(got, wanted, strict=True) if pair[1].is_floating_point()]
+    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
 
 
 def both_ways(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., object]:
