@@ -90,6 +90,7 @@ BAD_INPUT = [
     ("data", "{place}/damaged --out {place}/chart.txt", "--out {place}/chart.txt"),
     ("data", "{place}/damaged --imb 0", "--imb 0.0: expected at least 1"),
     ("data", "--table {place}/list.csv --label-column kind", "kind"),
+    ("info", "--device", "--device"),
     ("cache", "--yes", "--yes: expected --clear"),
     ("cache", "--clear all", "all"),
     ("cache", "--keep", "--keep"),
