@@ -104,8 +104,8 @@ def _reference() -> Implementation:
     return Implementation("lamp_fast.ops.reference")
 
 
-def _cpp(backward: str | None = None) -> Implementation:
-    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD, backward)
+def _cpp() -> Implementation:
+    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD)
 
 
 def _triton(module: str) -> Implementation:
@@ -121,7 +121,7 @@ def _cuda(backward: str | None = None) -> Implementation:
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     "retrieve": {
         REFERENCE: _reference(),
-        "cpp": _cpp(backward=REFERENCE),
+        "cpp": _cpp(),
         "triton": _triton("retrieve"),
         "cuda": _cuda(backward="triton"),
     },

@@ -36,5 +36,143 @@ def retrieve(
     )
 
 
+def retrieve_backward(
+    query: Tensor,
+    keys: Tensor,
+    indices: Tensor,
+    similarity: Tensor,
+    grad: Tensor,
+    grad_query: Tensor,
+    grad_keys: Tensor,
+) -> None:
+    """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`, summed in float64."""
+    query, keys = _contiguous_rows(query), _contiguous_rows(keys)
+    indices, similarity, grad = indices.contiguous(), similarity.contiguous(), grad.contiguous()
+    _C.retrieve_backward(
+        query.dtype == torch.float64,
+        query.data_ptr(),
+        keys.data_ptr(),
+        indices.data_ptr(),
+        similarity.data_ptr(),
+        grad.data_ptr(),
+        grad_query.data_ptr(),
+        grad_keys.data_ptr(),
+        query.stride(0),
+        keys.stride(0),
+        query.shape[0],
+        keys.shape[0],
+        query.shape[1],
+        indices.shape[1],
+        torch.get_num_threads(),
+    )
+
+
+def prefix_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_index: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    blind: int,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """See :func:`lamp_fast.ops.prefix_attention`; half precision through a float32 copy."""
+    tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
+    prefix_index, mask = _contiguous(prefix_index), _contiguous(mask)
+    computed = _computed(out)
+    _C.prefix_attention(
+        _params(*tensors, computed, lse, prefix_index, mask, causal, blind, scale)
+    )
+    _round_once(computed, out)
+
+
+def prefix_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    prefix_index: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    blind: int,
+    scale: float,
+    needs_own: bool,
+    needs_prefix: bool,
+    *gradients: Tensor,
+) -> None:
+    """The gradients of q, k, v, prefix_k and prefix_v; reads neither ``out`` nor ``lse``."""
+    tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
+    prefix_index, mask = _contiguous(prefix_index), _contiguous(mask)
+    grad = _native(grad)
+    computed = [_computed(each) for each in gradients]
+    wanted = [needs_own] * 3 + [needs_prefix] * 2
+    _C.prefix_attention_backward(
+        _params(*tensors, out, lse, prefix_index, mask, causal, blind, scale),
+        _rows(grad),
+        *(_rows(x) if want else _NO_ROWS for x, want in zip(computed, wanted, strict=True)),
+    )
+    for source, target in zip(computed, gradients, strict=True):
+        _round_once(source, target)
+
+
+_NO_ROWS = (0, 0, 0, 0)
+
+
+def _params(
+    q, k, v, prefix_k, prefix_v, out, lse, prefix_index, mask, causal, blind, scale
+) -> _C.PrefixAttentionParams:
+    """Addresses of tensors, which the caller keeps alive."""
+    sequences, heads, rows, width = q.shape
+    groups, prefix_length = prefix_k.shape[0], prefix_k.shape[2]
+    return _C.PrefixAttentionParams(
+        q.dtype == torch.float64,
+        *(_rows(each) for each in (q, k, v, prefix_k, prefix_v, out)),
+        lse.data_ptr(),
+        0 if prefix_index is None else prefix_index.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        (sequences, groups, heads, rows, k.shape[2], prefix_length, width),
+        causal,
+        blind,
+        scale,
+        torch.get_num_threads(),
+    )
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int]:
+    """Address and strides of [N or G, H, rows, d]."""
+    return x.data_ptr(), *x.stride()[:3]
+
+
+def _native(x: Tensor) -> Tensor:
+    """Contiguous in its last dimension, float32 or float64."""
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _computed(out: Tensor) -> Tensor:
+    """Where the native code writes what ``out`` is to hold."""
+    native = out.dtype in (torch.float32, torch.float64)
+    return out if native else torch.empty_like(out, dtype=torch.float32)
+
+
+def _round_once(computed: Tensor, out: Tensor) -> None:
+    if computed is not out:
+        out.copy_(computed)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _contiguous_rows(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
