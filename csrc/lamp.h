@@ -7,7 +7,7 @@
 
 namespace lamp {
 
-enum class Dtype { kFloat32, kFloat64 };
+enum class Dtype { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Rows are contiguous; strides are in elements from one row to the next.
 struct RetrieveParams {
@@ -89,6 +89,31 @@ struct PrefixAttentionBackwardParams {
 
 void prefix_attention_cpu(const PrefixAttentionParams& params);
 void prefix_attention_backward_cpu(const PrefixAttentionBackwardParams& params);
+
+// The CUDA ops enqueue on a cudaStream_t of the current device, which the addresses belong to. They
+// allocate nothing, wait for nothing and throw std::runtime_error with CUDA's words.
+
+void retrieve_cuda(const RetrieveParams& params, void* stream);  // float32, M <= 256, k <= 32
+
+// Device memory that the CUDA prefix_attention takes beside its tensors.
+struct PrefixAttentionScratch {
+  int32_t* seen_keys;    // [R, 1 + P + L], with a mask: how many keys each row sees, and which
+  int32_t* seeing_rows;  // [P + L, 1 + R], backward with a mask: how many rows see each key, which
+  float* delta;          // [N, H, R], backward: dot products of out and grad
+  const int64_t* order;  // [N], backward with prefix_index: the sequences, stably sorted by it
+  const int64_t* offsets;  // [G + 1], backward with prefix_index: where each group starts in order
+  float* partial;          // [parts, G, H, P, 2, d], backward with more than one part
+  int64_t parts;           // the walk over a group's rows is cut into; decides the order of sums
+};
+
+// float32, float16 or bfloat16; d <= 128.
+void prefix_attention_cuda(const PrefixAttentionParams& params,
+                           const PrefixAttentionScratch& scratch, void* stream);
+void prefix_attention_backward_cuda(const PrefixAttentionBackwardParams& params,
+                                    const PrefixAttentionScratch& scratch, void* stream);
+
+// What the kernels were compiled for, such as "sm_80 sm_90".
+std::string cuda_architectures();
 
 struct CudaDevice {
   std::string name;
