@@ -30,7 +30,12 @@ LAYER_OF = {
 }
 
 # What implements an op; none of these knows another one, only the dispatcher knows them all.
-IMPLEMENTATIONS = ("lamp_fast.ops.reference", "lamp_fast.ops.cpp", "lamp_fast.kernels")
+IMPLEMENTATIONS = (
+    "lamp_fast.ops.reference",
+    "lamp_fast.ops.cpp",
+    "lamp_fast.ops.cuda",
+    "lamp_fast.kernels",
+)
 
 SHARED_BY_LEAVES = "lamp_fast.errors"
 
@@ -123,6 +128,8 @@ def test_every_named_module_exists():
         ("lamp_fast.ops.cpp", "from lamp_fast import _C", True),
         ("lamp_fast.ops.cpp", "from lamp_fast.ops.reference import retrieve", False),
         ("lamp_fast.kernels.retrieve", "import lamp_fast.ops.cpp", False),
+        ("lamp_fast.ops.cuda", "import lamp_fast.ops.cpp", False),
+        ("lamp_fast.ops.cuda", "from lamp_fast.ops.native import address", True),
         ("lamp_fast.config", "from lamp_fast.data.digits import NAMES", False),
         ("lamp_fast.data.sources", "from lamp_fast.data.digits import NAMES", True),
         ("lamp_fast.train", "from lamp_fast import report, cli", True),

@@ -4,6 +4,12 @@ import torch
 from torch import Tensor
 
 from lamp_fast import _C
+from lamp_fast.ops.native import (
+    contiguous,
+    contiguous_rows,
+    prefix_attention_backward_params,
+    prefix_attention_params,
+)
 
 
 def retrieve(
@@ -16,7 +22,7 @@ def retrieve(
     counts: Tensor,
 ) -> None:
     """See :func:`lamp_fast.ops.retrieve`; float32 or float64."""
-    query, keys = _contiguous_rows(query), _contiguous_rows(keys)
+    query, keys = contiguous_rows(query), contiguous_rows(keys)
     bias = bias.to(query.dtype).contiguous()
     _C.retrieve(
         query.dtype == torch.float64,
@@ -46,7 +52,7 @@ def retrieve_backward(
     grad_keys: Tensor,
 ) -> None:
     """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`, summed in float64."""
-    query, keys = _contiguous_rows(query), _contiguous_rows(keys)
+    query, keys = contiguous_rows(query), contiguous_rows(keys)
     indices, similarity, grad = indices.contiguous(), similarity.contiguous(), grad.contiguous()
     _C.retrieve_backward(
         query.dtype == torch.float64,
@@ -83,10 +89,13 @@ def prefix_attention(
 ) -> None:
     """See :func:`lamp_fast.ops.prefix_attention`; half precision through a float32 copy."""
     tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
-    prefix_index, mask = _contiguous(prefix_index), _contiguous(mask)
+    prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     computed = _computed(out)
     _C.prefix_attention(
-        _params(*tensors, computed, lse, prefix_index, mask, causal, blind, scale)
+        prefix_attention_params(
+            *(*tensors, computed, lse, prefix_index, mask, causal, blind, scale),
+            torch.get_num_threads(),
+        )
     )
     _round_once(computed, out)
 
@@ -111,52 +120,24 @@ def prefix_attention_backward(
 ) -> None:
     """The gradients of q, k, v, prefix_k and prefix_v; reads neither ``out`` nor ``lse``."""
     tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
-    prefix_index, mask = _contiguous(prefix_index), _contiguous(mask)
+    prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     grad = _native(grad)
     computed = [_computed(each) for each in gradients]
-    wanted = [needs_own] * 3 + [needs_prefix] * 2
+    forward = prefix_attention_params(
+        *(*tensors, out, lse, prefix_index, mask, causal, blind, scale), torch.get_num_threads()
+    )
     _C.prefix_attention_backward(
-        _params(*tensors, out, lse, prefix_index, mask, causal, blind, scale),
-        _rows(grad),
-        *(_rows(x) if want else _NO_ROWS for x, want in zip(computed, wanted, strict=True)),
+        prefix_attention_backward_params(forward, grad, computed, needs_own, needs_prefix)
     )
     for source, target in zip(computed, gradients, strict=True):
         _round_once(source, target)
-
-
-_NO_ROWS = (0, 0, 0, 0)
-
-
-def _params(
-    q, k, v, prefix_k, prefix_v, out, lse, prefix_index, mask, causal, blind, scale
-) -> _C.PrefixAttentionParams:
-    """Addresses of tensors, which the caller keeps alive."""
-    sequences, heads, rows, width = q.shape
-    groups, prefix_length = prefix_k.shape[0], prefix_k.shape[2]
-    return _C.PrefixAttentionParams(
-        q.dtype == torch.float64,
-        *(_rows(each) for each in (q, k, v, prefix_k, prefix_v, out)),
-        lse.data_ptr(),
-        0 if prefix_index is None else prefix_index.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        (sequences, groups, heads, rows, k.shape[2], prefix_length, width),
-        causal,
-        blind,
-        scale,
-        torch.get_num_threads(),
-    )
-
-
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    """Address and strides of [N or G, H, rows, d]."""
-    return x.data_ptr(), *x.stride()[:3]
 
 
 def _native(x: Tensor) -> Tensor:
     """Contiguous in its last dimension, float32 or float64."""
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return contiguous_rows(x)
 
 
 def _computed(out: Tensor) -> Tensor:
@@ -168,11 +149,3 @@ def _computed(out: Tensor) -> Tensor:
 def _round_once(computed: Tensor, out: Tensor) -> None:
     if computed is not out:
         out.copy_(computed)
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _contiguous_rows(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()
