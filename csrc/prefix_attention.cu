@@ -1,4 +1,4 @@
-// Attention for rows that see few keys each. kLanes neighbouring lanes own one row of one head, so
+// Attention for rows that see few keys each. A few neighbouring lanes own one row of one head, so
 // that its softmax and its gradients live in registers and only dot products cross lanes. Rows of
 // one sequence are neighbours in a warp: they read the same prefix and mostly the same keys, which
 // then cost one access instead of one a row. Sums run in a fixed order; nothing is shared.
@@ -12,75 +12,101 @@
 namespace lamp {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kChunk = 8;  // elements of a row that a lane holds
+constexpr int kThreads = 128;
+constexpr int kChunk = 8;  // elements that a lane moves at once, 16 bytes of float16
 constexpr int kMostWidth = 128;
 constexpr int kKeysAtOnce = 2;
 constexpr float kLog2OfE = 1.4426950408889634f;
 constexpr float kLogOf2 = 0.6931471805599453f;
 
-// The part [first, first + count) of a row that a lane holds, zero where the row is shorter.
-struct Chunk {
-  int first;
-  int count;
+// What a lane holds of a row: kChunks chunks, kLanes chunks apart; zero where the row is shorter.
+template <int kLanes, int kChunks>
+struct Slice {
+  static constexpr int kSize = kChunks * kChunk;
+  int width;
   bool vectors;
 
-  template <int kLanes>
-  __device__ static Chunk of_lane(int64_t width, bool vectors) {
-    const int first = threadIdx.x % kLanes * kChunk;
-    return {first, min(max(static_cast<int>(width) - first, 0), kChunk), vectors};
+  __device__ Slice(int64_t width, bool vectors)
+      : width(static_cast<int>(width)), vectors(vectors) {}
+
+  __device__ static int start(int chunk) {
+    return (chunk * kLanes + static_cast<int>(threadIdx.x) % kLanes) * kChunk;
   }
 
   template <typename T>
-  __device__ void load(const T* row, float (&x)[kChunk]) const {
-    if (vectors && count == kChunk) {
+  __device__ void load(const T* row, float (&x)[kSize]) const {
 #pragma unroll
-      for (int i = 0; i < kChunk; i += Pack<T>::kSize) {
-        const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(row + first + i);
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int first = start(chunk);
+      if (vectors && first + kChunk <= width) {
 #pragma unroll
-        for (int j = 0; j < Pack<T>::kSize; ++j) x[i + j] = to_float(pack.values[j]);
+        for (int i = 0; i < kChunk; i += Pack<T>::kSize) {
+          const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(row + first + i);
+#pragma unroll
+          for (int j = 0; j < Pack<T>::kSize; ++j)
+            x[chunk * kChunk + i + j] = to_float(pack.values[j]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i)
+          x[chunk * kChunk + i] = first + i < width ? to_float(row[first + i]) : 0.0f;
       }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) x[i] = i < count ? to_float(row[first + i]) : 0.0f;
     }
   }
 
   template <typename T>
-  __device__ void store(const float (&x)[kChunk], T* row) const {
-    if (vectors && count == kChunk) {
+  __device__ void store(const float (&x)[kSize], T* row) const {
 #pragma unroll
-      for (int i = 0; i < kChunk; i += Pack<T>::kSize) {
-        Pack<T> pack;
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int first = start(chunk);
+      if (vectors && first + kChunk <= width) {
 #pragma unroll
-        for (int j = 0; j < Pack<T>::kSize; ++j) round_to(x[i + j], pack.values[j]);
-        *reinterpret_cast<Pack<T>*>(row + first + i) = pack;
+        for (int i = 0; i < kChunk; i += Pack<T>::kSize) {
+          Pack<T> pack;
+#pragma unroll
+          for (int j = 0; j < Pack<T>::kSize; ++j)
+            round_to(x[chunk * kChunk + i + j], pack.values[j]);
+          *reinterpret_cast<Pack<T>*>(row + first + i) = pack;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i)
+          if (first + i < width) round_to(x[chunk * kChunk + i], row[first + i]);
       }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i)
-        if (i < count) round_to(x[i], row[first + i]);
     }
+  }
+
+  // Of whole rows, alike in all lanes.
+  __device__ static float dot(const float (&a)[kSize], const float (&b)[kSize]) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sum = fmaf(a[i], b[i], sum);
+    return sum_over_lanes<kLanes>(sum);
   }
 };
 
-__device__ void scale_by(float factor, float (&x)[kChunk]) {
+template <int kSize>
+__device__ void scale_by(float factor, float (&x)[kSize]) {
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) x[i] *= factor;
+  for (int i = 0; i < kSize; ++i) x[i] *= factor;
 }
 
 // sum += factor * x
-__device__ void add_scaled(float factor, const float (&x)[kChunk], float (&sum)[kChunk]) {
+template <int kSize>
+__device__ void add_scaled(float factor, const float (&x)[kSize], float (&sum)[kSize]) {
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) sum[i] = fmaf(factor, x[i], sum[i]);
+  for (int i = 0; i < kSize; ++i) sum[i] = fmaf(factor, x[i], sum[i]);
 }
 
-template <int kLanes>
-__device__ float dot(const float (&a)[kChunk], const float (&b)[kChunk]) {
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) sum = fmaf(a[i], b[i], sum);
-  return sum_over_lanes<kLanes>(sum);
+// One instruction; 0 below 2^-126, which no sum of weights could tell.
+__device__ float power_of_2(float exponent) {
+#ifdef __CUDA_ARCH__
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  return power;
+#else
+  return exp2f(exponent);
+#endif
 }
 
 template <typename T>
@@ -177,11 +203,12 @@ struct Item {
   }
 };
 
-template <typename T, int kLanes>
+template <typename T, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads)
     prefix_attention_kernel(const PrefixAttentionParams params, const int32_t* seen_keys,
                             const int64_t blocks, const bool vectors) {
-  const Chunk chunk = Chunk::of_lane<kLanes>(params.width, vectors);
+  using RowSlice = Slice<kLanes, kChunks>;
+  const RowSlice slice(params.width, vectors);
   const float scale = static_cast<float>(params.scale) * kLog2OfE;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const Item item = Item::of_lane<kLanes>(block, params.sequences, params.heads, params.rows);
@@ -193,22 +220,22 @@ __global__ void __launch_bounds__(kThreads)
     Walk seen = keys_seen_by(item.row, params, seen_keys);
     if (!item.exists) seen.count = 0;
 
-    float q[kChunk];
-    chunk.load(
+    float q[RowSlice::kSize];
+    slice.load(
         head_of<const T>(params.q, item.sequence, item.head) + item.row * params.q.row_stride, q);
     scale_by(scale, q);
-    float largest = -INFINITY, total = 0, out[kChunk] = {};
+    float largest = -INFINITY, total = 0, out[RowSlice::kSize] = {};
     for (int step = 0; __any_sync(kWholeWarp, step < seen.count); step += kKeysAtOnce) {
-      float score[kKeysAtOnce], value[kKeysAtOnce][kChunk];
+      float score[kKeysAtOnce], value[kKeysAtOnce][RowSlice::kSize];
 #pragma unroll
       for (int i = 0; i < kKeysAtOnce; ++i) {
-        float key[kChunk] = {};
+        float key[RowSlice::kSize] = {};
         if (step + i < seen.count) {
           const int index = seen.at(step + i);
-          chunk.load(keys.row(index), key);
-          chunk.load(values.row(index), value[i]);
+          slice.load(keys.row(index), key);
+          slice.load(values.row(index), value[i]);
         }
-        score[i] = dot<kLanes>(q, key);
+        score[i] = slice.dot(q, key);
       }
       float next_largest = largest;
 #pragma unroll
@@ -216,14 +243,14 @@ __global__ void __launch_bounds__(kThreads)
         if (step + i < seen.count) next_largest = fmaxf(next_largest, score[i]);
       // With nothing but -inf so far any finite number does, and avoids inf - inf.
       const float offset = next_largest == -INFINITY ? 0.0f : next_largest;
-      const float shrink = exp2f(largest - offset);
+      const float shrink = power_of_2(largest - offset);
       largest = next_largest;
       total *= shrink;
       scale_by(shrink, out);
 #pragma unroll
       for (int i = 0; i < kKeysAtOnce; ++i) {
         if (step + i < seen.count) {
-          const float weight = exp2f(score[i] - offset);
+          const float weight = power_of_2(score[i] - offset);
           total += weight;
           add_scaled(weight, value[i], out);
         }
@@ -232,7 +259,7 @@ __global__ void __launch_bounds__(kThreads)
 
     if (!item.exists) continue;
     scale_by(1 / total, out);
-    chunk.store(
+    slice.store(
         out, head_of<T>(params.out, item.sequence, item.head) + item.row * params.out.row_stride);
     if (threadIdx.x % kLanes == 0) {
       const int64_t index = (item.sequence * params.heads + item.head) * params.rows + item.row;
@@ -243,24 +270,25 @@ __global__ void __launch_bounds__(kThreads)
 
 // The gradient of q, and delta, which the gradients of keys and values need. With weights p and
 // their gradient dp = grad v: ds = p (dp - delta), delta = sum p dp = out grad, dq = scale ds k.
-template <typename T, int kLanes>
+template <typename T, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads)
     grad_query_kernel(const PrefixAttentionBackwardParams params, const int32_t* seen_keys,
                       float* deltas, const int64_t blocks, const bool vectors) {
   const PrefixAttentionParams& forward = params.forward;
-  const Chunk chunk = Chunk::of_lane<kLanes>(forward.width, vectors);
+  using RowSlice = Slice<kLanes, kChunks>;
+  const RowSlice slice(forward.width, vectors);
   const float scale = static_cast<float>(forward.scale);
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const Item item = Item::of_lane<kLanes>(block, forward.sequences, forward.heads, forward.rows);
     const int64_t index = (item.sequence * forward.heads + item.head) * forward.rows + item.row;
-    float grad[kChunk], out[kChunk];
-    chunk.load(
+    float grad[RowSlice::kSize], out[RowSlice::kSize];
+    slice.load(
         head_of<const T>(params.grad, item.sequence, item.head) + item.row * params.grad.row_stride,
         grad);
-    chunk.load(
+    slice.load(
         head_of<const T>(forward.out, item.sequence, item.head) + item.row * forward.out.row_stride,
         out);
-    const float delta = dot<kLanes>(grad, out);
+    const float delta = slice.dot(grad, out);
     if (item.exists && threadIdx.x % kLanes == 0) deltas[index] = delta;
     if (!params.grad_q.data) continue;
 
@@ -271,63 +299,64 @@ __global__ void __launch_bounds__(kThreads)
                           forward.prefix_length);
     Walk seen = keys_seen_by(item.row, forward, seen_keys);
     if (!item.exists) seen.count = 0;
-    float q[kChunk];
-    chunk.load(
+    float q[RowSlice::kSize];
+    slice.load(
         head_of<const T>(forward.q, item.sequence, item.head) + item.row * forward.q.row_stride, q);
     scale_by(scale * kLog2OfE, q);
     const float lse = static_cast<const float*>(forward.lse)[index] * kLog2OfE;
-    float grad_q[kChunk] = {};
+    float grad_q[RowSlice::kSize] = {};
     for (int step = 0; __any_sync(kWholeWarp, step < seen.count); ++step) {
-      float key[kChunk] = {}, value[kChunk] = {};
+      float key[RowSlice::kSize] = {}, value[RowSlice::kSize] = {};
       if (step < seen.count) {
         const int key_index = seen.at(step);
-        chunk.load(keys.row(key_index), key);
-        chunk.load(values.row(key_index), value);
+        slice.load(keys.row(key_index), key);
+        slice.load(values.row(key_index), value);
       }
-      const float weight = exp2f(dot<kLanes>(q, key) - lse);
-      const float grad_score = weight * (dot<kLanes>(grad, value) - delta);
+      const float weight = power_of_2(slice.dot(q, key) - lse);
+      const float grad_score = weight * (slice.dot(grad, value) - delta);
       if (step < seen.count) add_scaled(grad_score, key, grad_q);
     }
     scale_by(scale, grad_q);
     if (item.exists)
-      chunk.store(grad_q, head_of<T>(params.grad_q, item.sequence, item.head) +
+      slice.store(grad_q, head_of<T>(params.grad_q, item.sequence, item.head) +
                               item.row * params.grad_q.row_stride);
   }
 }
 
 // One key with its value and their gradients, fed with the rows that see it.
-template <typename T, int kLanes>
+template <typename T, int kLanes, int kChunks>
 struct KeyGradient {
+  using RowSlice = Slice<kLanes, kChunks>;
   const PrefixAttentionBackwardParams& params;
   const float* deltas;
-  Chunk chunk;
-  float key[kChunk] = {};  // times scale and log2(e)
-  float value[kChunk] = {};
-  float grad_key[kChunk] = {};  // over scale
-  float grad_value[kChunk] = {};
+  RowSlice slice;
+  float key[RowSlice::kSize] = {};  // times scale and log2(e)
+  float value[RowSlice::kSize] = {};
+  float grad_key[RowSlice::kSize] = {};  // over scale
+  float grad_value[RowSlice::kSize] = {};
 
   __device__ KeyGradient(const PrefixAttentionBackwardParams& params, const float* deltas,
-                         Chunk chunk, const T* key_row, const T* value_row)
-      : params(params), deltas(deltas), chunk(chunk) {
-    chunk.load(key_row, key);
-    chunk.load(value_row, value);
+                         RowSlice slice, const T* key_row, const T* value_row)
+      : params(params), deltas(deltas), slice(slice) {
+    slice.load(key_row, key);
+    slice.load(value_row, value);
     scale_by(static_cast<float>(params.forward.scale) * kLog2OfE, key);
   }
 
   // The whole warp calls it, also lanes whose key no further row sees.
   __device__ void add(bool sees, int64_t sequence, int64_t head, int64_t row) {
     const PrefixAttentionParams& forward = params.forward;
-    float q[kChunk] = {}, grad[kChunk] = {}, lse = 0, delta = 0;
+    float q[RowSlice::kSize] = {}, grad[RowSlice::kSize] = {}, lse = 0, delta = 0;
     if (sees) {
-      chunk.load(head_of<const T>(forward.q, sequence, head) + row * forward.q.row_stride, q);
-      chunk.load(head_of<const T>(params.grad, sequence, head) + row * params.grad.row_stride,
+      slice.load(head_of<const T>(forward.q, sequence, head) + row * forward.q.row_stride, q);
+      slice.load(head_of<const T>(params.grad, sequence, head) + row * params.grad.row_stride,
                  grad);
       const int64_t index = (sequence * forward.heads + head) * forward.rows + row;
       lse = static_cast<const float*>(forward.lse)[index] * kLog2OfE;
       delta = deltas[index];
     }
-    const float weight = exp2f(dot<kLanes>(q, key) - lse);
-    const float grad_score = weight * (dot<kLanes>(grad, value) - delta);
+    const float weight = power_of_2(slice.dot(q, key) - lse);
+    const float grad_score = weight * (slice.dot(grad, value) - delta);
     if (sees) {
       add_scaled(weight, grad, grad_value);
       add_scaled(grad_score, q, grad_key);
@@ -337,17 +366,18 @@ struct KeyGradient {
   __device__ void finish() { scale_by(static_cast<float>(params.forward.scale), grad_key); }
 };
 
-template <typename T, int kLanes>
+template <typename T, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads)
     grad_own_kernel(const PrefixAttentionBackwardParams params, const int32_t* seeing_rows,
                     const float* deltas, const int64_t blocks, const bool vectors) {
   const PrefixAttentionParams& forward = params.forward;
-  const Chunk chunk = Chunk::of_lane<kLanes>(forward.width, vectors);
+  using RowSlice = Slice<kLanes, kChunks>;
+  const RowSlice slice(forward.width, vectors);
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const Item item =
         Item::of_lane<kLanes>(block, forward.sequences, forward.heads, forward.length);
-    KeyGradient<T, kLanes> gradient(
-        params, deltas, chunk,
+    KeyGradient<T, kLanes, kChunks> gradient(
+        params, deltas, slice,
         head_of<const T>(forward.k, item.sequence, item.head) + item.row * forward.k.row_stride,
         head_of<const T>(forward.v, item.sequence, item.head) + item.row * forward.v.row_stride);
     Walk seeing = rows_that_see(forward.prefix_length + item.row, forward, seeing_rows);
@@ -358,21 +388,22 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (!item.exists) continue;
     gradient.finish();
-    chunk.store(gradient.grad_key, head_of<T>(params.grad_k, item.sequence, item.head) +
+    slice.store(gradient.grad_key, head_of<T>(params.grad_k, item.sequence, item.head) +
                                        item.row * params.grad_k.row_stride);
-    chunk.store(gradient.grad_value, head_of<T>(params.grad_v, item.sequence, item.head) +
+    slice.store(gradient.grad_value, head_of<T>(params.grad_v, item.sequence, item.head) +
                                          item.row * params.grad_v.row_stride);
   }
 }
 
 // A prefix row's gradients over the sequences of its group in order, or over one part of them.
-template <typename T, int kLanes>
+template <typename T, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads)
     grad_prefix_kernel(const PrefixAttentionBackwardParams params,
                        const PrefixAttentionScratch scratch, const int64_t blocks,
                        const bool vectors) {
   const PrefixAttentionParams& forward = params.forward;
-  const Chunk chunk = Chunk::of_lane<kLanes>(forward.width, vectors);
+  using RowSlice = Slice<kLanes, kChunks>;
+  const RowSlice slice(forward.width, vectors);
   const int64_t rows = forward.groups * forward.heads * forward.prefix_length;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     int64_t place = block * (kThreads / kLanes) + threadIdx.x / kLanes;
@@ -382,8 +413,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t prefix_row = place % forward.prefix_length;
     const int64_t head = place / forward.prefix_length % forward.heads;
     const int64_t group = place % rows / (forward.prefix_length * forward.heads);
-    KeyGradient<T, kLanes> gradient(
-        params, scratch.delta, chunk,
+    KeyGradient<T, kLanes, kChunks> gradient(
+        params, scratch.delta, slice,
         head_of<const T>(forward.prefix_k, group, head) + prefix_row * forward.prefix_k.row_stride,
         head_of<const T>(forward.prefix_v, group, head) + prefix_row * forward.prefix_v.row_stride);
 
@@ -409,15 +440,15 @@ __global__ void __launch_bounds__(kThreads)
     if (!exists) continue;
     gradient.finish();
     if (scratch.parts == 1) {
-      chunk.store(gradient.grad_key, head_of<T>(params.grad_prefix_k, group, head) +
+      slice.store(gradient.grad_key, head_of<T>(params.grad_prefix_k, group, head) +
                                          prefix_row * params.grad_prefix_k.row_stride);
-      chunk.store(gradient.grad_value, head_of<T>(params.grad_prefix_v, group, head) +
+      slice.store(gradient.grad_value, head_of<T>(params.grad_prefix_v, group, head) +
                                            prefix_row * params.grad_prefix_v.row_stride);
     } else {
-      const Chunk unaligned = {chunk.first, chunk.count, forward.width % kChunk == 0};
+      const RowSlice partial_slice(forward.width, forward.width % Pack<float>::kSize == 0);
       float* partial = scratch.partial + place * 2 * forward.width;
-      unaligned.store(gradient.grad_key, partial);
-      unaligned.store(gradient.grad_value, partial + forward.width);
+      partial_slice.store(gradient.grad_key, partial);
+      partial_slice.store(gradient.grad_value, partial + forward.width);
     }
   }
 }
@@ -489,32 +520,52 @@ bool forward_takes_vectors(const PrefixAttentionParams& params, int64_t element_
          (params.prefix_length == 0 || (takes(params.prefix_k) && takes(params.prefix_v)));
 }
 
-template <typename T, int kLanes>
-void run_forward(const PrefixAttentionParams& params, const int32_t* seen_keys, void* stream) {
-  const int64_t blocks = Item::blocks<kLanes>(params.sequences, params.heads, params.rows);
-  launch("prefix_attention", prefix_attention_kernel<T, kLanes>, blocks, kThreads, stream, params,
-         seen_keys, blocks, forward_takes_vectors(params, sizeof(T)));
+// Gradients that are not wanted have null addresses and strides.
+bool backward_takes_vectors(const PrefixAttentionBackwardParams& params, int64_t element_bytes) {
+  const auto takes = [element_bytes](const HeadRows& rows) {
+    return takes_vectors(rows, element_bytes);
+  };
+  return takes(params.grad) && takes(params.grad_q) && takes(params.grad_k) &&
+         takes(params.grad_v) && takes(params.grad_prefix_k) && takes(params.grad_prefix_v);
 }
 
-template <typename T, int kLanes>
+// How many lanes take a row that is no wider than kWidth. Queries are given two chunks a lane, so
+// that what is done once a key serves more rows of a warp; keys have too many sums for that.
+template <int kWidth>
+struct Lanes {
+  static constexpr int kOfKey = kWidth / kChunk;
+  static constexpr int kChunksOfQuery = kWidth > 32 ? 2 : 1;
+  static constexpr int kOfQuery = kOfKey / kChunksOfQuery;
+};
+
+template <typename T, int kWidth>
+void run_forward(const PrefixAttentionParams& params, const int32_t* seen_keys, void* stream) {
+  constexpr int kLanes = Lanes<kWidth>::kOfQuery, kChunks = Lanes<kWidth>::kChunksOfQuery;
+  const int64_t blocks = Item::blocks<kLanes>(params.sequences, params.heads, params.rows);
+  launch("prefix_attention", prefix_attention_kernel<T, kLanes, kChunks>, blocks, kThreads, stream,
+         params, seen_keys, blocks, forward_takes_vectors(params, sizeof(T)));
+}
+
+template <typename T, int kWidth>
 void run_backward(const PrefixAttentionBackwardParams& params,
                   const PrefixAttentionScratch& scratch, void* stream) {
+  constexpr int kQueryLanes = Lanes<kWidth>::kOfQuery, kChunks = Lanes<kWidth>::kChunksOfQuery;
+  constexpr int kKeyLanes = Lanes<kWidth>::kOfKey;
   const PrefixAttentionParams& forward = params.forward;
-  const bool vectors = forward_takes_vectors(forward, sizeof(T)) &&
-                       takes_vectors(params.grad, sizeof(T)) &&
-                       forward.width * sizeof(T) % kVectorBytes == 0;
-  int64_t blocks = Item::blocks<kLanes>(forward.sequences, forward.heads, forward.rows);
-  launch("prefix_attention_backward: query", grad_query_kernel<T, kLanes>, blocks, kThreads, stream,
-         params, scratch.seen_keys, scratch.delta, blocks, vectors);
+  const bool vectors =
+      forward_takes_vectors(forward, sizeof(T)) && backward_takes_vectors(params, sizeof(T));
+  int64_t blocks = Item::blocks<kQueryLanes>(forward.sequences, forward.heads, forward.rows);
+  launch("prefix_attention_backward: query", grad_query_kernel<T, kQueryLanes, kChunks>, blocks,
+         kThreads, stream, params, scratch.seen_keys, scratch.delta, blocks, vectors);
   if (params.grad_k.data) {
-    blocks = Item::blocks<kLanes>(forward.sequences, forward.heads, forward.length);
-    launch("prefix_attention_backward: keys", grad_own_kernel<T, kLanes>, blocks, kThreads, stream,
-           params, scratch.seeing_rows, scratch.delta, blocks, vectors);
+    blocks = Item::blocks<kKeyLanes>(forward.sequences, forward.heads, forward.length);
+    launch("prefix_attention_backward: keys", grad_own_kernel<T, kKeyLanes, 1>, blocks, kThreads,
+           stream, params, scratch.seeing_rows, scratch.delta, blocks, vectors);
   }
   const int64_t rows = forward.groups * forward.heads * forward.prefix_length;
   if (!params.grad_prefix_k.data || rows == 0) return;
-  blocks = (scratch.parts * rows * kLanes + kThreads - 1) / kThreads;
-  launch("prefix_attention_backward: prefix", grad_prefix_kernel<T, kLanes>, blocks, kThreads,
+  blocks = (scratch.parts * rows * kKeyLanes + kThreads - 1) / kThreads;
+  launch("prefix_attention_backward: prefix", grad_prefix_kernel<T, kKeyLanes, 1>, blocks, kThreads,
          stream, params, scratch, blocks, vectors);
   if (scratch.parts == 1) return;
   blocks = (rows * 2 * forward.width + kThreads - 1) / kThreads;
@@ -522,30 +573,30 @@ void run_backward(const PrefixAttentionBackwardParams& params,
          scratch, blocks);
 }
 
-// Calls function(T(), std::integral_constant<int, kLanes>()).
+// Calls function(T(), std::integral_constant<int, kWidth>()).
 template <typename T, typename Function>
-void with_lanes(int64_t width, const Function& function) {
-  if (width <= 4 * kChunk)
-    function(T(), std::integral_constant<int, 4>());
-  else if (width <= 8 * kChunk)
-    function(T(), std::integral_constant<int, 8>());
+void with_width(int64_t width, const Function& function) {
+  if (width <= 32)
+    function(T(), std::integral_constant<int, 32>());
+  else if (width <= 64)
+    function(T(), std::integral_constant<int, 64>());
   else
-    function(T(), std::integral_constant<int, kMostWidth / kChunk>());
+    function(T(), std::integral_constant<int, kMostWidth>());
 }
 
 template <typename Function>
-void with_type_and_lanes(const PrefixAttentionParams& params, const Function& function) {
+void with_type_and_width(const PrefixAttentionParams& params, const Function& function) {
   if (params.width > kMostWidth)
     throw std::invalid_argument("prefix_attention: expected heads of width up to 128");
   if (params.prefix_length + params.length > INT_MAX - kKeysAtOnce)
     throw std::invalid_argument("prefix_attention: expected fewer than 2^31 keys a row");
   switch (params.dtype) {
     case Dtype::kFloat32:
-      return with_lanes<float>(params.width, function);
+      return with_width<float>(params.width, function);
     case Dtype::kFloat16:
-      return with_lanes<__half>(params.width, function);
+      return with_width<__half>(params.width, function);
     case Dtype::kBFloat16:
-      return with_lanes<__nv_bfloat16>(params.width, function);
+      return with_width<__nv_bfloat16>(params.width, function);
     default:
       throw std::invalid_argument("prefix_attention: expected float32, float16 or bfloat16");
   }
@@ -557,8 +608,8 @@ void prefix_attention_cuda(const PrefixAttentionParams& params,
                            const PrefixAttentionScratch& scratch, void* stream) {
   const int64_t keys = params.prefix_length + params.length;
   if (params.mask) list_visible(params.mask, params.rows, keys, keys, 1, scratch.seen_keys, stream);
-  with_type_and_lanes(params, [&](auto type, auto lanes) {
-    run_forward<decltype(type), lanes()>(params, scratch.seen_keys, stream);
+  with_type_and_width(params, [&](auto type, auto width) {
+    run_forward<decltype(type), width()>(params, scratch.seen_keys, stream);
   });
 }
 
@@ -570,8 +621,8 @@ void prefix_attention_backward_cuda(const PrefixAttentionBackwardParams& params,
     list_visible(forward.mask, forward.rows, keys, keys, 1, scratch.seen_keys, stream);
     list_visible(forward.mask, keys, 1, forward.rows, keys, scratch.seeing_rows, stream);
   }
-  with_type_and_lanes(forward, [&](auto type, auto lanes) {
-    run_backward<decltype(type), lanes()>(params, scratch, stream);
+  with_type_and_width(forward, [&](auto type, auto width) {
+    run_backward<decltype(type), width()>(params, scratch, stream);
   });
 }
 
