@@ -3,6 +3,8 @@
 import pytest
 from tabulate import tabulate
 
+from benchmarks import kernels
+
 
 class RatioTable:
     """Rows that the session's end prints, each line starting with ``ratio``."""
@@ -21,6 +23,7 @@ class RatioTable:
 def pytest_configure(config):
     config.stash[_KEY] = RatioTable()
     config.stash[_MEMORY] = []
+    config.stash[_KERNELS] = []
 
 
 @pytest.fixture
@@ -33,6 +36,12 @@ def ratio_table(request) -> RatioTable:
 def memory_table(request) -> list[list]:
     """Rows of the memory table."""
     return request.config.stash[_MEMORY]
+
+
+@pytest.fixture
+def kernel_table(request) -> list[list[str]]:
+    """Rows of the kernel table."""
+    return request.config.stash[_KERNELS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -48,6 +57,7 @@ def pytest_terminal_summary(terminalreporter, config):
         ["", "x image forward", "ours", "target", "floor", "prototype", "MaPLe MMA CoOp"],
         config.stash[_KEY].rows,
     )
+    show("kernels on a GPU", kernels.HEADER, config.stash[_KERNELS])
     show(
         "peak memory of a step, batch 32, text per (image, class)",
         [
@@ -63,3 +73,4 @@ def pytest_terminal_summary(terminalreporter, config):
 
 _KEY = pytest.StashKey[RatioTable]()
 _MEMORY = pytest.StashKey[list]()
+_KERNELS = pytest.StashKey[list]()

@@ -251,6 +251,8 @@ class MachineConfig:
     """Compute type of the frozen CLIP: bf16 on a GPU, fp32 on a CPU; parameters stay fp32."""
     threads: IntOrNone = None
     """CPU threads; none leaves it to torch."""
+    ops: Literal["auto", "reference"] = "auto"
+    """reference runs every op in plain torch (python -m lamp_fast.info shows what auto takes)."""
     workers: int = 0
     """Processes that load pictures; 0 loads in the main one."""
     test_batch: int = 100

@@ -12,6 +12,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import config as settings
+from lamp_fast import ops
 from lamp_fast.clip import FrozenClip, load_clip, warn_if_random
 from lamp_fast.config import DataConfig, MachineConfig, TrainConfig
 from lamp_fast.data import (
@@ -126,6 +127,7 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     config = replace(config, machine=machine, data=config.data.resolved())
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
+    ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     clip = build_clip(config)
     torch.manual_seed(config.seed)
     method = build_method(clip, config)

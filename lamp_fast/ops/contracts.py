@@ -220,23 +220,34 @@ def choose(
         if impl not in known:
             return impl, f"expected one of {', '.join(known)}"
         return impl, objection(op, impl, call)
-    return _pick(op, call, _preferred), None
+    name, _, missing = pick(op, call, _preferred)
+    if name == REFERENCE and missing is not None:
+        _warn_once(f"{op} runs the slower reference: {missing}")
+    return name, None
 
 
 @cache
-def _pick(op: str, call: Call, preferred: str | None) -> str:
+def pick(op: str, call: Call, preferred: str | None = None) -> tuple[str, str, str | None]:
+    """What serves a call that names no implementation: its name, why, and what kept a better one.
+
+    ``preferred`` serves wherever it can; see :func:`prefer`.
+    """
     if preferred in IMPLEMENTATIONS[op] and objection(op, preferred, call) is None:
-        return preferred
+        return preferred, "preferred", None
     missing = None
     for rule in RULES[op]:
         if rule.device != call.device.type or not rule.applies(call):
             continue
-        if objection(op, rule.name, call) is None:
-            return rule.name
-        missing = missing or why_unavailable(op, rule.name)
-    if missing is not None:
-        warnings.warn(f"{op} runs the slower reference: {missing}", RuntimeWarning, stacklevel=6)
-    return REFERENCE
+        reason = objection(op, rule.name, call)
+        if reason is None:
+            return rule.name, rule.why, missing
+        missing = missing or f"{rule.name}: {reason}"
+    return REFERENCE, "nothing serves better", missing
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def _op(op: str, schema: str, outputs: Callable, *, backward: bool = False) -> Callable:

@@ -1,0 +1,34 @@
+"""The kernel table: every GPU op beside what a user would otherwise call, and its physical floor.
+
+``pytest benchmarks/bench_kernels.py --benchmark-only``; ``python -m benchmarks.gpu_report`` runs
+the same and keeps the numbers. Without a GPU there is nothing to measure: the lines are printed
+with empty cells.
+"""
+
+import pytest
+import torch
+
+from benchmarks import kernels
+from benchmarks.measure import measure_ceilings
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = list(kernels.cases(DEVICE))
+
+
+@pytest.fixture(scope="module")
+def ceilings():
+    return measure_ceilings(DEVICE)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def bench_kernel(benchmark, request, kernel_table, case):
+    if DEVICE.type != "cuda":
+        kernel_table.append([case.what, "", "no GPU", "", "", case.target])
+        pytest.skip("no GPU")
+    ceilings = request.getfixturevalue("ceilings")
+    row = benchmark.pedantic(kernels.measure, (case, DEVICE, ceilings), rounds=1)
+    kernel_table.extend(kernels.table([row]))
+    benchmark.extra_info.update(
+        {"floor_us": row.floor * 1e6}
+        | {f"{name}_us": each.median * 1e6 for name, each in row.times.items()}
+    )

@@ -1,0 +1,378 @@
+"""The cases of the kernel table: what is timed, beside what, and how low its floor lies.
+
+A case draws inputs, names contenders (each a function of the inputs) and counts the arithmetic and
+the traffic that must be. ``ours`` is what the package takes by default on a GPU; a contender that a
+machine cannot run is an empty cell with the reason.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from benchmarks.classes import CALTECH101
+from benchmarks.measure import Ceilings, Inputs, Time, rotations, time_call
+from lamp_fast import ops
+from lamp_fast.forest import plant
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+# bfloat16 has 8 bits; two honest programs differ by a few of its roundings.
+MOST_ERROR = 2e-2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        what: op, shape, direction.
+        target: what ours is held against, in words.
+        flops, moved: arithmetic and bytes of one call at least.
+        draw: inputs on a device from a seed.
+        contenders: by name, "ours" among them.
+    """
+
+    what: str
+    target: str
+    flops: float
+    moved: float
+    draw: Callable[[int], Inputs]
+    contenders: dict[str, Callable[..., object]]
+
+
+@dataclass
+class Row:
+    """What was measured of a case.
+
+    Attributes:
+        floor: seconds.
+        times: by contender.
+        refused: by contender, the first line of why it did not run.
+    """
+
+    case: Case
+    floor: float
+    times: dict[str, Time] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def ratios(self) -> dict[str, float]:
+        """How many times as long as ours each other contender takes."""
+        ours = self.times.get("ours")
+        if ours is None:
+            return {}
+        return {
+            name: each.median / ours.median for name, each in self.times.items() if name != "ours"
+        }
+
+
+def measure(case: Case, device: torch.device, ceilings: Ceilings) -> Row:
+    """Time every contender of a case on the same inputs, one after the other.
+
+    A contender whose results are not the plain one's is refused: its time is worth nothing.
+    """
+    row = Row(case, ceilings.floor(case.flops, case.moved))
+    inputs = rotations(case.draw, device)
+    plain = next(name for name in ("eager", "SDPA math") if name in case.contenders)
+    wanted = case.contenders[plain](*inputs[0])
+    for name, contender in case.contenders.items():
+        try:
+            error = relative_error(contender(*inputs[0]), wanted)
+            if not error <= MOST_ERROR:
+                row.refused[name] = f"wrong: relative error {error:.1e}"
+                continue
+            row.times[name] = time_call(contender, inputs, device)
+        except (
+            Exception
+        ) as error:  # a backend that does not serve this shape is a cell, not a crash
+            row.refused[name] = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+    return row
+
+
+def relative_error(got: object, wanted: object) -> float:
+    """The largest ||got - wanted|| / ||wanted|| over floating-point results."""
+    got, wanted = (each if isinstance(each, tuple) else (each,) for each in (got, wanted))
+    pairs = [pair for pair in zip(got, wanted, strict=True) if pair[1].is_floating_point()]
+    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
+
+
+def both_ways(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., object]:
+    """Forward and backward of a function towards every input that wants a gradient."""
+
+    def run(*inputs: Tensor):
+        out = function(*inputs)
+        out = out if isinstance(out, tuple) else (out,)
+        wanting = [each for each in inputs if each.requires_grad]
+        return torch.autograd.grad(out, wanting, [torch.ones_like(each) for each in out])
+
+    return run
+
+
+def cases(device: torch.device, *, small: bool = False) -> Iterator[Case]:
+    """All cases; ``small`` shrinks them so that a CPU can try the code (its times mean nothing)."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    few = 16 if small else 1
+    yield retrieve_case(device, batch=128 // few)
+    for backward in (False, True):
+        yield from (
+            vision_case(device, dtype, backward, batch=128 // few),
+            short_case(device, dtype, backward, groups=128 // few, share=50, rows=4, prefix=9),
+            short_case(device, dtype, backward, groups=128 // few, share=50, rows=12, prefix=8),
+            tree_case(device, dtype, backward, images=128 // few, prefix=5),
+            tree_case(device, dtype, backward, images=128 // few, prefix=9),
+        )
+        yield from (
+            activation_case(device, dtype, backward, op, rows=128 * 197 // few, width=3072)
+            for op in ("quick_gelu", "gelu")
+        )
+        yield norm_case(device, dtype, backward, rows=128 * 197 // few, width=768)
+
+
+def _normal(device, dtype, seed, *shapes, grad=False) -> Inputs:
+    generator = torch.Generator(device).manual_seed(seed)
+    return tuple(
+        torch.randn(shape, device=device, generator=generator).to(dtype).requires_grad_(grad)
+        for shape in shapes
+    )
+
+
+def retrieve_case(device, *, batch: int) -> Case:
+    """Retrieval at the paper's sizes: float32 pool, queries as they leave a bfloat16 tower."""
+    pool_size, width, k = 20, 768, 6
+
+    def reference(query, keys, bias):
+        return ops.retrieve(query, keys, bias, k, impl="reference")
+
+    return Case(
+        what=f"retrieve forward B={batch} M={pool_size} K={k} Dv={width}",
+        target="6x eager, 2x torch.compile, under 12 us",
+        flops=2 * batch * pool_size * width,
+        moved=4 * width * (batch + pool_size) + batch * k * 12,
+        draw=lambda seed: _normal(
+            device, torch.float32, seed, (batch, width), (pool_size, width), (pool_size,)
+        ),
+        contenders={
+            "ours": lambda query, keys, bias: ops.retrieve(query, keys, bias, k),
+            **{
+                impl: lambda query, keys, bias, impl=impl: ops.retrieve(
+                    query, keys, bias, k, impl=impl
+                )
+                for impl in ("triton", "cuda")
+            },
+            "eager": reference,
+            "torch.compile": torch.compile(reference, fullgraph=True, dynamic=False),
+        },
+    )
+
+
+def _attention_contenders(options: dict, mask: Tensor | None, flex, backward: bool) -> dict:
+    """Ours, concatenate + each SDPA backend, and compiled FlexAttention."""
+
+    def concatenated(q, k, v, prefix_k, prefix_v):
+        share = len(q) // len(prefix_k)
+        prefixes = (each.repeat_interleave(share, 0) for each in (prefix_k, prefix_v))
+        k, v = (torch.cat(pair, dim=2) for pair in zip(prefixes, (k, v), strict=True))
+        return k, v
+
+    def sdpa(backend):
+        def run(q, k, v, prefix_k, prefix_v):
+            k, v = concatenated(q, k, v, prefix_k, prefix_v)
+            with sdpa_kernel([backend]):
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+        return run
+
+    def flexible(q, k, v, prefix_k, prefix_v):
+        return flex(q, *concatenated(q, k, v, prefix_k, prefix_v))
+
+    contenders = {
+        "ours": lambda *tensors: ops.prefix_attention(*tensors, **options),
+        **{
+            impl: lambda *tensors, impl=impl: ops.prefix_attention(*tensors, **options, impl=impl)
+            for impl in ("triton", "cuda")
+        },
+        **{f"SDPA {name}": sdpa(backend) for name, backend in BACKENDS.items()},
+        "FlexAttention": flexible,
+    }
+    if backward:
+        contenders = {name: both_ways(each) for name, each in contenders.items()}
+    return contenders
+
+
+def _flex(mask: Tensor | None, device: torch.device) -> Callable[..., Tensor]:
+    compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+    if mask is None:
+        return compiled
+    rows, keys = mask.shape
+    block = create_block_mask(
+        lambda batch, head, row, key: mask[row, key], None, None, rows, keys, device=device
+    )
+    return lambda q, k, v: compiled(q, k, v, block_mask=block)
+
+
+def _attention_case(
+    what, target, device, dtype, backward, sizes, seen: int, options: dict, mask: Tensor | None
+) -> Case:
+    """``sizes``: N, G, H, L, P, d; ``seen``: (row, key) pairs of one sequence and head."""
+    sequences, groups, heads, length, prefix, width = sizes
+    element = torch.finfo(dtype).bits // 8
+    own = sequences * heads * length * width * element
+    shared = groups * heads * prefix * width * element
+    forward_flops = 4 * sequences * heads * seen * width
+    forward_moved = 4 * own + 2 * shared
+
+    def draw(seed):
+        fused, both = _normal(
+            device,
+            dtype,
+            seed,
+            (sequences, length, 3, heads, width),
+            (2, groups, prefix, heads, width),
+        )
+        q, k, v = fused.permute(2, 0, 3, 1, 4).unbind(0)
+        prefix_k, prefix_v = both.transpose(2, 3).unbind(0)
+        tensors = q, k, v, prefix_k, prefix_v
+        return tuple(each.detach().requires_grad_(backward) for each in tensors)
+
+    return Case(
+        what=f"prefix_attention {what}{', with backward' if backward else ''}",
+        target=target,
+        # Backward forms the scores again and has four more products; it reads q, k, v, out and the
+        # gradient and writes three.
+        flops=forward_flops * (3.5 if backward else 1),
+        moved=forward_moved + (8 * own + 4 * shared if backward else 0),
+        draw=draw,
+        contenders=_attention_contenders(options, mask, _flex(mask, device), backward),
+    )
+
+
+def vision_case(device, dtype, backward, *, batch: int) -> Case:
+    """ViT-B/16's image tower: every row sees 8 prompts and all 197 rows."""
+    sizes = batch, batch, 12, 197, 8, 64
+    what = f"vision B={batch} H=12 L=197 P=8 d=64"
+    target = "1.2x the better alternative"
+    return _attention_case(what, target, device, dtype, backward, sizes, 197 * 205, {}, None)
+
+
+def short_case(device, dtype, backward, *, groups, share, rows, prefix) -> Case:
+    """Causal sequences of few rows, ``share`` of them to a prefix, bot blind to it."""
+    sizes = groups * share, groups, 8, rows, prefix, 64
+    mask = torch.ones(rows, prefix + rows, dtype=torch.bool, device=device).tril(prefix)
+    mask[0, :prefix] = False
+    what = f"text N={groups * share} G={groups} H=8 L={rows} P={prefix} d=64"
+    target = "3x SDPA, 1.5x FlexAttention, within 2x of the floor"
+    options = {"causal": True, "blind": 1}
+    seen = int(mask.sum())
+    return _attention_case(what, target, device, dtype, backward, sizes, seen, options, mask)
+
+
+def tree_case(device, dtype, backward, *, images: int, prefix: int) -> Case:
+    """The step's own call: fifty classes of an image as one sequence under the tree mask."""
+    # Words stand for tokens: one a word is what CLIP's tokenizer gives for most of these names.
+    known: dict[str, int] = {}
+    sequences = [
+        [known.setdefault(word, len(known)) for word in f"bot a photo of a {name} . eot".split()]
+        for name in CALTECH101[:50]
+    ]
+    (forest,) = plant(sequences)
+    visible = forest.visible.to(device)
+    rows = len(forest)
+    mask = torch.cat([visible.new_ones(rows, prefix), visible], dim=1)
+    sizes = images, images, 8, rows, prefix, 64
+    what = f"text as the step calls it N={images} H=8 L={rows} P={prefix} d=64, tree mask"
+    target = "3x SDPA, 1.5x FlexAttention, within 2x of the floor"
+    seen = int(mask.sum())
+    return _attention_case(what, target, device, dtype, backward, sizes, seen, {"mask": mask}, mask)
+
+
+def activation_case(device, dtype, backward, op: str, *, rows: int, width: int) -> Case:
+    """The MLP's activation of the image tower."""
+    element = torch.finfo(dtype).bits // 8
+    plain = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}[op]
+    contenders = {
+        "ours": getattr(ops, op),
+        "eager": plain,
+        "torch.compile": torch.compile(plain, fullgraph=True, dynamic=False),
+    }
+    if backward:
+        contenders = {name: both_ways(each) for name, each in contenders.items()}
+    return Case(
+        what=f"{op} {rows}x{width}{', with backward' if backward else ''}",
+        target="within 1.25x of the floor",
+        flops=0,
+        # Forward reads x and writes y; backward reads x and the gradient and writes one.
+        moved=rows * width * element * (5 if backward else 2),
+        draw=lambda seed: _normal(device, dtype, seed, (rows, width), grad=backward),
+        contenders=contenders,
+    )
+
+
+def norm_case(device, dtype, backward, *, rows: int, width: int) -> Case:
+    """Residual add and LayerNorm of the image tower."""
+    element = torch.finfo(dtype).bits // 8
+    weight, bias = _normal(device, dtype, 0, (width,), (width,))
+
+    def ours(x, update):
+        return ops.add_layer_norm(x, update, weight, bias, 1e-5)
+
+    def plain(x, update):
+        total = x + update
+        return total, F.layer_norm(total, (width,), weight, bias, 1e-5)
+
+    contenders = {
+        "ours": ours,
+        "eager": plain,
+        "torch.compile": torch.compile(plain, fullgraph=True, dynamic=False),
+    }
+    if backward:
+        contenders = {name: both_ways(each) for name, each in contenders.items()}
+    return Case(
+        what=f"add_layer_norm {rows}x{width}{', with backward' if backward else ''}",
+        target="within 1.25x of the floor",
+        flops=0,
+        # Forward reads two and writes two; backward reads both gradients and the sum, writes one.
+        moved=rows * width * element * (8 if backward else 4),
+        draw=lambda seed: _normal(device, dtype, seed, (rows, width), (rows, width), grad=backward),
+        contenders=contenders,
+    )
+
+
+def table(rows: list[Row]) -> list[list[str]]:
+    """The table's lines: case, floor, ours, ratio to the floor, and to every alternative."""
+    lines = []
+    for row in rows:
+        ours = row.times.get("ours")
+        if ours is None:
+            lines.append([row.case.what, _us(row.floor), "", "", "", row.case.target])
+            continue
+        others = (f"{name} {ratio:.2f}x" for name, ratio in row.ratios().items())
+        refused = (f"{name}: {why}" for name, why in row.refused.items())
+        lines.append(
+            [
+                row.case.what,
+                _us(row.floor),
+                _us(ours.median),
+                f"{ours.median / row.floor:.2f}",
+                "; ".join(itertools.chain(others, refused)),
+                row.case.target,
+            ]
+        )
+    return lines
+
+
+HEADER = ["case", "floor, us", "ours, us", "ours / floor", "others / ours", "target"]
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"

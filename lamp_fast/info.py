@@ -1,0 +1,105 @@
+"""``python -m lamp_fast.info``: versions, devices, and which implementation each op will use.
+
+The first thing to read, and to send along, when something is slow or does not build.
+"""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tabulate import tabulate
+
+from lamp_fast import __version__, cli
+from lamp_fast.ops import contracts
+
+PACKAGES = ("torch", "triton", "open_clip_torch", "torchvision", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of what it stands on ("missing" where it is not)."""
+    found = {"lamp_fast": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def cuda_line() -> str:
+    """``cuda: built for sm_80 sm_90``, or ``cuda: not built (reason)``, from the build itself."""
+    try:
+        from lamp_fast import _C
+    except ImportError as error:
+        return f"cuda: not built ({error})"
+    build = _C.build_info()
+    if not build["cuda"]:
+        return f"cuda: not built ({build['cuda_reason']})"
+    return f"cuda: built for {architectures(build['cuda_architectures'])}"
+
+
+def architectures(cmake: str) -> str:
+    """CMake's list, ``80-real;90``, as ``sm_80 sm_90``; words such as ``all-major`` as they are."""
+    parts = (part.removesuffix("-real").removesuffix("-virtual") for part in cmake.split(";"))
+    return " ".join(f"sm_{part}" if part[:1].isdigit() else part for part in parts)
+
+
+def devices() -> Iterator[tuple[torch.device, str]]:
+    """Every device that runs could use, with a description."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    yield torch.device("cpu"), f"{torch.get_num_threads()} threads, {vectors}"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        yield (
+            torch.device("cuda", index),
+            f"{properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB",
+        )
+
+
+def op_table(device: torch.device) -> str:
+    """What serves every op on a device, why, and what else is there or is missing."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = []
+    for op in contracts.IMPLEMENTATIONS:
+        # Only prefix_attention tells rows that see few keys (text) from rows that see all (vision).
+        for sparse in (False, True) if op == "prefix_attention" else (False,):
+            call = contracts.Call(device, dtype, sparse=sparse)
+            name, why, missing = contracts.pick(op, call)
+            what = op + (" (text)" if sparse else " (vision)" if op == "prefix_attention" else "")
+            rows.append([what, name, why, _others(op, call, name, missing)])
+    return tabulate(rows, ["op", "served by", "why", "others"], tablefmt="simple")
+
+
+def _others(op: str, call: contracts.Call, chosen: str, missing: str | None) -> str:
+    if missing is not None:
+        return f"not {missing}"
+    able = (
+        name
+        for name in contracts.IMPLEMENTATIONS[op]
+        if name != chosen and contracts.objection(op, name, call) is None
+    )
+    return ", ".join(able)
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Print versions, devices and which implementation each op will use."""
+
+
+def main(config: InfoConfig) -> int:
+    """Print everything; nothing is written."""
+    print("  ".join(f"{name} {version}" for name, version in versions().items()))
+    print(cuda_line())
+    for device, description in devices():
+        print(f"\n{device}: {description}\n{op_table(device)}")
+    if not torch.cuda.is_available():
+        print("\nno GPU: torch sees none")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(InfoConfig, main, sys.argv[1:], prog="python -m lamp_fast.info")
