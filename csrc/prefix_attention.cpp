@@ -154,17 +154,21 @@ template <typename T>
   }
 }
 
-// One row's products with some of the packed rows; out has room up to whole vectors.
+// One row's products with a vectorful of packed rows, the first ones of which[0, count); what is
+// beyond them repeats the last or is 0.
 template <typename T>
-[[gnu::always_inline]] inline void dots(const T* one, const T* packed, const int64_t* which,
-                                        int64_t count, int64_t padded, T* out) {
-  for (int64_t j = 0; j < count; j += kKeysAtOnce) {
-    // The last four repeat a row where there are fewer.
-    const int64_t last = count - 1;
-    const T* a = packed + which[j] * padded;
-    const T* b = packed + which[std::min(j + 1, last)] * padded;
-    const T* c = packed + which[std::min(j + 2, last)] * padded;
-    const T* d = packed + which[std::min(j + 3, last)] * padded;
+[[gnu::always_inline]] inline Lanes<T> dots(const T* one, const T* packed, const int64_t* which,
+                                            int64_t count, int64_t padded) {
+  constexpr int fours = kLanes<T> / kKeysAtOnce;
+  Lanes<T> sums[fours][kKeysAtOnce] = {};
+#pragma GCC unroll 2
+  for (int four = 0; four < fours; ++four) {
+    const int64_t first = four * kKeysAtOnce, last = count - 1;
+    if (first > last) break;
+    const T* a = packed + which[first] * padded;
+    const T* b = packed + which[std::min(first + 1, last)] * padded;
+    const T* c = packed + which[std::min(first + 2, last)] * padded;
+    const T* d = packed + which[std::min(first + 3, last)] * padded;
     Lanes<T> sum_a = {}, sum_b = {}, sum_c = {}, sum_d = {};
     for (int64_t i = 0; i < padded; i += kLanes<T>) {
       const Lanes<T> some = load(one + i);
@@ -173,8 +177,12 @@ template <typename T>
       sum_c += some * load(c + i);
       sum_d += some * load(d + i);
     }
-    sum_lanes(sum_a, sum_b, sum_c, sum_d, out + j);
+    sums[four][0] = sum_a;
+    sums[four][1] = sum_b;
+    sums[four][2] = sum_c;
+    sums[four][3] = sum_d;
   }
+  return sum_each(sums);
 }
 
 template <typename T, int Vectors>
@@ -206,52 +214,51 @@ template <typename T>
 }
 
 template <typename T>
-struct SoftmaxStatistics {
-  T largest, sum;
+struct Softmax {
+  T largest, sum;  // of the scores, and of the weights before they were divided by it
 };
 
+// The weights of the keys that one row sees [count]; 0 behind them up to whole vectors.
 template <typename T>
-[[gnu::always_inline]] inline T sum_of(Lanes<T> lanes) {
-  T sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += lanes[lane];
-  return sum;
-}
-
-// Products [count] -> softmax of scale times them; 0 behind them up to whole vectors.
-template <typename T>
-[[gnu::always_inline]] inline SoftmaxStatistics<T> softmax(T* row, int64_t count, T scale) {
+[[gnu::always_inline]] inline Softmax<T> softmax(const T* query, const T* keys, const int64_t* seen,
+                                                 int64_t count, int64_t padded, T scale,
+                                                 T* weights) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
-  const int64_t padded = round_up(count, kLanes<T>);
-  for (int64_t j = 0; j < padded; j += kLanes<T>) store(row + j, load(row + j) * scale);
-  std::fill(row + count, row + padded, -infinity);
-  Lanes<T> maxima = Lanes<T>{} - infinity;
-  for (int64_t j = 0; j < padded; j += kLanes<T>) {
-    const Lanes<T> scores = load(row + j);
+  Lanes<T> lane, maxima = Lanes<T>{} - infinity;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  for (int64_t j = 0; j < count; j += kLanes<T>) {
+    Lanes<T> scores = dots(query, keys, seen + j, count - j, padded) * scale;
+    scores = lane < static_cast<T>(count - j) ? scores : Lanes<T>{} - infinity;
     maxima = maxima > scores ? maxima : scores;
+    store(weights + j, scores);
   }
   T largest = -infinity;
-  for (int lane = 0; lane < kLanes<T>; ++lane) largest = std::max(largest, maxima[lane]);
+  for (int i = 0; i < kLanes<T>; ++i) largest = std::max(largest, maxima[i]);
   Lanes<T> sums = {};
-  for (int64_t j = 0; j < padded; j += kLanes<T>) {
-    const Lanes<T> weights = exponential(load(row + j) - largest);
-    store(row + j, weights);
-    sums += weights;
+  for (int64_t j = 0; j < count; j += kLanes<T>) {
+    const Lanes<T> some = exponential(load(weights + j) - largest);
+    store(weights + j, some);
+    sums += some;
   }
-  const T sum = sum_of<T>(sums), inverse = 1 / sum;
-  for (int64_t j = 0; j < padded; j += kLanes<T>) store(row + j, load(row + j) * inverse);
+  const T sum = sum_of(sums), inverse = 1 / sum;
+  for (int64_t j = 0; j < count; j += kLanes<T>) store(weights + j, load(weights + j) * inverse);
   return {largest, sum};
 }
 
-// A row's weights and the gradients of the weights [count] -> gradients of the products.
+// The gradients of one row's products with the keys that it sees [count], by its weights.
 template <typename T>
-[[gnu::always_inline]] inline void softmax_backward(const T* weights, T* slopes, int64_t count,
-                                                    T scale) {
-  const int64_t padded = round_up(count, kLanes<T>);
-  std::fill(slopes + count, slopes + padded, T{0});
+[[gnu::always_inline]] inline void softmax_backward(const T* grad, const T* values,
+                                                    const int64_t* seen, int64_t count,
+                                                    int64_t padded, T scale, const T* weights,
+                                                    T* slopes) {
   Lanes<T> sums = {};
-  for (int64_t j = 0; j < padded; j += kLanes<T>) sums += load(weights + j) * load(slopes + j);
-  const T along = sum_of<T>(sums);
-  for (int64_t j = 0; j < padded; j += kLanes<T>)
+  for (int64_t j = 0; j < count; j += kLanes<T>) {
+    const Lanes<T> some = dots(grad, values, seen + j, count - j, padded);
+    store(slopes + j, some);
+    sums += load(weights + j) * some;
+  }
+  const T along = sum_of(sums);
+  for (int64_t j = 0; j < count; j += kLanes<T>)
     store(slopes + j, load(weights + j) * (load(slopes + j) - along) * scale);
 }
 
@@ -284,8 +291,8 @@ template <typename T>
     const int64_t* seen = visible.key.data() + visible.row_start[i];
     const int64_t count = visible.row_start[i + 1] - visible.row_start[i];
     T* weights = scratch.weights.data();
-    dots(scratch.q.data() + i * padded, scratch.k.data(), seen, count, padded, weights);
-    const SoftmaxStatistics<T> row = softmax(weights, count, static_cast<T>(params.scale));
+    const Softmax<T> row = softmax(scratch.q.data() + i * padded, scratch.k.data(), seen, count,
+                                   padded, static_cast<T>(params.scale), weights);
     lse[i] = row.largest + std::log(row.sum);
     weighted_sum(weights, scratch.v.data(), seen, count, padded, scratch.sum.data());
     std::copy(scratch.sum.data(), scratch.sum.data() + width, out + i * params.out.row_stride);
@@ -335,10 +342,9 @@ template <typename T>
     const int64_t* seen = visible.key.data() + start;
     T* weights = scratch.weights.data();
     T* slopes = scratch.slopes.data();
-    dots(scratch.q.data() + i * padded, scratch.k.data(), seen, count, padded, weights);
-    softmax(weights, count, scale);
-    dots(scratch.grad.data() + i * padded, scratch.v.data(), seen, count, padded, slopes);
-    softmax_backward(weights, slopes, count, scale);
+    softmax(scratch.q.data() + i * padded, scratch.k.data(), seen, count, padded, scale, weights);
+    softmax_backward(scratch.grad.data() + i * padded, scratch.v.data(), seen, count, padded, scale,
+                     weights, slopes);
     for (int64_t j = 0; j < count; ++j) {
       const int64_t place = visible.place[start + j];
       scratch.weights_by_key[place] = weights[j];

@@ -53,24 +53,37 @@ inline int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-// The sums over the lanes of four vectors.
-[[gnu::always_inline]] inline void sum_lanes(Lanes<float> a, Lanes<float> b, Lanes<float> c,
-                                             Lanes<float> d, float* out) {
-  const Lanes<float> ab = LAMP_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
-                          LAMP_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-  const Lanes<float> cd = LAMP_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13) +
-                          LAMP_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
-  // Halves of the four sums: a b c d a b c d.
-  const Lanes<float> halves = LAMP_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
-                              LAMP_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
-  for (int sum = 0; sum < 4; ++sum) out[sum] = halves[sum] + halves[sum + 4];
+// The sums over the lanes of four vectors a, b, c, d in two parts: a b c d a b c d.
+[[gnu::always_inline]] inline Lanes<float> half_sums(const Lanes<float> (&x)[4]) {
+  const Lanes<float> ab = LAMP_SHUFFLE(x[0], x[1], 0, 8, 1, 9, 4, 12, 5, 13) +
+                          LAMP_SHUFFLE(x[0], x[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const Lanes<float> cd = LAMP_SHUFFLE(x[2], x[3], 0, 8, 1, 9, 4, 12, 5, 13) +
+                          LAMP_SHUFFLE(x[2], x[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  return LAMP_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+         LAMP_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 
-[[gnu::always_inline]] inline void sum_lanes(Lanes<double> a, Lanes<double> b, Lanes<double> c,
-                                             Lanes<double> d, double* out) {
-  const Lanes<double> ab = LAMP_SHUFFLE(a, b, 0, 4, 2, 6) + LAMP_SHUFFLE(a, b, 1, 5, 3, 7);
-  const Lanes<double> cd = LAMP_SHUFFLE(c, d, 0, 4, 2, 6) + LAMP_SHUFFLE(c, d, 1, 5, 3, 7);
-  store(out, LAMP_SHUFFLE(ab, cd, 0, 1, 4, 5) + LAMP_SHUFFLE(ab, cd, 2, 3, 6, 7));
+// Lane i is the sum over the lanes of the i-th vector.
+[[gnu::always_inline]] inline Lanes<float> sum_each(const Lanes<float> (&x)[2][4]) {
+  const Lanes<float> first = half_sums(x[0]), second = half_sums(x[1]);
+  return LAMP_SHUFFLE(first, second, 0, 1, 2, 3, 8, 9, 10, 11) +
+         LAMP_SHUFFLE(first, second, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+[[gnu::always_inline]] inline Lanes<double> sum_each(const Lanes<double> (&x)[1][4]) {
+  const Lanes<double> ab =
+      LAMP_SHUFFLE(x[0][0], x[0][1], 0, 4, 2, 6) + LAMP_SHUFFLE(x[0][0], x[0][1], 1, 5, 3, 7);
+  const Lanes<double> cd =
+      LAMP_SHUFFLE(x[0][2], x[0][3], 0, 4, 2, 6) + LAMP_SHUFFLE(x[0][2], x[0][3], 1, 5, 3, 7);
+  return LAMP_SHUFFLE(ab, cd, 0, 1, 4, 5) + LAMP_SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
+[[gnu::always_inline]] inline float sum_of(Lanes<float> x) {
+  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+[[gnu::always_inline]] inline double sum_of(Lanes<double> x) {
+  return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 // e^x for x <= 0 to about 2 units in the last place; 0 where it is below the smallest normal
