@@ -38,23 +38,34 @@ class Launch:
 FORWARD = {
     (2, 64): Launch(64, 64, 4, 3),
     (2, 128): Launch(64, 64, 4, 2),
-    (4, 64): Launch(32, 32, 4, 2),
-    (4, 128): Launch(32, 32, 4, 2),
+    (4, 64): Launch(32, 32, 8, 2),
+    (4, 128): Launch(32, 32, 8, 2),
 }
 BACKWARD_QUERY = {
     (2, 64): Launch(64, 64, 4, 2),
     (2, 128): Launch(64, 32, 4, 2),
-    (4, 64): Launch(32, 32, 4, 1),
-    (4, 128): Launch(32, 16, 4, 1),
+    (4, 64): Launch(32, 32, 8, 1),
+    (4, 128): Launch(32, 16, 8, 1),
 }
 BACKWARD_KEYS = {
     (2, 64): Launch(64, 64, 4, 2),
     (2, 128): Launch(32, 64, 4, 2),
-    (4, 64): Launch(32, 32, 4, 1),
-    (4, 128): Launch(16, 32, 4, 1),
+    (4, 64): Launch(32, 32, 8, 1),
+    (4, 128): Launch(16, 32, 8, 1),
 }
-# Rows of a packed tile at most.
-SHORT_TILE = {2: 64, 4: 32}
+# Packed tiles are as high as wide, or smaller where a group has few rows.
+SHORT_FORWARD = {
+    (2, 64): Launch(64, 64, 4, 1),
+    (2, 128): Launch(64, 64, 4, 1),
+    (4, 64): Launch(32, 32, 8, 1),
+    (4, 128): Launch(32, 32, 8, 1),
+}
+SHORT_BACKWARD = {
+    (2, 64): Launch(32, 32, 4, 1),
+    (2, 128): Launch(32, 32, 8, 1),
+    (4, 64): Launch(32, 32, 8, 1),
+    (4, 128): Launch(32, 32, 8, 1),
+}
 
 
 @triton.jit
@@ -834,9 +845,9 @@ def prefix_attention(
     sizes = _Sizes.of(*tensors, prefix_index, mask)
     arguments = [*_strides(*tensors, out), *sizes.numbers, blind, scale * LOG2_E]
     if sizes.packed:
-        grid = (sizes.groups * sizes.heads * sizes.tiles,)
-        prefix_attention_short_fwd_kernel[grid](
-            *tensors, out, lse, *arguments, CAUSAL=causal, **sizes.packed_blocks()
+        blocks, tiles = sizes.packed_blocks(SHORT_FORWARD[sizes.kind])
+        prefix_attention_short_fwd_kernel[(sizes.groups * sizes.heads * tiles,)](
+            *tensors, out, lse, *arguments, CAUSAL=causal, **blocks
         )
         return
     launch = FORWARD[sizes.kind]
@@ -910,15 +921,14 @@ def _backward_short(sizes, tensors, lse, _, options, needs, results) -> None:
     causal, blind, scale = options
     needs_own, needs_prefix = needs
     *own, grad_prefix_k, grad_prefix_v = results
-    chunks = sizes.tiles
+    blocks, tiles = sizes.packed_blocks(SHORT_BACKWARD[sizes.kind])
+    tiles_a_chunk = 1
     if needs_prefix:
-        chunks = min(sizes.tiles, triton.cdiv(PROGRAMS, sizes.groups * sizes.heads))
-    tiles_a_chunk = triton.cdiv(sizes.tiles, chunks)
-    chunks = triton.cdiv(sizes.tiles, tiles_a_chunk)
+        tiles_a_chunk = max(1, tiles * sizes.groups * sizes.heads // PROGRAMS)
+    chunks = triton.cdiv(tiles, tiles_a_chunk)
     partial = _partial_sums(sizes, lse, sizes.groups, chunks) if needs_prefix else (None, None)
     strides = _strides(*own) if needs_own else [0] * 9
-    prefix_short_grid = (sizes.groups * sizes.heads * chunks,)
-    prefix_attention_short_bwd_kernel[prefix_short_grid](
+    prefix_attention_short_bwd_kernel[(sizes.groups * sizes.heads * chunks,)](
         *tensors,
         lse,
         *own,
@@ -934,7 +944,7 @@ def _backward_short(sizes, tensors, lse, _, options, needs, results) -> None:
         NEEDS_OWN=needs_own,
         NEEDS_PREFIX=needs_prefix,
         HAS_PREFIX=sizes.prefix_length > 0,
-        **sizes.packed_blocks(),
+        **blocks,
     )
     if needs_prefix:
         _add_partial_sums(sizes, partial, None, 1, (grad_prefix_k, grad_prefix_v))
@@ -1092,32 +1102,24 @@ class _Sizes:
         """The key of the launch tables."""
         return self.bytes_an_element, max(64, self.block_d)
 
-    @property
-    def packing(self) -> int:
-        """Sequences of a packed tile."""
-        return max(1, min(self.share, SHORT_TILE[self.bytes_an_element] // self.length))
-
-    @property
-    def tiles(self) -> int:
-        """Packed tiles of a group."""
-        return triton.cdiv(self.share, self.packing)
-
     def block(self, size: int, at_most: int) -> int:
         """A block along a dimension, no larger than it needs to be."""
         return min(at_most, _power(size))
 
-    def packed_blocks(self) -> dict[str, int]:
-        block_l = _power(self.packing * self.length)
-        return {
+    def packed_blocks(self, launch: Launch) -> tuple[dict[str, int], int]:
+        """The launch of packed tiles, and how many of them a group has."""
+        packing = max(1, min(self.share, launch.keys // self.length))
+        blocks = {
             "WIDTH": self.width,
             "BLOCK_D": self.block_d,
-            "SEQUENCES": self.packing,
-            "BLOCK_R": _power(self.packing * self.rows),
+            "SEQUENCES": packing,
+            "BLOCK_R": _power(packing * self.rows),
             "BLOCK_P": _power(self.prefix_length),
-            "BLOCK_L": block_l,
-            "num_warps": 4 if block_l >= 32 else 2,
-            "num_stages": 1,
+            "BLOCK_L": _power(packing * self.length),
+            "num_warps": launch.warps,
+            "num_stages": launch.stages,
         }
+        return blocks, triton.cdiv(self.share, packing)
 
 
 def _power(size: int) -> int:
