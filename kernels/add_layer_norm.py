@@ -132,7 +132,7 @@ def add_layer_norm_backward(
     rstd: Tensor,
     grad: Tensor,
 ) -> None:
-    """With g = grad_normed * weight and unit rows u: (g - mean(g u) u - mean(g)) rstd + grad_sum."""
+    """With g = grad_normed weight, unit rows u: (g - u mean(g u) - mean(g)) rstd + grad_sum."""
     if total.numel() == 0:
         return
     grad_normed, total = _rows(grad_normed), _rows(total)

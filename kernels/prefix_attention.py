@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1 / math.log(2)
-# Sequences up to this long are packed.
-SHORT_ROWS = 32
-# A short backward keeps the prefix's two gradients, a tile [P, d] each, in registers.
-SHORT_PREFIX_TILE = 4096
+# By bytes an element. Sequences up to so many rows are packed, where a short backward can keep the
+# prefix's two gradients, a tile [P, d] each, in registers beside its products.
+SHORT_ROWS = {2: 32, 4: 16}
+SHORT_PREFIX_TILE = {2: 4096, 4: 1024}
 # Programs that keep a large GPU busy; beyond, a short backward's program takes several tiles.
 PROGRAMS = 2048
 
@@ -56,15 +56,13 @@ BACKWARD_KEYS = {
 # Packed tiles are as high as wide, or smaller where a group has few rows.
 SHORT_FORWARD = {
     (2, 64): Launch(64, 64, 4, 1),
-    (2, 128): Launch(64, 64, 4, 1),
+    (2, 128): Launch(32, 32, 4, 1),
     (4, 64): Launch(32, 32, 8, 1),
-    (4, 128): Launch(32, 32, 8, 1),
 }
 SHORT_BACKWARD = {
     (2, 64): Launch(32, 32, 4, 1),
     (2, 128): Launch(32, 32, 8, 1),
-    (4, 64): Launch(32, 32, 8, 1),
-    (4, 128): Launch(32, 32, 8, 1),
+    (4, 64): Launch(16, 16, 8, 1),
 }
 
 
@@ -93,7 +91,8 @@ def _sees_prefix(row, column, mask, rows, length, prefix_length, blind, MASKED: 
     if MASKED:
         at = row.to(tl.int64) * (prefix_length + length) + column
         return tl.load(mask + at, mask=inside, other=0) != 0
-    return inside & (row + (length - rows) >= blind)
+    else:
+        return inside & (row + (length - rows) >= blind)
 
 
 @triton.jit
@@ -105,9 +104,19 @@ def _sees_sequence(
     if MASKED:
         at = row.to(tl.int64) * (prefix_length + length) + prefix_length + column
         return tl.load(mask + at, mask=inside, other=0) != 0
-    if CAUSAL:
+    elif CAUSAL:
         return inside & (column <= row + (length - rows))
-    return inside
+    else:
+        return inside
+
+
+@triton.jit
+def _group(sequence, prefix_index, share):
+    """Which prefix a sequence reads."""
+    if prefix_index is None:
+        return sequence // share
+    else:
+        return tl.load(prefix_index + sequence)
 
 
 @triton.jit
@@ -193,10 +202,7 @@ def prefix_attention_fwd_kernel(
     first_row = tl.program_id(0) % row_blocks * BLOCK_R
     head = (tl.program_id(0) // row_blocks % heads).to(tl.int64)
     sequence = (tl.program_id(0) // row_blocks // heads).to(tl.int64)
-    if prefix_index is None:
-        group = sequence // share
-    else:
-        group = tl.load(prefix_index + sequence)
+    group = _group(sequence, prefix_index, share)
     row = first_row + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_D)
     queries = _load(q + sequence * q_n + head * q_h, q_r, row, rows, column, WIDTH)
@@ -307,10 +313,7 @@ def prefix_attention_bwd_query_kernel(
     first_row = row_block * BLOCK_R
     head = (tl.program_id(0) // row_blocks % heads).to(tl.int64)
     sequence = (tl.program_id(0) // row_blocks // heads).to(tl.int64)
-    if prefix_index is None:
-        group = sequence // share
-    else:
-        group = tl.load(prefix_index + sequence)
+    group = _group(sequence, prefix_index, share)
     row = first_row + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_D)
     at = (sequence * heads + head) * rows + row
@@ -951,7 +954,7 @@ def _backward_short(sizes, tensors, lse, _, options, needs, results) -> None:
 
 
 def _backward_long(sizes, tensors, lse, routes, options, needs, results) -> None:
-    grad, q, k, v, prefix_k, prefix_v, out = tensors
+    grad, q, k, v, *_ = tensors
     prefix_index, mask = routes
     causal, blind, scale = options
     needs_own, needs_prefix = needs
@@ -1013,9 +1016,7 @@ def _backward_long(sizes, tensors, lse, routes, options, needs, results) -> None
             num_stages=launch.stages,
         )
     if needs_prefix:
-        _add_partial_sums(
-            sizes, partial, prefix_index, sizes.share, (grad_prefix_k, grad_prefix_v)
-        )
+        _add_partial_sums(sizes, partial, prefix_index, sizes.share, (grad_prefix_k, grad_prefix_v))
 
 
 def _partial_sums(sizes, lse: Tensor, sequences: int, pieces: int) -> tuple[Tensor, Tensor]:
@@ -1069,8 +1070,8 @@ class _Sizes:
     def of(q, k, v, prefix_k, prefix_v, prefix_index, mask) -> "_Sizes":
         sequences, heads, rows, width = q.shape
         groups, _, prefix_length, _ = prefix_k.shape
-        tile = _power(prefix_length) * _power(width)
-        short = k.shape[2] <= SHORT_ROWS and tile <= SHORT_PREFIX_TILE
+        size, tile = q.element_size(), _power(prefix_length) * _power(width)
+        short = k.shape[2] <= SHORT_ROWS[size] and tile <= SHORT_PREFIX_TILE[size]
         return _Sizes(
             sequences,
             groups,
@@ -1079,7 +1080,7 @@ class _Sizes:
             k.shape[2],
             prefix_length,
             width,
-            q.element_size(),
+            size,
             short and mask is None and prefix_index is None,
         )
 
