@@ -12,6 +12,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -265,7 +266,9 @@ def _op(op: str, schema: str, outputs: Callable, *, backward: bool = False) -> C
         *given, impl = arguments
         results = outputs(*given)
         filled = (results,) if isinstance(results, Tensor) else results
-        load(op, impl, function)(*given, *filled)
+        # Kernels launch on the current device, which need not be that of the tensors.
+        with torch.cuda.device(filled[0].device) if filled[0].is_cuda else nullcontext():
+            load(op, impl, function)(*given, *filled)
         return results
 
     def fake(*arguments):
