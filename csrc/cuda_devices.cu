@@ -3,6 +3,14 @@
 
 namespace lamp {
 
+std::string cuda_architectures() {
+  // nvcc's own list of what it compiles this file for, such as 800,900.
+  std::string names;
+  for (const int architecture : {__CUDA_ARCH_LIST__})
+    names += (names.empty() ? "sm_" : " sm_") + std::to_string(architecture / 10);
+  return names;
+}
+
 std::vector<CudaDevice> cuda_devices() {
   int count = 0;
   check_cuda(cudaGetDeviceCount(&count), "cudaGetDeviceCount");

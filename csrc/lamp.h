@@ -7,7 +7,7 @@
 
 namespace lamp {
 
-enum class Dtype { kFloat32, kFloat64 };
+enum class Dtype { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Rows are contiguous; strides are in elements from one row to the next.
 struct RetrieveParams {
@@ -28,6 +28,92 @@ struct RetrieveParams {
 };
 
 void retrieve_cpu(const RetrieveParams& params);
+
+struct RetrieveBackwardParams {
+  Dtype dtype;             // of all but indices
+  const void* query;       // [B, D]
+  const void* keys;        // [M, D]
+  const int64_t* indices;  // [B, k], contiguous, as are all that follow
+  const void* similarity;  // [B, k]
+  const void* grad;        // [B, k], of similarity
+  void* grad_query;        // [B, D]
+  void* grad_keys;         // [M, D]
+  int64_t query_stride;
+  int64_t keys_stride;
+  int64_t batch;      // B
+  int64_t pool_size;  // M
+  int64_t width;      // D
+  int64_t k;
+  int threads;  // at most so many; never changes a result
+};
+
+void retrieve_backward_cpu(const RetrieveBackwardParams& params);
+
+// A tensor [N or G, H, rows, d] whose d is contiguous; strides are in elements.
+struct HeadRows {
+  void* data;  // nullptr: not wanted
+  int64_t sequence_stride;
+  int64_t head_stride;
+  int64_t row_stride;
+};
+
+struct PrefixAttentionParams {
+  Dtype dtype;                  // of all tensors; lse is float32, for float64 float64
+  HeadRows q;                   // [N, H, R, d]
+  HeadRows k, v;                // [N, H, L, d]
+  HeadRows prefix_k, prefix_v;  // [G, H, P, d]
+  HeadRows out;                 // [N, H, R, d]
+  void* lse;                    // [N, H, R], contiguous
+  const int64_t* prefix_index;  // [N]; nullptr: sequence n reads n / (N / G)
+  const bool* mask;             // [R, P + L], contiguous; nullptr: causal and blind say it
+  int64_t sequences;            // N
+  int64_t groups;               // G
+  int64_t heads;                // H
+  int64_t rows;                 // R, the last ones of L where there is no mask
+  int64_t length;               // L
+  int64_t prefix_length;        // P
+  int64_t width;                // d
+  bool causal;
+  int64_t blind;
+  double scale;
+  int threads;  // CPU: at most so many; never changes a result
+};
+
+// out and lse are read here, as the forward wrote them.
+struct PrefixAttentionBackwardParams {
+  PrefixAttentionParams forward;
+  HeadRows grad;                          // [N, H, R, d]
+  HeadRows grad_q, grad_k, grad_v;        // all wanted or none
+  HeadRows grad_prefix_k, grad_prefix_v;  // both wanted or none
+};
+
+void prefix_attention_cpu(const PrefixAttentionParams& params);
+void prefix_attention_backward_cpu(const PrefixAttentionBackwardParams& params);
+
+// The CUDA ops enqueue on a cudaStream_t of the current device, which the addresses belong to. They
+// allocate nothing, wait for nothing and throw std::runtime_error with CUDA's words.
+
+void retrieve_cuda(const RetrieveParams& params, void* stream);  // float32, M <= 256, k <= 32
+
+// Device memory that the CUDA prefix_attention takes beside its tensors.
+struct PrefixAttentionScratch {
+  int32_t* seen_keys;    // [R, 1 + P + L], with a mask: how many keys each row sees, and which
+  int32_t* seeing_rows;  // [P + L, 1 + R], backward with a mask: how many rows see each key, which
+  float* delta;          // [N, H, R], backward: dot products of out and grad
+  const int64_t* order;  // [N], backward with prefix_index: the sequences, stably sorted by it
+  const int64_t* offsets;  // [G + 1], backward with prefix_index: where each group starts in order
+  float* partial;          // [parts, G, H, P, 2, d], backward with more than one part
+  int64_t parts;           // the walk over a group's rows is cut into; decides the order of sums
+};
+
+// float32, float16 or bfloat16; d <= 128.
+void prefix_attention_cuda(const PrefixAttentionParams& params,
+                           const PrefixAttentionScratch& scratch, void* stream);
+void prefix_attention_backward_cuda(const PrefixAttentionBackwardParams& params,
+                                    const PrefixAttentionScratch& scratch, void* stream);
+
+// What the kernels were compiled for, such as "sm_80 sm_90".
+std::string cuda_architectures();
 
 struct CudaDevice {
   std::string name;

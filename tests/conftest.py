@@ -2,13 +2,14 @@
 
 import os
 
-import open_clip
 import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton reads it when a kernel is defined.
+    # Triton reads it when it is imported, which open_clip does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import open_clip
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data.transforms import Preprocessing

@@ -128,6 +128,8 @@ def test_every_named_module_exists():
         ("lamp_fast.ops.cpp", "from lamp_fast import _C", True),
         ("lamp_fast.ops.cpp", "from lamp_fast.ops.reference import retrieve", False),
         ("lamp_fast.kernels.retrieve", "import lamp_fast.ops.cpp", False),
+        ("lamp_fast.ops.cuda", "import lamp_fast.ops.cpp", False),
+        ("lamp_fast.ops.cuda", "from lamp_fast.ops.native import address", True),
         ("lamp_fast.config", "from lamp_fast.data.digits import NAMES", False),
         ("lamp_fast.data.sources", "from lamp_fast.data.digits import NAMES", True),
         ("lamp_fast.train", "from lamp_fast import report, cli", True),

@@ -4,10 +4,14 @@ Triton and CUDA run on a GPU where there is one; without one Triton runs in its 
 (:mod:`conftest` switches it on) and CUDA is skipped with the reason.
 """
 
+import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
 
 from lamp_fast.ops import contracts
 
@@ -36,7 +40,7 @@ def cases(op: str, *dtypes: torch.dtype) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("impl", "dtype"),
         [
-            pytest.param(impl, dtype, marks=_skipped(op, impl), id=f"{impl}-{str(dtype)[6:]}")
+            pytest.param(impl, dtype, marks=skipped(op, impl), id=f"{impl}-{str(dtype)[6:]}")
             for impl in contracts.IMPLEMENTATIONS[op]
             for dtype in dtypes
             if serves(impl, dtype)
@@ -49,14 +53,62 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
     return pytest.mark.parametrize(
         "impl",
         [
-            pytest.param(impl, marks=_skipped(op, impl))
+            pytest.param(impl, marks=skipped(op, impl))
             for impl in contracts.IMPLEMENTATIONS[op]
             if serves(impl, dtype)
         ],
     )
 
 
-def _skipped(op: str, impl: str):
+def skipped(op: str, impl: str) -> pytest.MarkDecorator:
+    """The mark of a test that needs an implementation, with the reason where it cannot run."""
     call = contracts.Call(device(impl), torch.float32)
     reason = contracts.objection(op, impl, call)
     return pytest.mark.skipif(reason is not None, reason=f"{impl}: {reason}")
+
+
+def assert_as_accurate(
+    name: str, got: Tensor, eager: Tensor, exact: Tensor, budget: Tensor | float
+) -> None:
+    """The criterion of every op: an error against float64 within twice eager's and a budget.
+
+    Args:
+        name: of what is compared.
+        got: from the implementation under test.
+        eager: from the reference in the same dtype.
+        exact: from the reference in float64, given the same inputs.
+        budget: what rounding may add, derived from the op's arithmetic, by element.
+    """
+    assert got.shape == exact.shape, name
+    assert got.dtype == eager.dtype, name
+    if got.numel() == 0:
+        return
+    allowed = 2 * (eager.double() - exact).abs().max() + budget
+    excess = (got.double() - exact).abs() - allowed
+    # Written so that NaN fails.
+    assert (excess <= 0).all(), f"{name}: {excess.max().item():.2e} over {allowed.max().item():.2e}"
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """New memory holds NaN, or absurd integers, so that what is not written shows."""
+    create = {
+        (torch, "empty"): torch.empty,
+        (torch, "empty_like"): torch.empty_like,
+        (torch.Tensor, "new_empty"): torch.Tensor.new_empty,
+    }
+
+    def poisoned(function: Callable) -> Callable:
+        def call(*given, **named):
+            new = function(*given, **named)
+            return new.fill_(math.nan if new.is_floating_point() else -(2**40))
+
+        return call
+
+    for (owner, name), function in create.items():
+        setattr(owner, name, poisoned(function))
+    try:
+        yield
+    finally:
+        for (owner, name), function in create.items():
+            setattr(owner, name, function)

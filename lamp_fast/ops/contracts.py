@@ -12,6 +12,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -104,8 +105,8 @@ def _reference() -> Implementation:
     return Implementation("lamp_fast.ops.reference")
 
 
-def _cpp(backward: str | None = None) -> Implementation:
-    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD, backward)
+def _cpp() -> Implementation:
+    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD)
 
 
 def _triton(module: str) -> Implementation:
@@ -121,7 +122,7 @@ def _cuda(backward: str | None = None) -> Implementation:
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     "retrieve": {
         REFERENCE: _reference(),
-        "cpp": _cpp(backward=REFERENCE),
+        "cpp": _cpp(),
         "triton": _triton("retrieve"),
         "cuda": _cuda(backward="triton"),
     },
@@ -265,7 +266,9 @@ def _op(op: str, schema: str, outputs: Callable, *, backward: bool = False) -> C
         *given, impl = arguments
         results = outputs(*given)
         filled = (results,) if isinstance(results, Tensor) else results
-        load(op, impl, function)(*given, *filled)
+        # Kernels launch on the current device, which need not be that of the tensors.
+        with torch.cuda.device(filled[0].device) if filled[0].is_cuda else nullcontext():
+            load(op, impl, function)(*given, *filled)
         return results
 
     def fake(*arguments):

@@ -3,55 +3,41 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "lamp.h"
-
-// The loader picks the widest vectors that the machine has. All versions sum in the same order and
-// none contracts a * b + c, so the bits are the same on every machine.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute)
-#if __has_attribute(target_clones)
-#define LAMP_VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#endif
-#ifndef LAMP_VECTOR_CLONES
-#define LAMP_VECTOR_CLONES
-#endif
+#include "threads.h"
+#include "vectors.h"
 
 namespace lamp {
 namespace {
 
-constexpr int kLanes = 8;
 // Pairs of queries share what is read of the keys, which outgrow the first cache.
 constexpr int kQueriesAtOnce = 2;
 constexpr int kKeysAtOnce = 4;
-// Starting a thread costs about as much as this many multiply-adds, some tens of microseconds.
-constexpr int64_t kWorkPerThread = 1 << 21;
+constexpr int64_t kRowsInPart = 16;
 
-// A vector type rather than an array: GCC keeps it in registers. Aligned as its elements are, and
-// allowed to look at them.
-using Lanes [[gnu::vector_size(kLanes * sizeof(double)), gnu::aligned(8), gnu::may_alias]] = double;
+constexpr int kWide = 8;
+using Wide = Vector<double, kWide>;
 
 template <int Keys>
 [[gnu::always_inline]] inline void dot(const double* queries, const double* keys, int64_t padded,
                                        double* out, int64_t out_stride) {
-  Lanes sums[kQueriesAtOnce][Keys] = {};
-  for (int64_t d = 0; d < padded; d += kLanes) {
+  Wide sums[kQueriesAtOnce][Keys] = {};
+  for (int64_t d = 0; d < padded; d += kWide) {
 #pragma GCC unroll 8
     for (int key = 0; key < Keys; ++key) {
-      const Lanes some = *reinterpret_cast<const Lanes*>(keys + key * padded + d);
+      const Wide some = *reinterpret_cast<const Wide*>(keys + key * padded + d);
 #pragma GCC unroll 8
       for (int query = 0; query < kQueriesAtOnce; ++query)
-        sums[query][key] += some * *reinterpret_cast<const Lanes*>(queries + query * padded + d);
+        sums[query][key] += some * *reinterpret_cast<const Wide*>(queries + query * padded + d);
     }
   }
 #pragma GCC unroll 8
   for (int query = 0; query < kQueriesAtOnce; ++query) {
 #pragma GCC unroll 8
     for (int key = 0; key < Keys; ++key) {
-      const Lanes sum = sums[query][key];
+      const Wide sum = sums[query][key];
       out[query * out_stride + key] =
           ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
     }
@@ -68,13 +54,13 @@ LAMP_VECTOR_CLONES void dots(const double* queries, const double* keys, int64_t 
 }
 
 double norm(const double* row, int64_t padded) {
-  Lanes sums = {};
-  for (int64_t d = 0; d < padded; d += kLanes) {
-    const Lanes some = *reinterpret_cast<const Lanes*>(row + d);
+  Wide sums = {};
+  for (int64_t d = 0; d < padded; d += kWide) {
+    const Wide some = *reinterpret_cast<const Wide*>(row + d);
     sums += some * some;
   }
   double square = 0;
-  for (int lane = 0; lane < kLanes; ++lane) square += sums[lane];
+  for (int lane = 0; lane < kWide; ++lane) square += sums[lane];
   return std::sqrt(square);
 }
 
@@ -83,7 +69,7 @@ double norm(const double* row, int64_t padded) {
 template <typename T>
 struct Pool {
   explicit Pool(const RetrieveParams& params)
-      : padded((params.width + kLanes - 1) / kLanes * kLanes),
+      : padded(round_up(params.width, kWide)),
         keys(params.pool_size * padded),
         norms(params.pool_size) {
     for (int64_t m = 0; m < params.pool_size; ++m) {
@@ -167,31 +153,104 @@ void retrieve_typed(const RetrieveParams& params) {
   const int64_t batch = params.batch, pool_size = params.pool_size, k = params.k;
   const Pool<T> pool(params);
 
-  const int64_t useful = batch * pool_size * params.width / kWorkPerThread;
-  const int64_t parts =
-      std::max<int64_t>(1, std::min({static_cast<int64_t>(params.threads), useful, batch}));
-  std::vector<Scratch<T>> scratch(parts, Scratch<T>(pool.padded, pool_size));
-  const auto run_part = [&](int64_t part) {
-    retrieve_rows<T>(params, pool, batch * part / parts, batch * (part + 1) / parts, scratch[part]);
-  };
-  // Threads live for one call: a pool would be lost, and waited for, in a forked data worker.
-  std::vector<std::thread> threads;
-  threads.reserve(parts - 1);
-  int64_t next = 1;
-  try {
-    for (; next < parts; ++next) threads.emplace_back(run_part, next);
-  } catch (const std::system_error&) {
-    // The machine gives no more threads: this one does what is left.
-  }
-  run_part(0);
-  for (; next < parts; ++next) run_part(next);
-  for (std::thread& thread : threads) thread.join();
+  const int64_t parts = round_up(batch, kRowsInPart) / kRowsInPart;
+  const int64_t threads = useful_threads(params.threads, batch * pool_size * params.width, parts);
+  std::vector<Scratch<T>> scratch(threads, Scratch<T>(pool.padded, pool_size));
+  for_each_part(parts, threads, [&](int64_t part, int64_t thread) {
+    const int64_t first = part * kRowsInPart, last = std::min(batch, first + kRowsInPart);
+    retrieve_rows<T>(params, pool, first, last, scratch[thread]);
+  });
 
   std::fill(params.counts, params.counts + pool_size, int64_t{0});
   const T* similarity = static_cast<const T*>(params.similarity);
   for (int64_t row = 0; row < batch; ++row)
     if (!std::isnan(similarity[row * k]))
       for (int64_t j = 0; j < k; ++j) ++params.counts[params.indices[row * k + j]];
+}
+
+// Gradients take columns apart, so that every sum runs over the batch in its order whatever the
+// threads. One block of columns of the keys and of their gradients stays in the first cache.
+constexpr int kColumns = 32;
+
+// [rows, D] -> 1 / norm [rows]; 0 for a zero row.
+template <typename T>
+std::vector<double> inverse_norms(const T* rows, int64_t stride, int64_t count, int64_t width) {
+  const int64_t padded = round_up(width, kWide);
+  std::vector<double> row(padded), inverse(count);
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy(rows + i * stride, rows + i * stride + width, row.data());
+    const double length = norm(row.data(), padded);
+    inverse[i] = length == 0 ? 0 : 1 / length;
+  }
+  return inverse;
+}
+
+// One (query, key) pair of a block: what the key adds to the query's gradient, and the query to the
+// key's.
+LAMP_VECTOR_CLONES void exchange(double weight, const double* __restrict key,
+                                 double* __restrict query_sum, const double* __restrict query,
+                                 double* __restrict key_sum) {
+  for (int d = 0; d < kColumns; ++d) {
+    query_sum[d] += weight * key[d];
+    key_sum[d] += weight * query[d];
+  }
+}
+
+template <typename T>
+void retrieve_backward_columns(const RetrieveBackwardParams& params,
+                               const std::vector<double>& inverse_query,
+                               const std::vector<double>& inverse_keys,
+                               const std::vector<double>& along_keys, int64_t first) {
+  const int64_t pool_size = params.pool_size, k = params.k, width = params.width;
+  const int64_t columns = std::min<int64_t>(kColumns, width - first);
+  const T* grad = static_cast<const T*>(params.grad);
+  const T* similarity = static_cast<const T*>(params.similarity);
+  std::vector<double> keys(pool_size * kColumns), key_sums(pool_size * kColumns);  // unit keys
+  for (int64_t m = 0; m < pool_size; ++m) {
+    const T* key = static_cast<const T*>(params.keys) + m * params.keys_stride + first;
+    for (int64_t d = 0; d < columns; ++d) keys[m * kColumns + d] = key[d] * inverse_keys[m];
+  }
+  for (int64_t b = 0; b < params.batch; ++b) {
+    const T* query = static_cast<const T*>(params.query) + b * params.query_stride + first;
+    double unit[kColumns] = {}, sum[kColumns] = {}, along = 0;
+    for (int64_t d = 0; d < columns; ++d) unit[d] = query[d] * inverse_query[b];
+    for (int64_t j = b * k; j < (b + 1) * k; ++j) {
+      const int64_t m = params.indices[j];
+      const double weight = grad[j];
+      exchange(weight, keys.data() + m * kColumns, sum, unit, key_sums.data() + m * kColumns);
+      along += weight * similarity[j];
+    }
+    T* out = static_cast<T*>(params.grad_query) + b * width + first;
+    for (int64_t d = 0; d < columns; ++d)
+      out[d] = static_cast<T>((sum[d] - along * unit[d]) * inverse_query[b]);
+  }
+  for (int64_t m = 0; m < pool_size; ++m) {
+    const double* key = keys.data() + m * kColumns;
+    const double* sum = key_sums.data() + m * kColumns;
+    T* out = static_cast<T*>(params.grad_keys) + m * width + first;
+    for (int64_t d = 0; d < columns; ++d)
+      out[d] = static_cast<T>((sum[d] - along_keys[m] * key[d]) * inverse_keys[m]);
+  }
+}
+
+template <typename T>
+void retrieve_backward_typed(const RetrieveBackwardParams& params) {
+  const auto inverse_query = inverse_norms(static_cast<const T*>(params.query), params.query_stride,
+                                           params.batch, params.width);
+  const auto inverse_keys = inverse_norms(static_cast<const T*>(params.keys), params.keys_stride,
+                                          params.pool_size, params.width);
+  const T* grad = static_cast<const T*>(params.grad);
+  const T* similarity = static_cast<const T*>(params.similarity);
+  std::vector<double> along_keys(params.pool_size);
+  for (int64_t j = 0; j < params.batch * params.k; ++j)
+    along_keys[params.indices[j]] += static_cast<double>(grad[j]) * similarity[j];
+
+  const int64_t parts = round_up(params.width, kColumns) / kColumns;
+  const int64_t work = 2 * params.batch * params.k * params.width;
+  const int64_t threads = useful_threads(params.threads, work, parts);
+  for_each_part(parts, threads, [&](int64_t part, int64_t) {
+    retrieve_backward_columns<T>(params, inverse_query, inverse_keys, along_keys, part * kColumns);
+  });
 }
 
 }  // namespace
@@ -201,6 +260,13 @@ void retrieve_cpu(const RetrieveParams& params) {
     retrieve_typed<double>(params);
   else
     retrieve_typed<float>(params);
+}
+
+void retrieve_backward_cpu(const RetrieveBackwardParams& params) {
+  if (params.dtype == Dtype::kFloat64)
+    retrieve_backward_typed<double>(params);
+  else
+    retrieve_backward_typed<float>(params);
 }
 
 }  // namespace lamp
