@@ -144,6 +144,9 @@ class DataConfig:
     """Few-shot: this many pictures a class, in place of --cap."""
     skip_unreadable: bool = False
     """Count unreadable pictures and go on without them."""
+    downscale: IntOrNone = None
+    """Scale larger pictures down to this shorter side when they are decoded: less to keep and to
+    read, but other crops than from the files."""
 
     def resolved(self) -> "DataConfig":
         """The same with the defaults of the data set filled in and absolute paths."""
@@ -253,6 +256,9 @@ class MachineConfig:
     """CPU threads; none leaves it to torch."""
     workers: int = 0
     """Processes that load pictures; 0 loads in the main one."""
+    cache_size: float = 10.0
+    """Gigabytes of decoded pictures to keep between epochs and runs, in $LAMP_FAST_CACHE or
+    ~/.cache/lamp_fast; 0 keeps none. python -m lamp_fast.cache shows and clears them."""
     test_batch: int = 100
     """Pictures an evaluation batch."""
     path: Literal["exact", "literal"] = "exact"
@@ -358,6 +364,8 @@ def validate(config: TrainConfig) -> None:
         ("--weight-decay", optim.weight_decay, 0),
         ("--tau", optim.tau, 0),
         ("--workers", machine.workers, 0),
+        ("--cache-size", machine.cache_size, 0),
+        ("--downscale", data.downscale, 1),
         ("--test-batch", machine.test_batch, 1),
         ("--threads", machine.threads, 1),
         ("--imb", data.imb, 1),

@@ -17,11 +17,14 @@ from lamp_fast.config import DataConfig, MachineConfig, TrainConfig
 from lamp_fast.data import (
     Benchmark,
     DataSource,
+    DecodedCache,
     Table,
     build_benchmark,
     check_benchmark,
+    decode_through,
     load_source,
 )
+from lamp_fast.data.decoded import default_folder
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.memory import free_memory
@@ -130,6 +133,10 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     torch.manual_seed(config.seed)
     method = build_method(clip, config)
     benchmark, unreadable, data_hash = checked or check_data(config)
+    cache = None
+    if config.machine.cache_size and benchmark.train.arrays is None:
+        cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
+    benchmark = decode_through(benchmark, cache, config.data.downscale)
     if isinstance(method, Lamp) and config.trim.block is None:
         # Decided once and saved, so that a resumed run adds up in the same order.
         names = max(benchmark.base_names, benchmark.new_names, key=len)

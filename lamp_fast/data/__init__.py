@@ -1,6 +1,12 @@
 """Pictures: data sets, the protocol that draws from them, and batches to compute on."""
 
-from lamp_fast.data.benchmark import Benchmark, build_benchmark, check_benchmark
+from lamp_fast.data.benchmark import (
+    Benchmark,
+    build_benchmark,
+    check_benchmark,
+    decode_through,
+)
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.loading import evaluation_batches, training_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.sources import DataSource, load_source
@@ -9,10 +15,12 @@ from lamp_fast.data.table import Table
 __all__ = [
     "Benchmark",
     "DataSource",
+    "DecodedCache",
     "Pictures",
     "Table",
     "build_benchmark",
     "check_benchmark",
+    "decode_through",
     "evaluation_batches",
     "load_source",
     "training_batches",
