@@ -259,8 +259,15 @@ class MachineConfig:
     cache_size: float = 10.0
     """Gigabytes of decoded pictures to keep between epochs and runs, in $LAMP_FAST_CACHE or
     ~/.cache/lamp_fast; 0 keeps none. python -m lamp_fast.cache shows and clears them."""
+    transforms: Literal["auto", "host", "device"] = "auto"
+    """Where pictures are cropped, scaled and normalised: by torchvision where they are loaded, or a
+    batch at a time on the device, with the same crops and within a step of 255 of the same pixels;
+    auto takes a GPU where there is one."""
     test_batch: int = 100
     """Pictures an evaluation batch."""
+    graph: bool = True
+    """On a GPU, replay the training step as one CUDA graph where that is exact; the run says
+    whether it does, and else why not."""
     path: Literal["exact", "literal"] = "exact"
     """literal: prompts as tokens, 77 tokens, one text pass per (image, class); slow, obvious."""
 

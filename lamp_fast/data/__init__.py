@@ -7,7 +7,7 @@ from lamp_fast.data.benchmark import (
     decode_through,
 )
 from lamp_fast.data.decoded import DecodedCache
-from lamp_fast.data.loading import evaluation_batches, training_batches
+from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.sources import DataSource, load_source
 from lamp_fast.data.table import Table
@@ -23,5 +23,6 @@ __all__ = [
     "decode_through",
     "evaluation_batches",
     "load_source",
+    "on_device",
     "training_batches",
 ]

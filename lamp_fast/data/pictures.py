@@ -48,7 +48,7 @@ class Pictures:
         labels: int64 [N].
         root: folder of the files; None where the pictures are in memory.
         arrays: uint8 [N, H, W, 3] RGB; None where the pictures are in files.
-        digests: uint8 [N, 32], sha256 of every file as :func:`check_pictures` found it; None before.
+        digests: uint8 [N, 32], sha256 of each file, once :func:`check_pictures` has read it.
         cache: where decoded files are looked for and kept, once they have digests.
         downscale: larger pictures are scaled down to this shorter side when they are decoded.
     """

@@ -237,7 +237,8 @@ def _cosine(lamp, classes, forest, states, pools, features: Tensor, *chosen: Ten
             prefix = tuple(each[None] for each in classes.bot[number - 1])
         else:
             pool, indices = next(pool_of)
-            parents, owner, routes = _distinct(owner, indices, share=lamp.trimming.share_routes)
+            share = lamp.trimming.share_routes and not lamp.fixed_shapes
+            parents, owner, routes = _distinct(owner, indices, share=share)
             x = x[parents]
             prefix = pool.take(routes)
         seen = forest.visible.new_ones(len(forest), prefix[0].shape[1])

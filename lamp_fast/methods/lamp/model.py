@@ -45,6 +45,8 @@ class Lamp(Method):
         InputError: layers outside the towers.
     """
 
+    capturable = True
+
     def __init__(
         self,
         clip: FrozenClip,
@@ -174,7 +176,7 @@ class Lamp(Method):
         self.image_balance.start_epoch()
         self.text_balance.start_epoch()
 
-    def after_step(self, observations: Sequence[Selections | None], progress: float) -> None:
+    def after_step(self, observations: Sequence[Selections | None], progress: Tensor) -> None:
         """One LBO update for the whole step.
 
         Image selections add up over the step's pieces and ranks; the classes are the same in all of
@@ -315,7 +317,11 @@ class Lamp(Method):
         return measure.load_std()
 
     def _balance(
-        self, here: Selections | None, image: LoadBalance, text: LoadBalance, progress: float
+        self,
+        here: Selections | None,
+        image: LoadBalance,
+        text: LoadBalance,
+        progress: Tensor | float,
     ) -> None:
         """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
         if self.config.mpp and self.sum_over_ranks is not None:
