@@ -21,6 +21,7 @@ class RatioTable:
 def pytest_configure(config):
     config.stash[_KEY] = RatioTable()
     config.stash[_MEMORY] = []
+    config.stash[_INPUT] = []
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def ratio_table(request) -> RatioTable:
 def memory_table(request) -> list[list]:
     """Rows of the memory table."""
     return request.config.stash[_MEMORY]
+
+
+@pytest.fixture
+def input_table(request) -> list[list[str]]:
+    """Rows of the input table."""
+    return request.config.stash[_INPUT]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -59,7 +66,13 @@ def pytest_terminal_summary(terminalreporter, config):
         ],
         config.stash[_MEMORY],
     )
+    show(
+        "pictures a second, one process",
+        ["", "from files", "from the cache", "cache / files"],
+        config.stash[_INPUT],
+    )
 
 
 _KEY = pytest.StashKey[RatioTable]()
 _MEMORY = pytest.StashKey[list]()
+_INPUT = pytest.StashKey[list]()

@@ -39,13 +39,13 @@ def objection(
     if device.type != "cuda":
         return f"on a {device.type.upper()}"
     if not method.capturable:
-        return f"--method {config.method} needs the host"
+        return "the method reads values on the host"
     if ranks.device is not None:
         return "several ranks"
     if config.machine.precision == "fp16":
         return "fp16's loss scaler decides on the host"
     shares = config.trim.share_routes and config.lamp.text_query == "image"
-    if shares and config.machine.path == "exact" and config.optim.batch >= SHARE_FROM_BATCH:
+    if shares and config.optim.batch >= SHARE_FROM_BATCH:
         return f"images share routes from a batch of {SHARE_FROM_BATCH} on (--no-share-routes)"
     return None
 

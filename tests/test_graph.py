@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamp_fast import graph, train
-from lamp_fast.config import LampConfig, OptimConfig, TrainConfig, Trimming, apply_preset
+from lamp_fast.config import (
+    DataConfig,
+    LampConfig,
+    OptimConfig,
+    TrainConfig,
+    Trimming,
+    apply_preset,
+)
 from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.experiment import assemble
 from lamp_fast.methods import Lamp
@@ -70,9 +77,11 @@ class ReadsNoValue(TorchDispatchMode):
 
 
 def settings(out, **optim):
+    """Two steps an epoch: five digits, eight scans each, batch 16."""
     config = apply_preset(TrainConfig(out=out), "tiny")
     return replace(
         config,
+        data=DataConfig(shots=8),
         lamp=replace(config.lamp, adapt_passes=1),
         optim=replace(config.optim, **({"epochs": 2, "warmup_epochs": 0} | optim)),
         machine=replace(config.machine, threads=1),
@@ -105,7 +114,7 @@ def test_a_captured_run_is_the_plain_run(tmp_path, text_query):
     """Parameters, moments, step counts, bias, totals and log to the bit; warm-ups leave nothing."""
     trainers = []
     for captured in (False, True):
-        config = settings(tmp_path / str(captured), accumulate=2)
+        config = settings(tmp_path / str(captured), accumulate=2, epochs=1)
         config = replace(config, lamp=replace(config.lamp, text_query=text_query))
         trainer = train.Trainer(assemble(config), config.out)
         recorder = CallingRecorder()
@@ -203,11 +212,10 @@ def test_what_is_derived_from_the_state_notices_a_replay():
 
 @pytest.mark.parametrize("text_query", ["image", "class"])
 @pytest.mark.parametrize("options", [{}, {"lbo_count": "unbiased"}, {"msp": False}, {"mpp": False}])
-@pytest.mark.parametrize("path", ["exact", "literal"])
-def test_a_step_reads_no_value(small_clip, text_query, options, path):
+def test_a_step_reads_no_value(small_clip, text_query, options):
     """Forward, loss, backward in blocks and LBO; sharing is off because shapes are to be fixed."""
     config = LampConfig(k=2, s=2, d=8, m=6, layers=(2, 3), text_query=text_query, **options)
-    lamp = Lamp(small_clip(), config, path, Trimming(block=4))
+    lamp = Lamp(small_clip(), config, trimming=Trimming(block=4))
     classes = lamp.prepare(NAMES, "a photo of a {}.")
     images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.arange(6) % len(NAMES)
     progress = torch.zeros((), dtype=torch.float64)
@@ -216,7 +224,7 @@ def test_a_step_reads_no_value(small_clip, text_query, options, path):
         steps = lamp.accumulate(images, labels, classes, F.cross_entropy, 2, lambda loss: loss)
         lamp.after_step([each.observations for each in steps], progress)
     lamp.fixed_shapes = False
-    if path == "exact" and text_query == "image" and config.mpp:
+    if text_query == "image" and config.mpp:
         with pytest.raises(AssertionError, match="unique"), ReadsNoValue():
             lamp.step(images, labels, classes, F.cross_entropy)
 
@@ -234,12 +242,11 @@ def test_the_trainers_own_part_reads_no_value(tmp_path, clip_grad, logit_adjustm
         trainer._fixed_step(images, torch.zeros(16, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("path", ["exact", "literal"])
 @pytest.mark.parametrize("text_query", ["image", "class"])
-def test_the_forward_compiles_as_one_graph(small_clip, text_query, path):
+def test_the_forward_compiles_as_one_graph(small_clip, text_query):
     """``fullgraph=True`` refuses the first break; values and gradients are those of eager."""
-    config = LampConfig(k=2, s=2, d=8, m=6, layers=(2, 3), text_query=text_query)
-    lamp = Lamp(small_clip(), config, path, Trimming(share_routes=False))
+    config = LampConfig(k=2, s=2, d=8, m=6, layers=(2,), text_query=text_query)
+    lamp = Lamp(small_clip(2, 2), config, trimming=Trimming(share_routes=False))
     classes = lamp.prepare(NAMES, "a photo of a {}.")
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     torch.compiler.reset()
@@ -282,16 +289,17 @@ def test_the_bias_moves_by_the_hosts_cosine(planned):
         ({"batch": graph.SHARE_FROM_BATCH}, "cuda", ALONE, "--no-share-routes"),
         ({"batch": graph.SHARE_FROM_BATCH, "share_routes": False}, "cuda", ALONE, None),
         ({"batch": graph.SHARE_FROM_BATCH, "text_query": "class"}, "cuda", ALONE, None),
-        ({"batch": graph.SHARE_FROM_BATCH, "path": "literal"}, "cuda", ALONE, None),
+        ({"path": "literal"}, "cuda", ALONE, "the method"),
     ],
 )
-def test_when_a_run_captures(change, device, ranks, reason):
+def test_when_a_run_captures(small_clip, change, device, ranks, reason):
     config = TrainConfig(optim=OptimConfig(batch=4))
     for part in ("optim", "machine", "trim", "lamp"):
         own = getattr(config, part)
         fields = {name: value for name, value in change.items() if hasattr(own, name)}
         config = replace(config, **{part: replace(own, **fields)})
-    got = graph.objection(config, Lamp, torch.device(device), ranks)
+    lamp = Lamp(small_clip(2, 2), LampConfig(layers=(2,)), config.machine.path)
+    got = graph.objection(config, lamp, torch.device(device), ranks)
     assert (got is None) if reason is None else reason in got
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Method(nn.Module):
 
     clip: FrozenClip
 
-    capturable: ClassVar[bool] = False
+    capturable: bool = False
     """Whether a step, and what follows it, neither waits for a value on the device nor, while
     :attr:`fixed_shapes` is set, has shapes that depend on one: then it can be a CUDA graph."""
 

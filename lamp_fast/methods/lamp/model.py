@@ -45,8 +45,6 @@ class Lamp(Method):
         InputError: layers outside the towers.
     """
 
-    capturable = True
-
     def __init__(
         self,
         clip: FrozenClip,
@@ -78,6 +76,11 @@ class Lamp(Method):
         self.to(next(clip.parameters()).device)
         if clip.dtype == torch.float64:
             self.double()
+
+    @property
+    def capturable(self) -> bool:
+        """The literal path takes single rows out by values."""
+        return self.path == "exact"
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> LampClasses:
