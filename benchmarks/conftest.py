@@ -22,6 +22,7 @@ def pytest_configure(config):
     config.stash[_KEY] = RatioTable()
     config.stash[_MEMORY] = []
     config.stash[_INPUT] = []
+    config.stash[_STEPS] = []
 
 
 @pytest.fixture
@@ -40,6 +41,12 @@ def memory_table(request) -> list[list]:
 def input_table(request) -> list[list[str]]:
     """Rows of the input table."""
     return request.config.stash[_INPUT]
+
+
+@pytest.fixture
+def step_table(request) -> list[list[str]]:
+    """Rows of the table of whole steps on a GPU."""
+    return request.config.stash[_STEPS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -67,6 +74,11 @@ def pytest_terminal_summary(terminalreporter, config):
         config.stash[_MEMORY],
     )
     show(
+        "steps on a GPU, milliseconds",
+        ["", "floor", "GPU time", "wall time", "GPU time / floor", "at most"],
+        config.stash[_STEPS],
+    )
+    show(
         "pictures a second, one process",
         ["", "from files", "from the cache", "cache / files"],
         config.stash[_INPUT],
@@ -76,3 +88,4 @@ def pytest_terminal_summary(terminalreporter, config):
 _KEY = pytest.StashKey[RatioTable]()
 _MEMORY = pytest.StashKey[list]()
 _INPUT = pytest.StashKey[list]()
+_STEPS = pytest.StashKey[list]()
