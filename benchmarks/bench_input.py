@@ -2,8 +2,9 @@
 
 ``LAMP_FAST_BENCH_PICTURES=DIR pytest benchmarks/bench_input.py --benchmark-only`` takes up to 512
 picture files below DIR; without it, JPEGs of 500 x 375 that it draws. All ways are interleaved, a
-quarter of a second each; medians. "packed" is the host's part where the device transforms. Entries
-of the cache were used before, so they are in memory if the machine has it to spare.
+quarter of a second each; medians, by this process's CPU time, which other programs disturb least.
+"packed" is the host's part where the device transforms. Entries of the cache were used before, so
+they are in memory if the machine has it to spare.
 """
 
 import os
@@ -76,8 +77,8 @@ def bench_input(benchmark, pictures, tmp_path, input_table):
     def one_round():
         nonlocal at
         for way, load in ways.items():
-            done, started = 0, time.perf_counter()
-            while (taken := time.perf_counter() - started) < SECONDS:
+            done, started = 0, time.process_time()
+            while (taken := time.process_time() - started) < SECONDS:
                 load((at + done) % len(pictures))
                 done += 1
             rates[way].append(done / taken)

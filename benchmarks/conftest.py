@@ -79,7 +79,7 @@ def pytest_terminal_summary(terminalreporter, config):
         config.stash[_STEPS],
     )
     show(
-        "pictures a second, one process",
+        "pictures a second of CPU time, one process",
         ["", "from files", "from the cache", "cache / files"],
         config.stash[_INPUT],
     )

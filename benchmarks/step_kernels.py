@@ -68,36 +68,38 @@ def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:
     tokens = clip.vision.visual.positional_embedding.shape[0]
     keys = tokens + config.k + config.s
     return Sequences(
-        clip.vision.width,
-        images,
-        tokens,
-        1,
-        tokens * keys,
-        keys,
-        config.k + config.s,
-        config.m + config.s,
-        config.d,
+        width=clip.vision.width,
+        count=images,
+        rows=tokens,
+        read=1,
+        pairs=tokens * keys,
+        last_pairs=keys,
+        prefix=config.k + config.s,
+        pool=config.m + config.s,
+        prompt_width=config.d,
     )
 
 
-def text_sequences(clip: FrozenClip, count: int, classes, config) -> list[Sequences]:
-    """The text tower's side: a sequence a forest of ``classes`` (``Lamp.prepare``'s), ``count``
-    times: once a picture with all routes distinct, or once."""
+def text_sequences(clip: FrozenClip, count: int, classes, config) -> Sequences:
+    """The text tower's side: all forests of ``classes`` (``Lamp.prepare``'s), ``count`` times: once
+    a picture with all routes distinct, or once. However they are split, weights are read once."""
     prefix = config.k + config.s + 1  # bot
-    return [
-        Sequences(
-            clip.text.width,
-            count,
-            len(forest),
-            len(forest.eot),
-            int(forest.visible.sum()) + len(forest) * prefix,
-            int(forest.visible[forest.eot].sum()) + len(forest.eot) * prefix,
-            prefix,
-            config.m + config.s,
-            config.d,
-        )
-        for forest in classes.forests
-    ]
+    forests = classes.forests
+    rows = sum(len(each) for each in forests)
+    read = sum(len(each.eot) for each in forests)
+    pairs = sum(int(each.visible.sum()) for each in forests)
+    last_pairs = sum(int(each.visible[each.eot].sum()) for each in forests)
+    return Sequences(
+        width=clip.text.width,
+        count=count,
+        rows=rows,
+        read=read,
+        pairs=pairs + rows * prefix,
+        last_pairs=last_pairs + read * prefix,
+        prefix=prefix,
+        pool=config.m + config.s,
+        prompt_width=config.d,
+    )
 
 
 def embed_kernels(clip: FrozenClip, images: int) -> Iterator[Kernel]:
@@ -198,8 +200,8 @@ def step_kernels(
     yield from tower_kernels(vision, depth, config.layers, start=1, train=train)
     count = images if config.text_query == "image" else 1
     depth, start = len(clip.text.blocks), classes.first_layer
-    for text in text_sequences(clip, count, classes, config):
-        yield from tower_kernels(text, depth, config.layers, start=start, train=train)
+    text = text_sequences(clip, count, classes, config)
+    yield from tower_kernels(text, depth, config.layers, start=start, train=train)
     if train:
         width = clip.vision.width + clip.text.width
         pools = (2 * config.m + config.s) * config.d
