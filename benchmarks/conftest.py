@@ -21,6 +21,7 @@ class RatioTable:
 def pytest_configure(config):
     config.stash[_KEY] = RatioTable()
     config.stash[_MEMORY] = []
+    config.stash[_IMAGENET] = []
     config.stash[_INPUT] = []
     config.stash[_STEPS] = []
 
@@ -35,6 +36,12 @@ def ratio_table(request) -> RatioTable:
 def memory_table(request) -> list[list]:
     """Rows of the memory table."""
     return request.config.stash[_MEMORY]
+
+
+@pytest.fixture
+def imagenet_memory_table(request) -> list[list]:
+    """Rows of the memory table of ImageNet's classes."""
+    return request.config.stash[_IMAGENET]
 
 
 @pytest.fixture
@@ -74,6 +81,11 @@ def pytest_terminal_summary(terminalreporter, config):
         config.stash[_MEMORY],
     )
     show(
+        "peak memory with ImageNet's classes, ViT-B/16 in bfloat16, GiB",
+        ["", "classes", "block", "computed", "measured", "at most"],
+        config.stash[_IMAGENET],
+    )
+    show(
         "steps on a GPU, milliseconds",
         ["", "floor", "GPU time", "wall time", "GPU time / floor", "at most"],
         config.stash[_STEPS],
@@ -87,5 +99,6 @@ def pytest_terminal_summary(terminalreporter, config):
 
 _KEY = pytest.StashKey[RatioTable]()
 _MEMORY = pytest.StashKey[list]()
+_IMAGENET = pytest.StashKey[list]()
 _INPUT = pytest.StashKey[list]()
 _STEPS = pytest.StashKey[list]()
