@@ -1,9 +1,16 @@
 """Device transforms against torchvision, on the CPU: the same views, the same pixels."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from lamp_fast import checkpoint, train
+from lamp_fast.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.data import on_device
 from lamp_fast.data.resample import Packed, PackTransform, join, pack, resample
 from lamp_fast.data.transforms import (
     Preprocessing,
@@ -13,6 +20,7 @@ from lamp_fast.data.transforms import (
     evaluation_transform,
     training_transform,
 )
+from lamp_fast.experiment import assemble
 
 CPU = torch.device("cpu")
 SIZE = 56
@@ -170,3 +178,91 @@ def test_an_empty_batch():
         torch.empty(0, 64, dtype=torch.uint8), torch.empty(0, 7, dtype=torch.int64), PREPROCESSING
     )
     assert resample(empty, CPU, torch.float32).shape == (0, 3, SIZE, SIZE)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of six pictures of different sizes."""
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = binary_noise(30 + 5 * number, 60 - 4 * number) // 4 + 120 * label
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            image.save(tmp_path / "data" / name / f"{number}.png")
+    return tmp_path
+
+
+def run(folder, transforms, workers=0):
+    config = apply_preset(TrainConfig(out=folder / f"{transforms}{workers}"), "tiny")
+    config = replace(
+        config,
+        data=DataConfig(data="folder", root=folder / "data"),
+        optim=replace(config.optim, epochs=1, batch=3, warmup_epochs=0),
+        machine=replace(config.machine, transforms=transforms, workers=workers, threads=1),
+    )
+    return config
+
+
+def test_a_run_with_the_devices_transforms(folder):
+    """From the command to the table; the first loss is the host's to the pixels' rounding."""
+    losses = {}
+    for transforms in ("host", "device"):
+        config = run(folder, transforms)
+        assert train.main(config) == 0
+        record = checkpoint.read_json(config.out / checkpoint.CONFIG)
+        assert record["settings"]["machine"]["transforms"] == transforms
+        line = (config.out / checkpoint.METRICS).read_text().splitlines()[0]
+        losses[transforms] = json.loads(line)["step_loss"]
+    # A logit moves by about the relative change of a picture, some 1e-4, times CLIP's scale.
+    assert losses["device"][0] == pytest.approx(losses["host"][0], abs=1e-2)
+
+
+@pytest.mark.slow
+def test_packed_batches_come_from_worker_processes(folder):
+    """Two processes that import torch; the same bits as from this one."""
+    weights = []
+    for workers in (0, 2):
+        config = run(folder, "device", workers)
+        assert train.main(config) == 0
+        weights.append(checkpoint.load_tensors(config.out / checkpoint.LEARNED)[0])
+    assert all(torch.equal(each, weights[1][name]) for name, each in weights[0].items())
+
+
+def test_auto_takes_the_host_without_a_gpu(folder):
+    expected = "device" if torch.cuda.is_available() else "host"
+    assert assemble(run(folder, "auto")).config.machine.transforms == expected
+
+
+def test_batches_keep_order_and_dtype_on_the_way_to_the_device():
+    batches = [
+        [torch.full((2, 3, 4, 4), n), torch.tensor([n, n]), torch.tensor([n])] for n in (1, 2)
+    ]
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        moved = list(on_device(batches, torch.device(device), torch.float64))
+        assert [each[0].unique().tolist() for each in moved] == [[1.0], [2.0]]
+        assert all(each[0].dtype == torch.float64 for each in moved)
+        assert [each[1].tolist() for each in moved] == [[1, 1], [2, 2]]
+        assert all(part.device.type == device for each in moved for part in each)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_a_gpu_computes_what_the_cpu_does():
+    packed = join([PackTransform(PREPROCESSING, random=False)(each) for each in pictures()])
+    host = resample(packed, CPU, torch.float32)
+    on_gpu = resample(packed, torch.device("cuda"), torch.float32).cpu()
+    assert error(on_gpu, host).max() < 0.05
+
+
+def test_the_progress_line_shows_the_wait_for_data(folder, monkeypatch):
+    shown = []
+
+    class Bar(train.tqdm):
+        def set_postfix(self, **values):
+            shown.append(values)
+
+    monkeypatch.setattr(train, "tqdm", Bar)
+    config = run(folder, "host")
+    trainer = train.Trainer(assemble(config), config.out)
+    trainer._epoch(0)
+    assert len(shown) == len(trainer.batch_sizes)
+    assert all(0 < int(each["waiting_for_data"].rstrip("%")) <= 100 for each in shown)
