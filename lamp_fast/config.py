@@ -144,6 +144,9 @@ class DataConfig:
     """Few-shot: this many pictures a class, in place of --cap."""
     skip_unreadable: bool = False
     """Count unreadable pictures and go on without them."""
+    downscale: IntOrNone = None
+    """Scale larger pictures down to this shorter side when they are decoded: less to keep and to
+    read, but other crops than from the files."""
 
     def resolved(self) -> "DataConfig":
         """The same with the defaults of the data set filled in and absolute paths."""
@@ -255,8 +258,18 @@ class MachineConfig:
     """reference runs every op in plain torch (python -m lamp_fast.info shows what auto takes)."""
     workers: int = 0
     """Processes that load pictures; 0 loads in the main one."""
+    cache_size: float = 10.0
+    """Gigabytes of decoded pictures to keep between epochs and runs, in $LAMP_FAST_CACHE or
+    ~/.cache/lamp_fast; 0 keeps none. python -m lamp_fast.cache shows and clears them."""
+    transforms: Literal["auto", "host", "device"] = "auto"
+    """Where pictures are cropped, scaled and normalised: by torchvision where they are loaded, or a
+    batch at a time on the device, with the same crops and within a step of 255 of the same pixels;
+    auto takes a GPU where there is one."""
     test_batch: int = 100
     """Pictures an evaluation batch."""
+    graph: bool = True
+    """On a GPU, replay the training step as one CUDA graph where that is exact; the run says
+    whether it does, and else why not."""
     path: Literal["exact", "literal"] = "exact"
     """literal: prompts as tokens, 77 tokens, one text pass per (image, class); slow, obvious."""
 
@@ -360,6 +373,8 @@ def validate(config: TrainConfig) -> None:
         ("--weight-decay", optim.weight_decay, 0),
         ("--tau", optim.tau, 0),
         ("--workers", machine.workers, 0),
+        ("--cache-size", machine.cache_size, 0),
+        ("--downscale", data.downscale, 1),
         ("--test-batch", machine.test_batch, 1),
         ("--threads", machine.threads, 1),
         ("--imb", data.imb, 1),

@@ -185,8 +185,8 @@ def _predict(
     )
     predicted = [torch.empty(0, dtype=torch.int64)]
     quiet = None if ranks.first else True
-    for images, _, _ in tqdm(batches, desc="evaluating", leave=False, disable=quiet):
-        images = images.to(experiment.device, experiment.clip.dtype)
+    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
+    for images, _, _ in experiment.on_device(bar):
         predicted.append(method.logits(images, classes).argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 

@@ -4,6 +4,7 @@ Training, evaluation and prediction assemble the same way, so a saved config is 
 """
 
 import subprocess
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ from lamp_fast.config import DataConfig, MachineConfig, TrainConfig
 from lamp_fast.data import (
     Benchmark,
     DataSource,
+    DecodedCache,
     Table,
     build_benchmark,
     check_benchmark,
+    decode_through,
     load_source,
+    on_device,
 )
+from lamp_fast.data.decoded import default_folder
+from lamp_fast.data.loading import Batch, Transform
+from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.memory import free_memory
@@ -59,13 +66,22 @@ class Experiment:
     unreadable: tuple[str, ...]
 
     @property
-    def test_transform(self):
-        return evaluation_transform(self.clip.preprocessing)
+    def test_transform(self) -> Transform:
+        return self._transform(random=False)
 
     @property
-    def train_transform(self):
+    def train_transform(self) -> Transform:
         """Random crops and flips, or the test transform for data that they would spoil (digits)."""
-        transform = training_transform if self.benchmark.augment else evaluation_transform
+        return self._transform(random=self.benchmark.augment)
+
+    def on_device(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
+        """Batches as this run's device and CLIP want them; see :func:`lamp_fast.data.on_device`."""
+        return on_device(batches, self.device, self.clip.dtype)
+
+    def _transform(self, *, random: bool) -> Transform:
+        if self.config.machine.transforms == "device":
+            return PackTransform(self.clip.preprocessing, random=random)
+        transform = training_transform if random else evaluation_transform
         return transform(self.clip.preprocessing)
 
     def describe(self) -> list[str]:
@@ -132,6 +148,10 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     torch.manual_seed(config.seed)
     method = build_method(clip, config)
     benchmark, unreadable, data_hash = checked or check_data(config)
+    cache = None
+    if config.machine.cache_size and benchmark.train.arrays is None:
+        cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
+    benchmark = decode_through(benchmark, cache, config.data.downscale)
     if isinstance(method, Lamp) and config.trim.block is None:
         # Decided once and saved, so that a resumed run adds up in the same order.
         names = max(benchmark.base_names, benchmark.new_names, key=len)
@@ -209,7 +229,11 @@ def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device
         precision = "bf16" if device.type == "cuda" else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
-    return replace(machine, device=str(device), precision=precision), device
+    transforms = machine.transforms
+    if transforms == "auto":
+        transforms = "device" if device.type == "cuda" else "host"
+    machine = replace(machine, device=str(device), precision=precision, transforms=transforms)
+    return machine, device
 
 
 def _commit() -> str | None:

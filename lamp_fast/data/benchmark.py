@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lamp_fast.data import protocol
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.sources import DataSource
 from lamp_fast.errors import InputError
@@ -150,6 +151,16 @@ def check_benchmark(
     benchmark = replace(benchmark, **checked)
     _check_complete(benchmark)
     return benchmark, tuple(unreadable), digest.hexdigest()
+
+
+def decode_through(
+    benchmark: Benchmark, cache: DecodedCache | None, downscale: int | None
+) -> Benchmark:
+    """The same pictures, decoded through a cache and scaled down; see :class:`Pictures`."""
+    parts = {
+        part: replace(getattr(benchmark, part), cache=cache, downscale=downscale) for part in PARTS
+    }
+    return replace(benchmark, **parts)
 
 
 def _half(pictures: Pictures, classes: np.ndarray) -> Pictures:

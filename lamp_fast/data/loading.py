@@ -6,17 +6,20 @@ processes nor a resumed run changes a picture.
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.resample import Packed, join, resample
 from lamp_fast.errors import InputError
 
-Batch = list[Tensor]
+# Images, labels and indices.
+Batch = list[Tensor | Packed]
+Transform = Callable[[Tensor], Tensor | Packed]
 
 
 class PictureDataset(Dataset):
@@ -24,20 +27,19 @@ class PictureDataset(Dataset):
 
     Args:
         pictures: N labelled pictures.
-        transform: uint8 [3, H, W] -> float32 [3, S, S]; may draw from torch's global generator,
-            which is seeded for every picture and restored after it.
+        transform: uint8 [3, H, W] -> float32 [3, S, S], or :class:`Packed` for a device to go on
+            with; may draw from torch's global generator, which is seeded for every picture and
+            restored after it.
         seed: the run's seed.
     """
 
-    def __init__(
-        self, pictures: Pictures, transform: Callable[[Tensor], Tensor], seed: int
-    ) -> None:
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
         self.pictures, self.transform, self.seed = pictures, transform, seed
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor | Packed, int, int]:
         """The picture, its label and its index."""
         epoch, index = epoch_and_index
         picture = self.pictures.load(index)
@@ -80,8 +82,8 @@ class _EpochSampler(Sampler):
 class Batches:
     """Batches of one picture set, as often as they are asked for.
 
-    Each is [images float32 [b, 3, S, S], labels int64 [b], index int64 [b]]: ``index`` says where
-    in the picture set an image is. Iterating gives epoch 0.
+    Each is [images float32 [b, 3, S, S] or :class:`Packed`, labels int64 [b], index int64 [b]]:
+    ``index`` says where in the picture set an image is. Iterating gives epoch 0.
     """
 
     def __init__(self, dataset: PictureDataset, sampler: _EpochSampler, workers: int) -> None:
@@ -90,6 +92,7 @@ class Batches:
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
+            collate_fn=_collate,
             num_workers=workers,
             multiprocessing_context=_worker_context() if workers else None,
             persistent_workers=workers > 0,
@@ -122,7 +125,7 @@ class Batches:
 
 def training_batches(
     pictures: Pictures,
-    transform: Callable[[Tensor], Tensor],
+    transform: Transform,
     batch_size: int,
     *,
     seed: int,
@@ -145,7 +148,7 @@ def training_batches(
 
 def evaluation_batches(
     pictures: Pictures,
-    transform: Callable[[Tensor], Tensor],
+    transform: Transform,
     batch_size: int,
     *,
     workers: int = 0,
@@ -153,6 +156,55 @@ def evaluation_batches(
     """Every picture once, in order; arguments as in :func:`training_batches`."""
     sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=None)
     return Batches(PictureDataset(pictures, transform, seed=0), sampler, workers)
+
+
+def on_device(
+    batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
+) -> Iterator[list[Tensor]]:
+    """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S] in ``dtype``.
+
+    On a GPU one batch is ahead: its copy, and its transforms where they are the device's, run on a
+    stream of their own beside the computation that the previous batch was given out for.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _move(batch, device, dtype)
+        return
+    side = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            moved = _move(batch, device, dtype), side.record_event()
+        if ahead is not None:
+            yield _hand_over(*ahead)
+        ahead = moved
+    if ahead is not None:
+        yield _hand_over(*ahead)
+
+
+def _move(batch: Batch, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    images, *others = batch
+    if isinstance(images, Packed):
+        images = resample(images, device, dtype)
+    else:
+        images = images.to(device, dtype, non_blocking=True)
+    return [images, *(each.to(device, non_blocking=True) for each in others)]
+
+
+def _hand_over(batch: list[Tensor], ready: torch.cuda.Event) -> list[Tensor]:
+    """Make the current stream wait for a batch, and its memory for the current stream."""
+    stream = torch.cuda.current_stream(batch[0].device)
+    stream.wait_event(ready)
+    for each in batch:
+        each.record_stream(stream)
+    return batch
+
+
+def _collate(samples: list[tuple[Tensor | Packed, int, int]]) -> Batch:
+    if not isinstance(samples[0][0], Packed):
+        return default_collate(samples)
+    pictures, labels, indices = zip(*samples, strict=True)
+    return [join(pictures), torch.tensor(labels), torch.tensor(indices)]
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -46,6 +46,13 @@ class Method(nn.Module):
 
     clip: FrozenClip
 
+    capturable: bool = False
+    """Whether a step, and what follows it, neither waits for a value on the device nor, while
+    :attr:`fixed_shapes` is set, has shapes that depend on one: then it can be a CUDA graph."""
+
+    fixed_shapes: bool = False
+    """Set while a step is captured."""
+
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None
     """Adds a tensor up, in place, over the processes that train together; None in one alone."""
 
@@ -84,13 +91,14 @@ class Method(nn.Module):
     def start_epoch(self) -> None:
         """Called before each epoch's first batch."""
 
-    def after_step(self, observations: Sequence[Any], progress: float) -> None:
+    def after_step(self, observations: Sequence[Any], progress: Tensor) -> None:
         """Called once after each applied optimiser step.
 
         Args:
             observations: ``Step.observations`` of every piece of this rank's part of the batch;
                 empty where it has no row. Every rank is called.
-            progress: steps applied before this one / planned total, in [0, 1).
+            progress: steps applied before this one / planned total, in [0, 1); a float64 scalar on
+                the device.
         """
 
     def epoch_log(self) -> dict[str, Any]:

@@ -77,6 +77,11 @@ class Lamp(Method):
         if clip.dtype == torch.float64:
             self.double()
 
+    @property
+    def capturable(self) -> bool:
+        """The literal path takes single rows out by values."""
+        return self.path == "exact"
+
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> LampClasses:
         """Tokenise, plant the forests and run what no prompt reaches.
@@ -174,7 +179,7 @@ class Lamp(Method):
         self.image_balance.start_epoch()
         self.text_balance.start_epoch()
 
-    def after_step(self, observations: Sequence[Selections | None], progress: float) -> None:
+    def after_step(self, observations: Sequence[Selections | None], progress: Tensor) -> None:
         """One LBO update for the whole step.
 
         Image selections add up over the step's pieces and ranks; the classes are the same in all of
@@ -315,7 +320,11 @@ class Lamp(Method):
         return measure.load_std()
 
     def _balance(
-        self, here: Selections | None, image: LoadBalance, text: LoadBalance, progress: float
+        self,
+        here: Selections | None,
+        image: LoadBalance,
+        text: LoadBalance,
+        progress: Tensor | float,
     ) -> None:
         """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
         if self.config.mpp and self.sum_over_ranks is not None:
