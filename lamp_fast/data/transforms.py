@@ -3,6 +3,7 @@
 Every transform takes an RGB picture as uint8 [3, H, W] and returns float32 [3, size, size].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,19 @@ def evaluation_transform(preprocessing: Preprocessing) -> v2.Transform:
     return v2.Compose([*resize, *_to_normalised(preprocessing)])
 
 
+def five_crop_transform(preprocessing: Preprocessing) -> v2.Transform:
+    """Four corners and the centre of the resized picture, centre last: [5, 3, size, size]."""
+    size, mode = preprocessing.size, InterpolationMode(preprocessing.interpolation)
+    return v2.Compose(
+        [
+            v2.Resize(size, mode, antialias=True),
+            v2.FiveCrop(size),
+            _Stack(),
+            *_to_normalised(preprocessing),
+        ]
+    )
+
+
 def training_transform(preprocessing: Preprocessing) -> v2.Transform:
     """The random transform of a training picture: resized crop of area 0.08..1, flip, normalise.
 
@@ -56,6 +70,13 @@ def training_transform(preprocessing: Preprocessing) -> v2.Transform:
             *_to_normalised(preprocessing),
         ]
     )
+
+
+class _Stack(v2.Transform):
+    """Several crops as one tensor."""
+
+    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(tuple(crops))
 
 
 def _to_normalised(preprocessing: Preprocessing) -> list[v2.Transform]:
