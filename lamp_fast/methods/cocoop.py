@@ -49,8 +49,9 @@ class CoCoOp(Method):
         self.config, self.trimming = config, trimming
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
         joint = clip.vision.visual.proj.shape[1]
+        hidden = max(1, joint // 16)
         self.meta_net = nn.Sequential(
-            nn.Linear(joint, joint // 16), nn.ReLU(), nn.Linear(joint // 16, clip.text.width)
+            nn.Linear(joint, hidden), nn.ReLU(), nn.Linear(hidden, clip.text.width)
         )
         self.settle()
 

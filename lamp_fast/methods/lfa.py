@@ -127,6 +127,9 @@ class Lfa(Method):
 def procrustes(features: Tensor, targets: Tensor, beta: float) -> Tensor:
     """W = (1 - beta) R + beta I, R the orthogonal matrix nearest to mapping features on targets.
 
+    With fewer classes than Ds R is free where no target lies, and is what the SVD makes of it, as
+    in the public code; scores of the targets' own classes do not depend on that.
+
     Args:
         features, targets: [N, Ds].
         beta: how far W is drawn to the identity.

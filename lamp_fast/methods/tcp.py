@@ -47,8 +47,8 @@ class Tcp(TwoTowers):
     place.
 
     T(w0_c) = Linear(QuickGELU(Linear(w0_c))) [m, Dt] with w0_c the zero-shot feature, through a
-    quarter of its width. The image tower is CLIP's. Loss: CE + weight * (1 - mean_c cos(w_c, w0_c)).
-    Prompts are the data set's template with its words before the name replaced by v.
+    quarter of its width. The image tower is CLIP's. The loss is cross-entropy + weight *
+    (1 - mean_c cos(w_c, w0_c)). Prompts are the data set's template with its words before the name replaced by v.
 
     Args:
         clip: the frozen CLIP.
