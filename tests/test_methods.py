@@ -428,7 +428,7 @@ def training_pictures(benchmark, transform):
 def test_candles_equations(small_clip, few_digits):
     """One sequence a picture, [f W_i; v W_i; t W_t], in which prototypes do not see the picture."""
     clip, names = small_clip(), (*few_digits.base_names, *few_digits.new_names)
-    method, training, images, labels = ready("candle", clip, batch=3)
+    method, _, images, labels = ready("candle", clip, batch=3)
     classes = method.prepare(few_digits.base_names, few_digits.template)
     with torch.no_grad():
         for each in (method.image_projection, method.text_projection, method.virtual):

@@ -1,6 +1,7 @@
 """CoCoOp (Zhou et al., CVPR 2022): CoOp whose context words every image shifts."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from lamp_fast.methods.base import (
 )
 from lamp_fast.methods.text import (
     Layout,
-    Sheet,
     context_start,
     context_template,
     encode,
@@ -86,9 +86,6 @@ class CoCoOp(Method):
         shift = self.meta_net(features.to(self.context.dtype))  # [b, Dt]
         table = self.clip.text.text.positional_embedding
         words = self.context + shift[:, None] + table[1 : self.config.n_ctx + 1]
-
-        def enter(number: int, x: Tensor, sheet: Sheet) -> Tensor:
-            return put_words(x, sheet, words) if number == 1 else x
-
-        text = F.normalize(encode(self.clip, classes, enter), dim=-1)  # [b, C, Ds]
+        changes = {1: partial(put_words, words=words)}
+        text = F.normalize(encode(self.clip, classes, changes), dim=-1)  # [b, C, Ds]
         return torch.einsum("bd,bcd->bc", features, text)

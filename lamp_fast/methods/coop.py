@@ -5,6 +5,7 @@ base-to-new (4 words, from "a photo of a") and few-shot learning (16, drawn).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,6 @@ from lamp_fast.config import ContextConfig, TrainConfig, Trimming
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import (
     Layout,
-    Sheet,
     context_start,
     context_template,
     encode,
@@ -52,8 +52,5 @@ class CoOp(TwoTowers):
     def text_features(self, classes: Layout) -> Tensor:
         table = self.clip.text.text.positional_embedding
         words = self.context + table[1 : self.config.n_ctx + 1]
-
-        def enter(number: int, x: Tensor, sheet: Sheet) -> Tensor:
-            return put_words(x, sheet, words) if number == 1 else x
-
-        return F.normalize(encode(self.clip, classes, enter)[0], dim=-1)
+        changes = {1: partial(put_words, words=words)}
+        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from lamp_fast.errors import InputError
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import (
     Layout,
-    Sheet,
     context_start,
     context_template,
     encode,
@@ -81,11 +81,8 @@ class MaPLe(TwoTowers):
     def text_features(self, classes: Layout) -> Tensor:
         table = self.clip.text.text.positional_embedding
         words = [self.words[0] + table[1 : self.context.n_ctx + 1], *self.words[1:]]
-
-        def enter(number: int, x: Tensor, sheet: Sheet) -> Tensor:
-            return put_words(x, sheet, words[number - 1]) if number <= self.depth else x
-
-        return F.normalize(encode(self.clip, classes, enter)[0], dim=-1)
+        changes = {number: partial(put_words, words=each) for number, each in enumerate(words, 1)}
+        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         vision = self.clip.vision

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, FrozenClip
+from lamp_fast.clip import Block, FrozenClip, through
 from lamp_fast.config import MmaConfig, TrainConfig, Trimming, format_layers
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import RunClasses, TwoTowers
@@ -63,15 +63,18 @@ def start(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
-class _AdaptedBlock:
-    """A frozen block with an adapter of its normed input beside it; called as the block is."""
+class _AdaptedBlock(Block):
+    """A frozen block with an adapter beside it; both read the same normed input."""
 
     def __init__(self, block: Block, adapter: Adapter) -> None:
-        self.block, self.adapter = block, adapter
+        vars(self).update(vars(block), adapter=adapter)
 
-    def __call__(self, x: Tensor, *, rows: Tensor | None = None, **how) -> Tensor:
-        normed = self.block.source.ln_1(x if rows is None else x[:, rows])
-        return self.block(x, rows=rows, **how) + self.adapter(normed).to(x.dtype)
+    def advance(
+        self, x: Tensor, normed: Tensor, *arguments, rows: Tensor | None = None, **options
+    ) -> tuple[Tensor, Tensor]:
+        x, update = super().advance(x, normed, *arguments, rows=rows, **options)
+        own = normed if rows is None else normed[:, rows]
+        return x, update + self.adapter(own).to(update.dtype)
 
 
 class Mma(TwoTowers):
@@ -131,9 +134,7 @@ class Mma(TwoTowers):
         only_cls = self.trimming.last_row and not self.trimming.as_published
         cls = torch.zeros(1, dtype=torch.int64, device=images.device)
         *below, last = self._with_adapters(vision.blocks, self.visual)
-        x = vision.embed(images)
-        for block in below:
-            x = block(x)
+        x = through(below, vision.embed(images))
         return F.normalize(vision.readout(last(x, rows=cls if only_cls else None)[:, 0]), dim=-1)
 
     def _with_adapters(self, blocks: Sequence[Block], adapters: nn.ModuleDict) -> list:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ class Tcp(TwoTowers):
 
     T(w0_c) = Linear(QuickGELU(Linear(w0_c))) [m, Dt] with w0_c the zero-shot feature, through a
     quarter of its width. The image tower is CLIP's. The loss is cross-entropy + weight *
-    (1 - mean_c cos(w_c, w0_c)). Prompts are the data set's template with its words before the name replaced by v.
+    (1 - mean_c cos(w_c, w0_c)). Prompts are the data set's template with v in place of its words
+    before the name.
 
     Args:
         clip: the frozen CLIP.
@@ -102,13 +104,8 @@ class Tcp(TwoTowers):
         table = clip.text.text.positional_embedding
         words = self.context + table[1 : self.n_ctx + 1]
         class_words = self.class_words(classes.knowledge)
-
-        def learned(number: int, x: Tensor, sheet: Sheet) -> Tensor:
-            return put_words(x, sheet, words) if number == 1 else x
-
-        def class_aware(number: int, x: Tensor, sheet: Sheet) -> Tensor:
-            return _put_class_words(x, sheet, class_words) if number == self.layer else x
-
+        learned = {1: partial(put_words, words=words)}
+        class_aware = {self.layer: partial(_put_class_words, words=class_words)}
         features = []
         for sheet in layout.sheets:
             x = sheet.states

@@ -6,14 +6,14 @@ classes share what they begin with and nothing stands behind eot, or as publishe
 to the same numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import Block, FrozenClip, through
 from lamp_fast.config import Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.forest import plant
@@ -64,8 +64,8 @@ class Layout:
         return len(self.names)
 
 
-# (layer from 1, rows [N, L, Dt], sheet) -> the rows that enter the layer.
-Enter = Callable[[int, Tensor, Sheet], Tensor]
+# By layer, from 1: (rows [N, L, Dt], sheet) -> the rows that enter the layer in their place.
+Changes = Mapping[int, Callable[[Tensor, Sheet], Tensor]]
 
 
 @torch.no_grad()
@@ -119,9 +119,8 @@ def lay_out(
             )
         )
     first = first_layer if trimming.prepare_text else 1
-    for number in range(1, first):
-        block = text.blocks[number - 1]
-        sheets = [replace(each, states=block(each.states, mask=each.mask)) for each in sheets]
+    below = text.blocks[: first - 1]
+    sheets = [replace(each, states=through(below, each.states, mask=each.mask)) for each in sheets]
     order = torch.cat([each.classes for each in sheets]).argsort()
     return Layout(tokens.names, tuple(sheets), order, first, trimming.last_row, trimming.most_rows)
 
@@ -129,24 +128,24 @@ def lay_out(
 def encode(
     clip: FrozenClip,
     layout: Layout,
-    enter: Enter | None = None,
-    blocks: Sequence[Callable[..., Tensor]] | None = None,
+    changes: Changes | None = None,
+    blocks: Sequence[Block] | None = None,
 ) -> Tensor:
     """Text features, not normalised.
 
     Args:
         clip: the frozen CLIP.
         layout: of the classes.
-        enter: called before every layer; what it returns enters the layer. It may make more
-            sequences of a trimmed sheet's one, such as one an image.
-        blocks: in place of the tower's own, called alike.
+        changes: what becomes of the rows before a layer. They may make more sequences of a trimmed
+            sheet's one, such as one an image.
+        blocks: in place of the tower's own.
 
     Returns:
-        [N, C, Ds], N as ``enter`` made it, or 1.
+        [N, C, Ds], N as ``changes`` made it, or 1.
     """
     features = []
     for sheet in layout.sheets:
-        x = run_layers(clip, layout, sheet, sheet.states, layout.first_layer, enter, blocks)
+        x = run_layers(clip, layout, sheet, sheet.states, layout.first_layer, changes, blocks)
         features.append(clip.text.readout(x))
     return torch.cat(features, dim=1)[:, layout.order]
 
@@ -157,8 +156,8 @@ def run_layers(
     sheet: Sheet,
     x: Tensor,
     first: int,
-    enter: Enter | None = None,
-    blocks: Sequence[Callable[..., Tensor]] | None = None,
+    changes: Changes | None = None,
+    blocks: Sequence[Block] | None = None,
     last: int | None = None,
 ) -> Tensor:
     """Run rows [N, L, Dt] of a sheet through the layers first..last, from 1.
@@ -166,17 +165,17 @@ def run_layers(
     Returns:
         With ``last`` the rows [N, L, Dt] behind it; without, the eot rows [N, c, Dt] of the end.
     """
-    blocks = blocks or clip.text.blocks
+    blocks, changes, update = blocks or clip.text.blocks, changes or {}, None
     for number in range(first, (last or len(blocks)) + 1):
-        if enter is not None:
-            x = enter(number, x, sheet)
+        if number in changes:
+            x, update = changes[number](x if update is None else x + update, sheet), None
         how = {"causal": True} if sheet.mask is None else {"mask": sheet.mask}
         if number == len(blocks) and layout.last_row:
             how = {"mask": sheet.mask[sheet.ends], "rows": sheet.ends}
-        x = blocks[number - 1](x, **how)
-    if last is not None:
-        return x
-    if layout.last_row:
+        x, normed = blocks[number - 1].enter(x, update)
+        x, update = blocks[number - 1].advance(x, normed, **how)
+    x = x if update is None else x + update
+    if last is not None or layout.last_row:
         return x
     return x[sheet.sequences, sheet.ends][None] if sheet.mask is None else x[:, sheet.ends]
 
