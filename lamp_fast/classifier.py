@@ -336,13 +336,14 @@ def training_settings(flags: Mapping[str, Any]) -> TrainConfig:
     ]
     argv += ["--resume"] if given.get("resume") else []
     values = settings.to_json(train.resumed_defaults(argv))
-    if isinstance(given.get("layers"), str):
-        try:
-            given["layers"] = settings.parse_layers(given["layers"])
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if isinstance(given.get("layers"), Iterable):
-        given["layers"] = list(given["layers"])
+    for name in ("layers", "adapter_layers"):
+        if isinstance(given.get(name), str):
+            try:
+                given[name] = settings.parse_layers(given[name])
+            except ValueError as error:
+                raise InputError(str(error)) from None
+        if isinstance(given.get(name), Iterable):
+            given[name] = list(given[name])
     for each in fields(TrainConfig):
         grouped = is_dataclass(each.type)
         target = values[each.name] if grouped else values

@@ -398,6 +398,10 @@ READS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Methods whose class prompt is their own on every data set.
+OWN_PROMPT = ("coop", "cocoop", "maple", "mma")
+
+
 @dataclass(frozen=True)
 class Preset:
     """Defaults by the name of a group of settings; what it leaves out is the group's own."""
@@ -612,6 +616,10 @@ def validate(config: TrainConfig) -> None:
         raise InputError(f"--split {data.split}: expected {' or '.join(SPLITS)}")
     if data.table is not None and data.data != "table":
         raise InputError(f"--table {data.table}: expected --data table with it, not {data.data}")
+    if data.template is not None and config.method in OWN_PROMPT:
+        raise InputError(
+            f"--template {data.template!r}: --method {config.method} has a prompt of its own"
+        )
     if data.template is not None and data.template.count("{}") != 1:
         raise InputError(f"--template {data.template!r}: expected {{}} once, for the class name")
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from lamp_fast import config as settings
+from lamp_fast import info
 from lamp_fast.config import TrainConfig, Trimming
 from lamp_fast.data import build_benchmark, load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses, TrainingSet, build_method
+from lamp_fast.methods import METHODS, RunClasses, TrainingSet, build_method, parameters
 from lamp_fast.methods.lfa import cross_validated_beta
 from lamp_fast.methods.mma import TEMPLATE
 
@@ -259,20 +260,10 @@ def test_equations(small_clip, name, trimming):
     assert_equations_hold(name, build(name, small_clip(), trimming))
 
 
-@pytest.mark.parametrize("name", ["maple", "mma"])
-def test_prompts_or_adapters_in_the_last_layer_of_unequal_towers(small_clip, name):
-    """The shallower tower's last layer is not the other's."""
-    for depths in ((3, 4), (4, 3)):
-        clip = small_clip(*depths)
-        groups = {"maple": {"depth": 3}} if name == "maple" else {}
-        method = build(name, clip, **groups, **MMA_TO_THE_TOP if name == "mma" else {})
-        if name == "maple":
-            assert_equations_hold(name, method)
-        else:
-            assert method.layers == (2,)
-
-
-MMA_TO_THE_TOP = {"mma": {"adapter_layers": (2,)}}
+@pytest.mark.parametrize("depths", [(3, 4), (4, 3)])
+def test_maple_over_towers_of_unequal_depth(small_clip, depths):
+    """The shallower tower's last layer, which carries prompts, is not the other's."""
+    assert_equations_hold("maple", build("maple", small_clip(*depths), maple={"depth": 3}))
 
 
 def test_maple_through_every_layer(small_clip):
@@ -610,6 +601,55 @@ def test_lfas_beta_is_chosen_on_held_out_training_features():
 def test_logit_adjustment_is_refused_where_it_means_nothing(small_clip, name):
     with pytest.raises(InputError, match="--logit-adjustment: "):
         build(name, small_clip(), optim={"logit_adjustment": True})
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_clip_in_bfloat16_leaves_parameters_and_gradients_in_float32(small_clip, name):
+    clip = small_clip().to(torch.bfloat16)
+    method, training, images, labels = ready(name, clip, batch=3)
+    classes = method.prepare(training.benchmark.base_names, training.benchmark.template)
+    step = method.step(images.bfloat16(), labels, classes, F.cross_entropy)
+    step.loss.backward()
+    assert torch.isfinite(step.loss)
+    for parameter, each in method.named_parameters():
+        assert each.dtype == torch.float32, parameter
+        assert torch.isfinite(each.grad).all(), parameter
+    new = method.prepare(training.benchmark.new_names, training.benchmark.template)
+    assert torch.isfinite(method.logits(pictures(4).bfloat16(), new)).all()
+
+
+# Of the papers, or worked out in their public code, for ViT-B/16.
+PARAMETERS = {
+    "coop": 2_048,
+    "coop-all": 8_192,
+    "cocoop": 35_360,
+    "maple": 3_555_072,
+    "tcp": 331_904,
+    "mma": 674_560,
+    "candle": 1_575_937 + 7 * 512,
+    "lfa": 262_144,
+    "table16-imb": 435_840,
+}
+
+
+def test_trainable_parameters_on_vit_b_16(monkeypatch):
+    """Exactly, of shapes alone; seven new classes."""
+    shapes = parameters.shapes_of("ViT-B-16")
+    monkeypatch.setattr(parameters, "shapes_of", lambda name: shapes)
+    for preset, expected in PARAMETERS.items():
+        config = settings.apply_preset(TrainConfig(), preset)
+        first, *parts = parameters.parameter_lines(config, new_classes=7)
+        assert first == f"trainable parameters: {expected}"
+        assert sum(int(line.rpartition(" ")[2]) for line in parts) == expected
+
+
+def test_info_prints_the_parameters(monkeypatch, capsys):
+    assert info.main(info.InfoConfig(method="coop", clip="tiny")) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "trainable parameters: 256"
+    with pytest.raises(InputError, match="--clip nonsense: not tiny nor"):
+        info.main(info.InfoConfig(method="coop", clip="nonsense"))
+    with pytest.raises(InputError, match="--method nonsense"):
+        info.main(info.InfoConfig(method="nonsense", clip="tiny"))
 
 
 def test_every_method_is_compared_here():

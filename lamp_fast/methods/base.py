@@ -278,7 +278,7 @@ class TwoTowers(Method):
 
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:
         text = self.text_features(classes)
-        logits = self.clip.logit_scale * self.image_features(images) @ text.T
+        logits = self._scores(images, text)
         cross_entropy = criterion(logits, labels)
         extra = self.regularisation(text, classes)
         loss = sum(extra.values(), cross_entropy)
@@ -290,7 +290,11 @@ class TwoTowers(Method):
         if not self.keep_text:
             self._text.forget()
         text = self._text.get(classes, self.parameters(), lambda: self.text_features(classes))
-        return self.clip.logit_scale * self.image_features(images) @ text.T
+        return self._scores(images, text)
+
+    def _scores(self, images: Tensor, text: Tensor) -> Tensor:
+        features = self.image_features(images)
+        return self.clip.logit_scale * features @ text.to(features.dtype).T
 
     def forget_text(self) -> None:
         """Drop the kept text features."""
