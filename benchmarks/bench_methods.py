@@ -3,15 +3,17 @@
 ``pytest benchmarks/bench_methods.py --benchmark-only`` prints one table, measured in one run:
 trainable parameters; a training step (forward, loss, backward, no optimiser) and an evaluation
 batch, medians over rounds in which the image forward (no_grad, same batch) runs before and after
-each; both again with ``--as-published`` (77 tokens, text anew for every evaluation batch where
-the peers' code does so); and what a step keeps for backward. ViT-B-16-quickgelu with random
-weights, float32, B=4, C=10: Caltech101's first names. Candle and LFA look at random features, LFA's
-step is one of its iterations over a batch of features.
+each method; both again with ``--as-published`` (77 tokens, text anew for every evaluation batch
+where the peers' code does so); and what a step keeps for backward. ViT-B-16-quickgelu with random
+weights, float32, B=4, C=10: Caltech101's first names. Times are CPU seconds of one thread, which
+other programs on the machine disturb least. Candle and LFA look at random features; LFA's step is
+one of its iterations over a batch of features. LAMP_FAST_BENCH_ROUNDS sets the rounds (3).
 """
 
 import os
 import statistics
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import open_clip
@@ -56,10 +58,11 @@ class Cell:
         self.classes = self.method.prepare(names, TEMPLATE)
 
     def train(self):
+        if not self.method.trainable_parameters():
+            return
         self.method.zero_grad(set_to_none=True)
         step = self.method.step(self.inputs, self.labels, self.classes, F.cross_entropy)
-        if step.loss.requires_grad:
-            step.loss.backward()
+        step.loss.backward()
 
     def evaluate(self):
         self.method.logits(self.images, self.classes)
@@ -92,29 +95,28 @@ def measure(clip):
     cells = {(name, False): Cell(clip, name) for name in names}
     cells |= {(name, True): Cell(clip, name, True) for name in AS_PUBLISHED}
     zeroshot = Cell(clip, "zeroshot")
-    work = {("zeroshot", False, "evaluate"): zeroshot.evaluate}
-    for (name, published), cell in cells.items():
-        work[name, published, "train"] = cell.train
-        work[name, published, "evaluate"] = cell.evaluate
+    cells[("zeroshot", False)] = zeroshot
 
     def seconds(function):
-        started = time.perf_counter()
+        started = time.process_time()
         function()
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     @torch.no_grad()
     def image_forward():
         clip.model.encode_image(zeroshot.images)
 
-    ratios = {key: [] for key in work}
+    ratios = defaultdict(list)
+    for cell in cells.values():
+        cell.method.logits(cell.images[:1], cell.classes)  # leaves text features behind
     image_forward()
-    for round_number in range(-1, ROUNDS):
+    for _ in range(ROUNDS):
         before = seconds(image_forward)
-        for key, function in work.items():
-            taken = seconds(function)
+        for key, cell in cells.items():
+            train, evaluate = seconds(cell.train), seconds(cell.evaluate)
             after = seconds(image_forward)
-            if round_number >= 0:  # the first round warms up, and leaves text features behind
-                ratios[key].append(2 * taken / (before + after))
+            ratios[(*key, "train")].append(2 * train / (before + after))
+            ratios[(*key, "evaluate")].append(2 * evaluate / (before + after))
             before = after
     medians = {key: statistics.median(values) for key, values in ratios.items()}
     return medians, {name: cells[name, False] for name in names}
@@ -138,6 +140,7 @@ def rows_of(medians, cells):
 
 
 def bench_methods(benchmark, capsys):
+    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         clip = FrozenClip(open_clip.create_model("ViT-B-16-quickgelu"), Preprocessing(size=224))
