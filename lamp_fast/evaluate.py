@@ -18,10 +18,8 @@ from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.errors import InputError
 from lamp_fast.experiment import Experiment, assemble
-from lamp_fast.methods import Lamp, Method, ZeroShot
+from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.metrics import Scores, group_accuracy, harmonic_mean, scores
-
-TITLES = {"lamp": "LAMP", "zeroshot": "CLIP zero-shot"}
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,15 @@ def evaluate_rows(
     """
     method = experiment.method
     zeroshot = ZeroShot(experiment.clip)
-    rows = [_score(experiment, zeroshot, TITLES["zeroshot"], 0.0, ranks)]
+    rows = [_score(experiment, zeroshot, zeroshot.title, 0.0, ranks)]
     if isinstance(method, ZeroShot):
         return rows
-    title = TITLES[experiment.config.method]
-    rows.append(_score(experiment, method, title, seconds, ranks))
-    if adapted and isinstance(method, Lamp):
+    rows.append(_score(experiment, method, method.title, seconds, ranks))
+    if adapted:
         method.use_adapted = True
         new = _score_half(experiment, method, ranks, new=True)
         method.use_adapted = False
-        rows.append(replace(rows[-1], name=f"{title}, b_new on new (transductive)", new=new))
+        rows.append(replace(rows[-1], name=f"{method.title}, b_new on new (transductive)", new=new))
     return rows
 
 

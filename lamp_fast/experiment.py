@@ -32,8 +32,7 @@ from lamp_fast.data.loading import Batch, Transform
 from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
-from lamp_fast.memory import free_memory
-from lamp_fast.methods import METHODS, Lamp, Method, build_method
+from lamp_fast.methods import METHODS, Method, RunClasses, build_method
 
 DTYPES = {
     "fp32": torch.float32,
@@ -105,6 +104,8 @@ class Experiment:
                 f" layers {settings.format_layers(lamp.layers)} beta={lamp.beta:g}"
                 f" gamma={lamp.gamma:g} text per {lamp.text_query}, {config.machine.path} path"
             )
+        elif config.preset is not None:
+            method += f", preset {config.preset}: {settings.describe_read(config)}"
         return [*lines, method]
 
     def record(self) -> dict[str, Any]:
@@ -145,19 +146,16 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     clip = build_clip(config)
+    listed = checked[0] if checked else load_data(config.data, config.seed)[1]
     torch.manual_seed(config.seed)
-    method = build_method(clip, config)
-    benchmark, unreadable, data_hash = checked or check_data(config)
+    method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
+    benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
     cache = None
     if config.machine.cache_size and benchmark.train.arrays is None:
         cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
     benchmark = decode_through(benchmark, cache, config.data.downscale)
-    if isinstance(method, Lamp) and config.trim.block is None:
-        # Decided once and saved, so that a resumed run adds up in the same order.
-        names = max(benchmark.base_names, benchmark.new_names, key=len)
-        block = method.affordable_block(names, benchmark.template, free_memory(device) // 2)
-        config = replace(config, trim=replace(config.trim, block=block))
-        method.trimming = config.trim
+    names = max(benchmark.base_names, benchmark.new_names, key=len)
+    config = method.decided(config, names, benchmark.template)
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
 
 
@@ -168,7 +166,10 @@ def check_data(config: TrainConfig) -> Checked:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
     settings.validate(config)
-    _, benchmark = load_data(config.data, config.seed)
+    return _check_pictures(load_data(config.data, config.seed)[1], config)
+
+
+def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
     return check_benchmark(benchmark, skip_unreadable=config.data.skip_unreadable)
 
 

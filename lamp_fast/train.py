@@ -26,7 +26,7 @@ from lamp_fast.errors import InputError
 from lamp_fast.evaluate import Evaluated, evaluate_rows, write_results
 from lamp_fast.experiment import Experiment, assemble, check_data
 from lamp_fast.graph import CapturedStep, CudaRecorder, Outcome
-from lamp_fast.methods.base import Criterion
+from lamp_fast.methods.base import Criterion, TrainingSet
 from lamp_fast.report.tensorboard import EventWriter, need_tensorboard
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
@@ -41,12 +41,13 @@ def learning_rate(optim: OptimConfig, epoch: int) -> float:
     """The rate of an epoch (from 0) as the peers step it: constant warm-up, then cosine.
 
     lr / 2 (1 + cos(pi (e - W) / E)) with E all epochs, W the warm-up ones (none when E is 1), so it
-    never reaches 0.
+    never reaches 0. With ``lr_end`` the cosine falls from lr towards that.
     """
     warmup = optim.warmup_epochs if optim.epochs > 1 else 0
     if epoch < warmup:
         return optim.warmup_lr
-    return 0.5 * optim.lr * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
+    height = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
+    return optim.lr_end + (optim.lr - optim.lr_end) * height
 
 
 def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.device) -> Criterion:
@@ -61,19 +62,25 @@ def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.dev
 def build_optimiser(
     optim: OptimConfig, parameters: Sequence[Tensor], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW or Adam with the paper's betas.
+    """AdamW or Adam with the paper's betas, or SGD with the peers' momentum.
 
-    On a GPU one fused kernel that reads its rate and step count there, captured or not.
+    On a GPU one fused kernel that reads its rate (and Adam's step count) there, captured or not.
     """
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
     # torch refuses an optimiser of nothing; a method without parameters takes the same road.
     parameters = parameters or [torch.empty(0, device=device)]
+    common = {"lr": optim.lr, "weight_decay": optim.weight_decay}
     if device.type == "cuda":
-        rate = torch.tensor(optim.lr, device=device)
-        fused = {"lr": rate, "fused": True, "capturable": True}
-    else:
-        fused = {"lr": optim.lr}
-    return kind(parameters, betas=(0.9, 0.999), weight_decay=optim.weight_decay, **fused)
+        common |= {"lr": torch.tensor(optim.lr, device=device), "fused": True}
+    if optim.optimiser == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, **common)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
+    return kind(
+        parameters,
+        betas=(0.9, 0.999),
+        eps=optim.eps,
+        capturable=device.type == "cuda",
+        **common,
+    )
 
 
 class Trainer:
@@ -98,15 +105,19 @@ class Trainer:
         )
         self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
         self.classes = self.method.prepare(benchmark.base_names, benchmark.template)
-        self.batches = training_batches(
+        # Where a batch is not full, it is the only one.
+        rows = min(self.optim.batch, len(benchmark.train))
+        machine = config.machine
+        training = TrainingSet(
+            benchmark, experiment.clip, rows, config.seed, machine.test_batch, machine.workers
+        )
+        self.batches = self.method.look_at(training) or training_batches(
             benchmark.train,
             experiment.train_transform,
             self.optim.batch,
             seed=config.seed,
-            workers=config.machine.workers,
+            workers=machine.workers,
         )
-        # Where a batch is not full, it is the only one.
-        rows = min(self.optim.batch, len(benchmark.train))
         self.batch_sizes = [rows] * len(self.batches)
         self.batches = ranks.share(self.batches)
         self.planned_steps = self.optim.epochs * len(self.batch_sizes)

@@ -4,6 +4,7 @@ Everything random is a function of (seed, epoch, index) alone: neither the numbe
 processes nor a resumed run changes a picture.
 """
 
+import functools
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +52,32 @@ class PictureDataset(Dataset):
         return picture, int(self.pictures.labels[index]), index
 
 
+class CropFeatureDataset(Dataset):
+    """Precomputed features by (epoch, index): of each epoch one crop, the same of every picture.
+
+    Args:
+        features: [N, crops, Ds].
+        labels: int64 [N].
+        seed: the run's seed.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, seed: int) -> None:
+        self.features, self.labels, self.seed = features, labels.tolist(), seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """A feature [Ds], its label and its index."""
+        epoch, index = epoch_and_index
+        return self.features[index, self._crop(epoch)], self.labels[index], index
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - lives as long as the run
+    def _crop(self, epoch: int) -> int:
+        draw = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
+        return int(draw[0] % self.features.shape[1])
+
+
 class _EpochSampler(Sampler):
     """Batches of (epoch, index) pairs, so that worker processes need not be told of the epoch."""
 
@@ -86,7 +113,7 @@ class Batches:
     ``index`` says where in the picture set an image is. Iterating gives epoch 0.
     """
 
-    def __init__(self, dataset: PictureDataset, sampler: _EpochSampler, workers: int) -> None:
+    def __init__(self, dataset: Dataset, sampler: _EpochSampler, workers: int) -> None:
         workers = min(workers, len(sampler))
         self._sampler = sampler
         self._loader = DataLoader(
@@ -144,6 +171,18 @@ def training_batches(
     """
     sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=seed)
     return Batches(PictureDataset(pictures, transform, seed), sampler, workers)
+
+
+def crop_feature_batches(
+    features: Tensor, labels: Tensor, batch_size: int, *, seed: int
+) -> Batches:
+    """Shuffled batches of features [b, Ds], labels and index; see :class:`CropFeatureDataset`.
+
+    As in :func:`training_batches`, a last batch that is not full is dropped, unless it is the only
+    one.
+    """
+    sampler = _EpochSampler(len(labels), batch_size, shuffle_seed=seed)
+    return Batches(CropFeatureDataset(features.cpu(), labels, seed), sampler, workers=0)
 
 
 def evaluation_batches(

@@ -5,7 +5,7 @@ for a device it only packs the pixels that are needed, and :mod:`lamp_fast.data.
 rest for a whole batch. Both look at the same :class:`View` of the picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +90,19 @@ def evaluation_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Ten
     return v2.Compose([*resize, *_to_normalised(preprocessing)])
 
 
+def five_crop_transform(preprocessing: Preprocessing) -> v2.Transform:
+    """Four corners and the centre of the resized picture, centre last: [5, 3, size, size]."""
+    size, mode = preprocessing.size, InterpolationMode(preprocessing.interpolation)
+    return v2.Compose(
+        [
+            v2.Resize(size, mode, antialias=True),
+            v2.FiveCrop(size),
+            _Stack(),
+            *_to_normalised(preprocessing),
+        ]
+    )
+
+
 def training_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
     """The random transform of a training picture: see :func:`draw_view`; then normalise."""
     return v2.Compose([_RandomView(preprocessing), *_to_normalised(preprocessing)])
@@ -104,6 +117,13 @@ class _RandomView:
         mode = InterpolationMode(self.preprocessing.interpolation)
         picture = functional.resized_crop(picture, *view.crop, list(view.scaled), mode, True)
         return functional.horizontal_flip(picture) if view.flip else picture
+
+
+class _Stack(v2.Transform):
+    """Several crops as one tensor."""
+
+    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(tuple(crops))
 
 
 def _to_normalised(preprocessing: Preprocessing) -> list[v2.Transform]:
