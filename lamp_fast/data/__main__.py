@@ -1,12 +1,15 @@
 """``python -m lamp_fast.data DIR``: describe what training would see of a folder of pictures.
 
 Or of a table (--table FILE), or of any data set that training takes (--data NAME --root DIR).
+--check ROOT says which of the field's data sets lie ready below ROOT; --download NAME... --root DIR
+fetches those that torchvision can.
 """
 
 import io
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +22,9 @@ from matplotlib.patches import Patch
 from lamp_fast import cli, config
 from lamp_fast.checkpoint import write_bytes
 from lamp_fast.config import DataConfig, TrainConfig
+from lamp_fast.data import readiness
 from lamp_fast.data.describe import Description, describe, shown, to_text
+from lamp_fast.data.download import check_downloads, download
 from lamp_fast.errors import InputError
 from lamp_fast.experiment import load_data
 
@@ -39,6 +44,10 @@ class DescribeConfig:
     """Also draw the bar chart into this .png."""
     json: bool = False
     """Print everything as JSON."""
+    check: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Say which data sets below ROOT are ready and what the others lack (docs/data.md)."""
+    download: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
+    """Fetch these data sets into --root through torchvision."""
     seed: int = 1
     """Of the protocol's draws, as in training."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -105,9 +114,36 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out}: expected a file in a folder that exists")
 
 
+def fetch(names: Sequence[str], root: Path | None) -> list[readiness.Readiness]:
+    """Fetch data sets, and say what each lacks then.
+
+    Raises:
+        InputError: before anything is fetched, a name that cannot be; then the first that fails.
+    """
+    if root is None:
+        raise InputError("--root: missing; --download needs the folder to fetch into")
+    names = check_downloads(names, root)
+    for name in names:
+        for line in download(name, root):
+            print(f"{name}: {line}", file=sys.stderr)
+    return readiness.check_root(root, names)
+
+
 def main(settings: DescribeConfig) -> int:
-    """Print the description; nothing is written but ``--out``."""
+    """Print what was asked for; only ``--out`` and ``--download`` write anything."""
     data = data_of(settings)
+    if settings.check is not None or settings.download:
+        if settings.check is not None and settings.download:
+            raise InputError("--check --download: expected one of the two")
+        if settings.download:
+            states = fetch(settings.download, data.root)
+        else:
+            states = readiness.check_root(settings.check.expanduser())
+        if settings.json:
+            print(json.dumps([asdict(each) for each in states], indent=2))
+        else:
+            print(readiness.to_text(states))
+        return 0
     config.validate(TrainConfig(data=data, seed=settings.seed))
     if settings.out is not None:
         _check_out(settings.out)

@@ -58,9 +58,11 @@ def missing(entry: DataSet, root: Path) -> list[str]:
     first of these says so.
     """
     folder = f"{entry.folder}/"
-    folders = [f"{folder}{entry.images}/"] if entry.images else [folder]
-    if entry.layout == "imagenet":
-        folders = [f"{folders[0]}{part}/" for part in ("train", "val")]
+    inside = {
+        "imagenet": [f"{entry.images}/train", f"{entry.images}/val"],
+        "matlab annotations": ["cars_train", "cars_test"],
+    }.get(entry.layout, [entry.images])
+    folders = [f"{folder}{each}/" for each in inside]
     lacking = [each for each in folders if not (root / each).is_dir()]
     if entry.split_file is not None and (root / entry.folder / entry.split_file).is_file():
         return lacking
