@@ -4,12 +4,14 @@ What the miniatures say is typed in from the data sets' own descriptions and the
 not taken from the catalog.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from lamp_fast.data import catalog, layouts, load_source, sources
+from lamp_fast.data import catalog, layouts, load_source, matlab, sources
 from lamp_fast.data.benchmark import build_benchmark, transfer_benchmark
 from lamp_fast.data.catalog import CATALOG
 from lamp_fast.errors import InputError
@@ -62,6 +64,23 @@ def _jpeg() -> bytes:
 
 
 JPEG = _jpeg()
+
+
+@pytest.fixture(autouse=True)
+def reader_in_this_process(monkeypatch):
+    """The same reader of .mat files without the half second that a process of its own takes."""
+
+    def run(arguments):
+        printed = io.StringIO()
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(matlab.READER, {})
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return json.loads(printed.getvalue())
+
+    monkeypatch.setattr(matlab, "_run", run)
 
 
 def put(*files):
@@ -560,19 +579,13 @@ def test_matlab_files_that_are_none(tmp_path):
     stanford_cars(tmp_path)
     file = tmp_path / "stanford_cars" / CARS_TEST
     whole = file.read_bytes()
-    for content in (
-        b"",
-        b"text",
-        whole[:200],
-        whole[: len(whole) // 2],
-        b"MATLAB 7.3" + bytes(512),
-    ):
+    for content in (b"", b"text", whole[:200], whole[: len(whole) // 2]):
         file.write_bytes(content)
         message = refusal(load_source, "stanford_cars", tmp_path)
-        assert message.startswith(f"{file}: ")
-        assert "cannot be read as a .mat file" in message or "has no variable" in message
+        assert message.startswith(f"{file}: cannot be read as a .mat file (")
     savemat(file, {"other": [1]})
-    assert "has no variable 'annotations'" in refusal(load_source, "stanford_cars", tmp_path)
+    message = refusal(load_source, "stanford_cars", tmp_path)
+    assert message == f"{file}: has no variable 'annotations'"
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,14 @@ def test_check_refusals(tmp_path, call):
     code, _, err = call("--check", tmp_path / "none")
     assert code == 2
     assert err == f"error: --check {tmp_path / 'none'}: expected the folder of the data sets\n"
-    assert "one of the two" in call("--check", tmp_path, "--download", "dtd")[2]
+    for flag, takes, others in (
+        ("--check", "--json", [tmp_path, "--data", "dtd"]),
+        ("--check", "--json", [tmp_path, "--out", "chart.png"]),
+        ("--download", "--root and --json", ["dtd", "--check", tmp_path]),
+        ("--download", "--root and --json", ["dtd", "--root", tmp_path, "--imb", "10"]),
+    ):
+        message = f"error: {flag}: expected nothing with it but {takes}\n"
+        assert call(flag, *others) == (2, "", message)
 
 
 def stand_in(miniature, piece, unpacked, names=None, error=None):

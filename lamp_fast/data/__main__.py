@@ -25,6 +25,7 @@ from lamp_fast.config import DataConfig, TrainConfig
 from lamp_fast.data import readiness
 from lamp_fast.data.describe import Description, describe, shown, to_text
 from lamp_fast.data.download import check_downloads, download
+from lamp_fast.data.readiness import Readiness, check_root
 from lamp_fast.errors import InputError
 from lamp_fast.experiment import load_data
 
@@ -114,7 +115,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out}: expected a file in a folder that exists")
 
 
-def fetch(names: Sequence[str], root: Path | None) -> list[readiness.Readiness]:
+def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
     """Fetch data sets, and say what each lacks then.
 
     Raises:
@@ -122,28 +123,43 @@ def fetch(names: Sequence[str], root: Path | None) -> list[readiness.Readiness]:
     """
     if root is None:
         raise InputError("--root: missing; --download needs the folder to fetch into")
+    root = root.expanduser()
     names = check_downloads(names, root)
     for name in names:
         for line in download(name, root):
             print(f"{name}: {line}", file=sys.stderr)
-    return readiness.check_root(root, names)
+    return check_root(root, names)
+
+
+def prepare(settings: DescribeConfig) -> list[Readiness]:
+    """What ``--check`` or ``--download`` asks for.
+
+    Raises:
+        InputError: flags that mean nothing here, or as :func:`fetch` and :func:`check_root`.
+    """
+    asked = DescribeConfig(json=settings.json, check=settings.check)
+    flag, takes = "--check", "--json"
+    if settings.download:
+        into = DataConfig(root=settings.data.root)
+        asked = DescribeConfig(json=settings.json, download=settings.download, data=into)
+        flag, takes = "--download", "--root and --json"
+    if settings != asked:
+        raise InputError(f"{flag}: expected nothing with it but {takes}")
+    if settings.download:
+        return fetch(settings.download, settings.data.root)
+    return check_root(settings.check.expanduser())
 
 
 def main(settings: DescribeConfig) -> int:
     """Print what was asked for; only ``--out`` and ``--download`` write anything."""
-    data = data_of(settings)
     if settings.check is not None or settings.download:
-        if settings.check is not None and settings.download:
-            raise InputError("--check --download: expected one of the two")
-        if settings.download:
-            states = fetch(settings.download, data.root)
-        else:
-            states = readiness.check_root(settings.check.expanduser())
+        states = prepare(settings)
         if settings.json:
             print(json.dumps([asdict(each) for each in states], indent=2))
         else:
             print(readiness.to_text(states))
         return 0
+    data = data_of(settings)
     config.validate(TrainConfig(data=data, seed=settings.seed))
     if settings.out is not None:
         _check_out(settings.out)

@@ -25,6 +25,7 @@ from lamp_fast.data.files import (
     read_lines,
     visible_folders,
 )
+from lamp_fast.data.matlab import read_variables
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.errors import InputError
@@ -152,23 +153,26 @@ def _text_lists(folder: Path, entry: DataSet) -> Found:
 
 def _matlab_annotations(folder: Path, entry: DataSet) -> Found:
     """StanfordCars: a struct a picture with ``fname`` and ``class``, from 1."""
-    names = [
-        _year_first(str(name))
-        for name in _matlab_list(_matlab(folder / entry.class_list, "class_names"))
-    ]
+    files = {part: folder / each for part, each in entry.lists.items()}
+    wanted = {folder / entry.class_list: "class_names"} | dict.fromkeys(
+        files.values(), "annotations"
+    )
+    models, *annotations = read_variables(wanted)
+    names = [_year_first(str(name)) for name in models]
 
-    def rows(images: str, file: Path) -> Iterator[tuple[str, Row]]:
-        for number, each in enumerate(_matlab_list(_matlab(file, "annotations")), 1):
-            with _explained(f"{file}: annotation {number}", each, "fname and class"):
+    def rows(part: str, annotated: list[Any]) -> Iterator[tuple[str, Row]]:
+        for number, each in enumerate(annotated, 1):
+            where = f"annotation {number}"
+            with _explained(f"{files[part]}: {where}", each, "a struct with fname and class"):
                 label = int(each["class"]) - 1
                 if label < 0 or not isinstance(each["fname"], str):
                     raise ValueError
-                row = (f"{images}/{each['fname']}", label, names[label])
-            yield f"annotation {number}", row
+                row = (f"cars_{part}/{each['fname']}", label, names[label])
+            yield where, row
 
     parts = {
-        part: (folder / each, rows(f"cars_{part}", folder / each))
-        for part, each in entry.lists.items()
+        part: (file, rows(part, each))
+        for (part, file), each in zip(files.items(), annotations, strict=True)
     }
     return _from_rows(folder / entry.images, parts)
 
@@ -180,8 +184,10 @@ def _matlab_labels(folder: Path, entry: DataSet) -> Found:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{folder / entry.class_list}: expected an object of label: class name")
 
+    [labels] = read_variables({file: "labels"})
+
     def rows() -> Iterator[tuple[str, Row]]:
-        for number, label in enumerate(_matlab_list(_matlab(file, "labels")), 1):
+        for number, label in enumerate(labels, 1):
             with _explained(f"{file}: label {number}", label, f"one of {entry.class_list}"):
                 row = (f"image_{number:05}.jpg", int(label) - 1, names[str(int(label))])
             yield f"label {number}", row
@@ -404,24 +410,3 @@ def _named(wnids: Sequence[str], names: Mapping[str, str], images: Path) -> tupl
         if wnid not in names:
             raise InputError(f"{images}: folder {wnid!r} is no wnid of {IMAGENET_NAMES}")
     return _shown([names[wnid] for wnid in wnids])
-
-
-def _matlab(file: Path, variable: str) -> Any:
-    """A variable of a .mat file, cells and structs as lists and dicts; nothing is unpickled."""
-    # Here, because few data sets need it and worker processes import this module too.
-    from scipy.io import loadmat
-
-    try:
-        return loadmat(file, appendmat=False, variable_names=[variable], simplify_cells=True)[
-            variable
-        ]
-    except KeyError:
-        raise InputError(f"{file}: has no variable {variable!r}") from None
-    except Exception as error:  # a damaged file makes the reader raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{file}: cannot be read as a .mat file ({reason})") from None
-
-
-def _matlab_list(value: Any) -> list[Any]:
-    """A row of a .mat file; of a single entry MATLAB makes no list."""
-    return list(np.atleast_1d(np.asarray(value, dtype=object)))

@@ -131,7 +131,7 @@ def _named(name: str, root: Path) -> DataSource:
         test_only=entry.test_only,
     )
     for line in _differences(source, entry):
-        warnings.warn(f"--data {name}: {line}", stacklevel=2)
+        warnings.warn(f"--data {name}: {line}", stacklevel=3)
     return source
 
 
