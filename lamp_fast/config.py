@@ -129,7 +129,9 @@ class DataConfig:
     """The pictures and the protocol that draws from them."""
 
     data: str = "digits"
-    """digits, caltech101, folder (one folder of pictures a class), or table (see --table)."""
+    """digits; folder (one folder of pictures a class) or table (see --table); or one of the field's
+    data sets in CoOp's layout (docs/data.md): caltech101, oxford_pets, stanford_cars, flowers102,
+    food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101, imagenet."""
     root: Path | None = None
     """The folder that holds the data set's folder; for --data folder the class folders; for --data
     table what its paths start from, by default the table's own folder."""

@@ -26,6 +26,7 @@ from lamp_fast.data import (
     decode_through,
     load_source,
     on_device,
+    transfer_benchmark,
 )
 from lamp_fast.data.decoded import default_folder
 from lamp_fast.data.loading import Batch, Transform
@@ -173,6 +174,26 @@ def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
     return check_benchmark(benchmark, skip_unreadable=config.data.skip_unreadable)
 
 
+def check_target(data: DataConfig) -> Checked:
+    """Read every test picture of a data set once, to test on it what was trained on another.
+
+    Raises:
+        InputError: see :func:`load_source` and :func:`check_benchmark`.
+    """
+    settings.validate(TrainConfig(data=data))
+    benchmark = transfer_benchmark(find_source(data))
+    return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
+
+
+def find_source(data: DataConfig) -> DataSource:
+    """List the pictures of a data set; see :func:`load_source`."""
+    data = data.resolved()
+    table = None
+    if data.table is not None:
+        table = Table(data.table, data.path_column, data.label_column, data.split_column)
+    return load_source(data.data, data.root, data.template, table)
+
+
 def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
     """List the pictures of a data set and apply the protocol; no picture is read yet.
 
@@ -180,10 +201,7 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
     """
     data = data.resolved()
-    table = None
-    if data.table is not None:
-        table = Table(data.table, data.path_column, data.label_column, data.split_column)
-    source = load_source(data.data, data.root, data.template, table)
+    source = find_source(data)
     benchmark = build_benchmark(
         source, split=data.split, imb=data.imb, cap=data.cap, shots=data.shots, seed=seed
     )

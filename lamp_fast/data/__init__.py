@@ -5,6 +5,7 @@ from lamp_fast.data.benchmark import (
     build_benchmark,
     check_benchmark,
     decode_through,
+    transfer_benchmark,
 )
 from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
@@ -25,4 +26,5 @@ __all__ = [
     "load_source",
     "on_device",
     "training_batches",
+    "transfer_benchmark",
 ]
