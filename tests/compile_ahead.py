@@ -22,8 +22,6 @@ from triton.runtime.jit import JITFunction
 
 from lamp_fast.ops import contracts
 
-# What a block may take of a multiprocessor's shared memory, in bytes.
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -198,6 +196,10 @@ def cases(full: bool) -> dict[str, object]:
                 "short, wide prefix": ((160, 16, 8, 32, 32, 32), {"causal": True}),
                 "short alone": ((16, 16, 8, 5, 5, 9), {"causal": True}),
                 "frozen prompts": ((16, 16, 8, 77, 77, 0), {}),
+                # Triton takes a size of 1 for a constant.
+                "of ones, short": ((1, 1, 1, 1, 1, 1), {"causal": True}),
+                "of ones, tree": ((1, 1, 1, 1, 1, 1), {"masked": True}),
+                "of ones, long": ((1, 1, 1, 1, 77, 1), {"indexed": True, "causal": True}),
             }
             for shape, (sizes, options) in shapes.items():
                 needs = (
