@@ -68,8 +68,9 @@ def compile_launch(kernel, given, named, target: int):
     signature, constants, facts = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        aligned = isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        known = isinstance(value, int) and not parameter.do_not_specialize
+        aligned = isinstance(value, torch.Tensor) or (known and value % 16 == 0)
+        if parameter.is_constexpr or value is None or (known and value == 1):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
