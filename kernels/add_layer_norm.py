@@ -8,7 +8,7 @@ from torch import Tensor
 TILE = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def add_layer_norm_fwd_kernel(
     x,  # [rows, D]
     update,  # [rows, D]
@@ -49,7 +49,7 @@ def add_layer_norm_fwd_kernel(
     tl.store(normed + at, result.to(normed.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def add_layer_norm_bwd_kernel(
     grad_normed,  # [rows, D]
     grad_sum,  # [rows, D] or None

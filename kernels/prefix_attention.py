@@ -22,6 +22,9 @@ SHORT_ROWS = {2: 32, 4: 16}
 SHORT_PREFIX_TILE = {2: 4096, 4: 1024}
 # Programs that keep a large GPU busy; beyond, a short backward's program takes several tiles.
 PROGRAMS = 2048
+# Numbers that change from call to call; a kernel compiled for each would gain nothing.
+UNSPECIALIZED = ["heads", "rows", "length", "prefix_length", "share", "blind"]
+UNSPECIALIZED += ["packing", "chunks", "tiles_a_chunk", "pieces"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,19 @@ FORWARD = {
     (2, 64): Launch(64, 64, 4, 3),
     (2, 128): Launch(64, 64, 4, 2),
     (4, 64): Launch(32, 32, 8, 2),
-    (4, 128): Launch(32, 32, 8, 2),
+    (4, 128): Launch(16, 16, 8, 2),
 }
 BACKWARD_QUERY = {
     (2, 64): Launch(64, 64, 4, 2),
     (2, 128): Launch(64, 32, 4, 2),
     (4, 64): Launch(32, 32, 8, 1),
-    (4, 128): Launch(32, 16, 8, 1),
+    (4, 128): Launch(16, 16, 8, 1),
 }
 BACKWARD_KEYS = {
     (2, 64): Launch(64, 64, 4, 2),
     (2, 128): Launch(32, 64, 4, 2),
     (4, 64): Launch(32, 32, 8, 1),
-    (4, 128): Launch(16, 32, 8, 1),
+    (4, 128): Launch(16, 16, 8, 1),
 }
 # Packed tiles are as high as wide, or smaller where a group has few rows.
 SHORT_FORWARD = {
@@ -154,7 +157,7 @@ def _slopes(rows_of, columns_of, grad_rows, grad_columns, sees, lse, delta, scal
     return weights, tl.where(sees, weights * (above - delta), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefix_attention_fwd_kernel(
     q,  # [N, H, R, d]
     k,  # [N, H, L, d]
@@ -250,7 +253,7 @@ def prefix_attention_fwd_kernel(
     tl.store(lse + at, (peak + tl.log2(total)) * 0.6931471805599453, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefix_attention_bwd_query_kernel(
     grad,  # [N, H, R, d]
     q,
@@ -407,7 +410,7 @@ def _absorb_rows(
     return key_slope, value_slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefix_attention_bwd_keys_kernel(
     grad,  # [N, H, R, d]
     q,
@@ -489,12 +492,12 @@ def prefix_attention_bwd_keys_kernel(
 
 
 @triton.jit
-def _packed(tile, rows, share, SEQUENCES: tl.constexpr, BLOCK: tl.constexpr):
+def _packed(tile, rows, share, packing, BLOCK: tl.constexpr):
     """Where the rows of a packed tile lie: sequence in the group, row in it, and whether at all."""
     at = tl.arange(0, BLOCK)
     local = at // rows
-    sequence = tile * SEQUENCES + local
-    return sequence, at % rows, (local < SEQUENCES) & (sequence < share)
+    sequence = tile * packing + local
+    return sequence, at % rows, (local < packing) & (sequence < share)
 
 
 @triton.jit
@@ -522,7 +525,7 @@ def _sees_packed(
     return sees
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefix_attention_short_fwd_kernel(
     q,
     k,
@@ -556,22 +559,22 @@ def prefix_attention_short_fwd_kernel(
     share,
     blind,
     scale,
+    packing,
     CAUSAL: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SEQUENCES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """As prefix_attention_fwd_kernel, for SEQUENCES sequences of one group a program."""
-    tiles = tl.cdiv(share, SEQUENCES)
+    """As prefix_attention_fwd_kernel, for some sequences of one group a program."""
+    tiles = tl.cdiv(share, packing)
     tile = tl.program_id(0) % tiles
     head = (tl.program_id(0) // tiles % heads).to(tl.int64)
     group = (tl.program_id(0) // tiles // heads).to(tl.int64)
     first = group * share
-    sequence, row, real = _packed(tile, rows, share, SEQUENCES, BLOCK_R)
-    key_sequence, key, key_real = _packed(tile, length, share, SEQUENCES, BLOCK_L)
+    sequence, row, real = _packed(tile, rows, share, packing, BLOCK_R)
+    key_sequence, key, key_real = _packed(tile, length, share, packing, BLOCK_L)
     column = tl.arange(0, BLOCK_D)
     queries = _load_packed(
         q + first * q_n + head * q_h, q_n, q_r, sequence, row, real, column, WIDTH
@@ -618,7 +621,7 @@ def prefix_attention_short_fwd_kernel(
     tl.store(lse + at, (peak + tl.log2(total)) * 0.6931471805599453, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefix_attention_short_bwd_kernel(
     grad,
     q,
@@ -672,13 +675,13 @@ def prefix_attention_short_bwd_kernel(
     scale,
     chunks,
     tiles_a_chunk,
+    packing,
     CAUSAL: tl.constexpr,
     NEEDS_OWN: tl.constexpr,
     NEEDS_PREFIX: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SEQUENCES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -714,9 +717,9 @@ def prefix_attention_short_bwd_kernel(
     grad += first * grad_n + head * grad_h
     prompt_slope = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     prompt_value_slope = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
-    last = tl.minimum((chunk + 1) * tiles_a_chunk, tl.cdiv(share, SEQUENCES))
+    last = tl.minimum((chunk + 1) * tiles_a_chunk, tl.cdiv(share, packing))
     for tile in range(chunk * tiles_a_chunk, last):
-        sequence, row, real = _packed(tile, rows, share, SEQUENCES, BLOCK_R)
+        sequence, row, real = _packed(tile, rows, share, packing, BLOCK_R)
         queries = _load_packed(q, q_n, q_r, sequence, row, real, column, WIDTH)
         above = _load_packed(grad, grad_n, grad_r, sequence, row, real, column, WIDTH)
         attended = _load_packed(out, out_n, out_r, sequence, row, real, column, WIDTH)
@@ -741,7 +744,7 @@ def prefix_attention_short_bwd_kernel(
                     tl.trans(weights), above, prompt_value_slope, input_precision="ieee"
                 )
         if NEEDS_OWN:
-            key_sequence, key, key_real = _packed(tile, length, share, SEQUENCES, BLOCK_L)
+            key_sequence, key, key_real = _packed(tile, length, share, packing, BLOCK_L)
             keys = _load_packed(k, k_n, k_r, key_sequence, key, key_real, column, WIDTH)
             values = _load_packed(v, v_n, v_r, key_sequence, key, key_real, column, WIDTH)
             sees = _sees_packed(
@@ -772,7 +775,7 @@ def prefix_attention_short_bwd_kernel(
         _store(base, WIDTH, prompt, prefix_length, column, prompt_value_slope, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefix_attention_sum_kernel(
     partial_k,  # float32 [N, H, pieces, P, d]
     partial_v,
@@ -1113,7 +1116,7 @@ class _Sizes:
         blocks = {
             "WIDTH": self.width,
             "BLOCK_D": self.block_d,
-            "SEQUENCES": packing,
+            "packing": packing,
             "BLOCK_R": _power(packing * self.rows),
             "BLOCK_P": _power(self.prefix_length),
             "BLOCK_L": _power(packing * self.length),

@@ -138,7 +138,7 @@ def retrieve_bwd_query_kernel(
         tl.store(grad_query + row * width + start + column, result.to(tl.float32), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def retrieve_bwd_keys_kernel(
     query,  # [B, D]
     keys,  # [M, D]

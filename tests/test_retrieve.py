@@ -3,6 +3,7 @@
 import math
 import os
 
+import calls
 import pytest
 import torch
 import under_test
@@ -240,6 +241,16 @@ def gradients(query, keys, bias, k, impl):
     weights = torch.linspace(-1, 2, similarity.numel(), dtype=similarity.dtype)
     (similarity * weights.view_as(similarity)).sum().backward()
     return indices, similarity.detach(), counts, query.grad, keys.grad
+
+
+@every_implementation
+def test_as_accurate_as_eager_and_alike_in_two_runs(impl):
+    """Outputs and gradients, in memory that holds NaN before it is written."""
+    call = calls.retrieve(9, 20, 77, 6)
+    with under_test.poisoned_memory():
+        calls.assert_accurate(call, impl, torch.float32)
+        one, other = (calls.run(call, impl, torch.float32, under_test.device(impl)) for _ in "12")
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @every_float64
