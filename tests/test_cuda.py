@@ -377,6 +377,15 @@ def test_huge_and_infinite_scores(simulated):
     torch.testing.assert_close(out, torch.full_like(out, 16 / 6), rtol=6 * 2**-24, atol=0)
 
 
+def test_scores_far_below_zero(simulated):
+    """Odd and even numbers of keys, where no key must not count as one of score 0."""
+    call = calls.prefix_attention(2, 2, 1, 6, 3, 64, causal=True, blind=2)
+    q, k, _, prefix_k, _ = call.tensors
+    for each, mean in ((q, 10.0), (k, -10.0), (prefix_k, -10.0)):
+        each.mul_(0.01).add_(mean)
+    calls.assert_accurate(call, SIMULATED, torch.float32)
+
+
 def test_only_what_is_needed_is_computed(simulated):
     tensors, options = arguments(case("text"))
     out, lse = contracts.prefix_attention(*tensors, *options, SIMULATED)
