@@ -24,6 +24,9 @@ def pytest_configure(config):
     config.stash[_KEY] = RatioTable()
     config.stash[_MEMORY] = []
     config.stash[_KERNELS] = []
+    config.stash[_IMAGENET] = []
+    config.stash[_INPUT] = []
+    config.stash[_STEPS] = []
 
 
 @pytest.fixture
@@ -42,6 +45,24 @@ def memory_table(request) -> list[list]:
 def kernel_table(request) -> list[list[str]]:
     """Rows of the kernel table."""
     return request.config.stash[_KERNELS]
+
+
+@pytest.fixture
+def imagenet_memory_table(request) -> list[list]:
+    """Rows of the memory table of ImageNet's classes."""
+    return request.config.stash[_IMAGENET]
+
+
+@pytest.fixture
+def input_table(request) -> list[list[str]]:
+    """Rows of the input table."""
+    return request.config.stash[_INPUT]
+
+
+@pytest.fixture
+def step_table(request) -> list[list[str]]:
+    """Rows of the table of whole steps on a GPU."""
+    return request.config.stash[_STEPS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -69,8 +90,26 @@ def pytest_terminal_summary(terminalreporter, config):
         ],
         config.stash[_MEMORY],
     )
+    show(
+        "peak memory with ImageNet's classes, ViT-B/16 in bfloat16, GiB",
+        ["", "classes", "block", "computed", "measured", "at most"],
+        config.stash[_IMAGENET],
+    )
+    show(
+        "steps on a GPU, milliseconds",
+        ["", "floor", "GPU time", "wall time", "GPU time / floor", "at most"],
+        config.stash[_STEPS],
+    )
+    show(
+        "pictures a second of CPU time, one process",
+        ["", "from files", "from the cache", "cache / files"],
+        config.stash[_INPUT],
+    )
 
 
 _KEY = pytest.StashKey[RatioTable]()
 _MEMORY = pytest.StashKey[list]()
 _KERNELS = pytest.StashKey[list]()
+_IMAGENET = pytest.StashKey[list]()
+_INPUT = pytest.StashKey[list]()
+_STEPS = pytest.StashKey[list]()

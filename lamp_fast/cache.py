@@ -1,8 +1,9 @@
 """``python -m lamp_fast.cache``: show, and remove, what lies outside run folders on our account.
 
-The package keeps no cache of its own. What it makes others keep are downloads: open_clip fetches
-CLIP weights for it, into the Hugging Face cache or into open_clip's own folder, and the hub's
-classifiers come the same way. Other programs may use them too, so nothing is removed unasked.
+The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`). What it makes others keep
+are downloads: open_clip fetches CLIP weights for it, into the Hugging Face cache or into
+open_clip's own folder, and the hub's classifiers come the same way. Other programs may use those
+too, so nothing is removed unasked.
 """
 
 import shutil
@@ -16,6 +17,7 @@ from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_c
 from tabulate import tabulate
 
 from lamp_fast import checkpoint, cli
+from lamp_fast.data.decoded import SUBFOLDER, default_folder
 from lamp_fast.errors import InputError
 
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
@@ -24,10 +26,10 @@ OPEN_CLIP_FOLDER = Path("~/.cache/clip")
 
 @dataclass(frozen=True)
 class Kept:
-    """One download.
+    """One download, or the decoded pictures as a whole.
 
     Attributes:
-        what: "CLIP weights" or "classifier".
+        what: "CLIP weights", "classifier" or "decoded pictures".
         name: the hub's repository, or a file's name.
         path: its folder or file.
         size: bytes on disk.
@@ -40,7 +42,7 @@ class Kept:
 
 
 def find_kept() -> list[Kept]:
-    """Downloads that this package can have caused, by name; nothing is changed."""
+    """Decoded pictures, and downloads that this package can have caused, by name."""
     repositories, files = _weights_of_open_clip()
     kept = []
     try:
@@ -59,11 +61,15 @@ def find_kept() -> list[Kept]:
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name in files:
             kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size))
+    decoded = default_folder() / SUBFOLDER
+    sizes = [each.stat().st_size for each in decoded.rglob("*") if each.is_file()]
+    if sizes:
+        kept.append(Kept("decoded pictures", f"{len(sizes):,} files", decoded, sum(sizes)))
     return sorted(kept, key=lambda each: (each.what, each.name))
 
 
 def clear(kept: list[Kept]) -> None:
-    """Remove downloads; whoever needs them again fetches them again."""
+    """Remove it; whoever needs it again fetches or decodes it again."""
     for each in kept:
         if each.path.is_dir():
             shutil.rmtree(each.path)
@@ -85,18 +91,19 @@ def main(config: CacheConfig) -> int:
     """List, ask, remove."""
     if config.yes and not config.clear:
         raise InputError("--yes: expected --clear beside it")
-    places = f"{constants.HF_HUB_CACHE} and {OPEN_CLIP_FOLDER.expanduser()}"
+    folders = (default_folder() / SUBFOLDER, constants.HF_HUB_CACHE, OPEN_CLIP_FOLDER.expanduser())
+    places = "{}, {} and {}".format(*folders)
     kept = find_kept()
     if not kept:
         print("Outside run folders this package keeps nothing, and nothing that it could have had")
-        print(f"downloaded lies in {places}.")
+        print(f"downloaded: looked in {places}.")
         return 0
     rows = [[each.what, each.name, _megabytes(each.size), each.path] for each in kept]
     rows.append(["", "together", _megabytes(sum(each.size for each in kept)), ""])
     alignment = ("left", "left", "right", "left")
     header = ("", "name", "MB", "where")
     print(tabulate(rows, header, tablefmt="github", colalign=alignment, disable_numparse=True))
-    print(f"\nLooked in {places}. Other programs may use these downloads too.")
+    print(f"\nLooked in {places}. Other programs may use downloads too.")
     if config.clear and (config.yes or _agreed(len(kept))):
         clear(kept)
         print(f"Removed {len(kept)}.")

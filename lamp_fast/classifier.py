@@ -28,7 +28,7 @@ from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import read_learned
 from lamp_fast.experiment import build_clip, resolve_machine
-from lamp_fast.methods import Lamp, Method, build_method
+from lamp_fast.methods import Method, RunClasses, build_method
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 Bias = Literal["trained", "adapted", "none"]
@@ -146,8 +146,11 @@ class Classifier:
                 f"{folder}: the CLIP weights are not those of the run"
                 f" (sha256 {clip.identity.fingerprint[:12]}, then {fingerprint[:12]})"
             )
+        classes = RunClasses(
+            tuple(record["data"]["base_names"]), tuple(record["data"]["new_names"])
+        )
         with torch.random.fork_rng(devices=[]):  # a fresh method draws what is then overwritten
-            method = build_method(clip, config)
+            method = build_method(clip, config, classes)
         checkpoint.load_into(method, tensors, weights)
         results = folder / checkpoint.RESULT
         rows = checkpoint.read_json(results) if results.is_file() else None
@@ -206,7 +209,7 @@ class Classifier:
         "adapted" where they are exactly the new classes that the run adapted to; "trained" (b_base)
         for everything else, a mix of both kinds included; "none" without a prompt pool.
         """
-        if not (isinstance(self.method, Lamp) and self.method.config.mpp):
+        if not self.method.has_bias:
             return "none"
         adapted = self.facts.get("adaptation") is not None
         return "adapted" if adapted and set(classes) == set(self.new_names) else "trained"
@@ -290,13 +293,11 @@ class Classifier:
     ) -> Iterator[tuple[list[float], list[int]]]:
         """Per image, the ``top`` probabilities and where their classes stand."""
         clip, method = self.method.clip, self.method
-        if isinstance(method, Lamp):
-            method.use_adapted = bias == "adapted"
+        method.use_adapted = bias == "adapted"
         try:
             logits = method.logits(images.to(self.config.machine.device, clip.dtype), classes)
         finally:
-            if isinstance(method, Lamp):
-                method.use_adapted = False
+            method.use_adapted = False
         # Half precision would round away what tells close classes apart.
         probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
         values, order = probabilities.sort(dim=1, descending=True, stable=True)
@@ -329,19 +330,20 @@ def training_settings(flags: Mapping[str, Any]) -> TrainConfig:
     }
     argv = [
         part
-        for name in ("preset", "config", "clip", "out")
+        for name in (*settings.CHOOSE_DEFAULTS, "out")
         if given.get(name) is not None
         for part in (f"--{name}", str(given[name]))
     ]
     argv += ["--resume"] if given.get("resume") else []
     values = settings.to_json(train.resumed_defaults(argv))
-    if isinstance(given.get("layers"), str):
-        try:
-            given["layers"] = settings.parse_layers(given["layers"])
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if isinstance(given.get("layers"), Iterable):
-        given["layers"] = list(given["layers"])
+    for name in ("layers", "adapter_layers"):
+        if isinstance(given.get(name), str):
+            try:
+                given[name] = settings.parse_layers(given[name])
+            except ValueError as error:
+                raise InputError(str(error)) from None
+        if isinstance(given.get(name), Iterable):
+            given[name] = list(given[name])
     for each in fields(TrainConfig):
         grouped = is_dataclass(each.type)
         target = values[each.name] if grouped else values

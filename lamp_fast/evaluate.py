@@ -1,8 +1,12 @@
-"""``python -m lamp_fast.evaluate RUN``: the closing table of a run, from its saved files alone."""
+"""``python -m lamp_fast.evaluate RUN``: the closing table of a run, from its saved files alone.
+
+With ``--data NAME --root DIR``: what the run learned, tested on another data set (cross-dataset
+evaluation, domain generalisation).
+"""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast import checkpoint, cli, distributed, report
-from lamp_fast.config import load_config
+from lamp_fast.config import DataConfig, load_config
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.errors import InputError
-from lamp_fast.experiment import Experiment, assemble
-from lamp_fast.methods import Lamp, Method, ZeroShot
+from lamp_fast.experiment import Checked, Experiment, assemble, check_target
+from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.metrics import Scores, group_accuracy, harmonic_mean, scores
-
-TITLES = {"lamp": "LAMP", "zeroshot": "CLIP zero-shot"}
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,15 @@ def evaluate_rows(
     """
     method = experiment.method
     zeroshot = ZeroShot(experiment.clip)
-    rows = [_score(experiment, zeroshot, TITLES["zeroshot"], 0.0, ranks)]
+    rows = [_score(experiment, zeroshot, zeroshot.title, 0.0, ranks)]
     if isinstance(method, ZeroShot):
         return rows
-    title = TITLES[experiment.config.method]
-    rows.append(_score(experiment, method, title, seconds, ranks))
-    if adapted and isinstance(method, Lamp):
+    rows.append(_score(experiment, method, method.title, seconds, ranks))
+    if adapted:
         method.use_adapted = True
         new = _score_half(experiment, method, ranks, new=True)
         method.use_adapted = False
-        rows.append(replace(rows[-1], name=f"{title}, b_new on new (transductive)", new=new))
+        rows.append(replace(rows[-1], name=f"{method.title}, b_new on new (transductive)", new=new))
     return rows
 
 
@@ -126,20 +127,65 @@ def load_run(folder: Path, ranks: Ranks = ALONE) -> tuple[Experiment, dict[str, 
     Raises:
         InputError: files missing or damaged, or data or CLIP that are no longer the run's.
     """
+    experiment, facts = _load_run(folder, ranks)
+    then = checkpoint.read_json(folder / checkpoint.CONFIG)["data"]["sha256"]
+    _refuse_another("data", folder, experiment.data_hash, then)
+    return experiment, facts
+
+
+def load_run_on(
+    folder: Path, target: DataConfig, ranks: Ranks = ALONE
+) -> tuple[Experiment, dict[str, Any]]:
+    """Rebuild a finished run to test it on another data set; its own pictures are not needed.
+
+    The target's names and template take the place of the run's classes, and the load-balancing bias
+    is b_base. :func:`transfer_rows` scores the result.
+
+    Args:
+        folder: of the run.
+        target: the data set to test on; how it would be drawn from for training does not matter.
+        ranks: the processes that will share the pictures.
+
+    Raises:
+        InputError: as :func:`load_run`, or a target that is missing, incomplete or malformed.
+    """
+    ranks.together(read_learned, folder)  # refused before a large data set is read
+    checked = ranks.once(check_target, target)
+    experiment, facts = ranks.together(_load_run, folder, ranks, checked)
+    benchmark, unreadable, _ = checked
+    return replace(experiment, benchmark=benchmark, unreadable=unreadable), facts
+
+
+def transfer_rows(experiment: Experiment, seconds: float, ranks: Ranks = ALONE) -> list[Evaluated]:
+    """Score zero-shot CLIP and a run from :func:`load_run_on`, in rows that name the data set."""
+    rows = evaluate_rows(experiment, seconds, adapted=False, ranks=ranks)
+    return [replace(row, name=f"{row.name} on {experiment.benchmark.name}") for row in rows]
+
+
+def _load_run(
+    folder: Path, ranks: Ranks, target: Checked | None = None
+) -> tuple[Experiment, dict[str, Any]]:
+    """A run with its learned state; with a target, over that one's pictures instead of its own."""
     record = checkpoint.read_json(folder / checkpoint.CONFIG)
     tensors, facts = read_learned(folder)
-    experiment = assemble(distributed.place(load_config(folder / checkpoint.CONFIG), ranks))
-    for what, now, then in (
-        ("CLIP weights", experiment.clip.identity.fingerprint, record["clip"]["fingerprint"]),
-        ("data", experiment.data_hash, record["data"]["sha256"]),
-    ):
-        if now != then:
-            raise InputError(
-                f"{folder}: the {what} are not those of the run"
-                f" (sha256 {now[:12]}, then {then[:12]})"
-            )
+    if target is not None:
+        # A method may hold state by class: it is built for the classes that the run knew.
+        own = ("base_names", "new_names")
+        named = replace(target[0], **{each: tuple(record["data"][each]) for each in own})
+        target = (named, *target[1:])
+    config = distributed.place(load_config(folder / checkpoint.CONFIG), ranks)
+    experiment = assemble(config, target)
+    clip = experiment.clip.identity.fingerprint
+    _refuse_another("CLIP weights", folder, clip, record["clip"]["fingerprint"])
     checkpoint.load_into(experiment.method, tensors, folder / checkpoint.LEARNED)
     return experiment, facts
+
+
+def _refuse_another(what: str, folder: Path, now: str, then: str) -> None:
+    if now != then:
+        raise InputError(
+            f"{folder}: the {what} are not those of the run (sha256 {now[:12]}, then {then[:12]})"
+        )
 
 
 def _score(
@@ -185,8 +231,8 @@ def _predict(
     )
     predicted = [torch.empty(0, dtype=torch.int64)]
     quiet = None if ranks.first else True
-    for images, _, _ in tqdm(batches, desc="evaluating", leave=False, disable=quiet):
-        images = images.to(experiment.device, experiment.clip.dtype)
+    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
+    for images, _, _ in experiment.on_device(bar):
         predicted.append(method.logits(images, classes).argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 
@@ -213,24 +259,66 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Reproduce the closing table of a run from its saved files."""
+    """Reproduce the closing table of a run from its saved files, or test it on other data."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
+    data: str | None = None
+    """Test on all classes of this data set instead; a name that training takes, or one of
+    imagenetv2, imagenet_sketch, imagenet_a and imagenet_r."""
+    root: Path | None = None
+    """As in training, for --data."""
+    table: Path | None = None
+    """As in training, for --data table."""
+    template: str | None = None
+    """Class prompt with {} for the name; by default the data set's own."""
+    skip_unreadable: bool = False
+    """Count unreadable pictures of --data and go on without them."""
+
+    @property
+    def target(self) -> DataConfig | None:
+        """The data set to test on; None for the run's own.
+
+        Raises:
+            InputError: a flag of --data without it.
+        """
+        given = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name != "run" and getattr(self, each.name) != each.default
+        }
+        if given and self.data is None:
+            name, value = next(iter(given.items()))
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {value}: expected --data with it, the data set to test on")
+        return DataConfig(**given) if given else None
 
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; nothing is written."""
-    file = config.run / checkpoint.CONFIG
+    file, target = config.run / checkpoint.CONFIG, config.target
     checkpoint.read_json(file)
     with distributed.join(load_config(file).machine.device) as ranks:
-        experiment, facts = ranks.together(load_run, config.run, ranks)
+        if target is None:
+            experiment, facts = ranks.together(load_run, config.run, ranks)
+        else:
+            experiment, facts = load_run_on(config.run, target, ranks)
         for line in experiment.describe():
             print(line)
-        rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None, ranks)
+        seconds = facts["seconds"]
+        if target is None:
+            rows = evaluate_rows(experiment, seconds, facts["adaptation"] is not None, ranks)
+        else:
+            rows = transfer_rows(experiment, seconds, ranks)
         print("\n" + report.results_table([each.row(experiment.benchmark.head) for each in rows]))
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(EvaluateConfig, main, sys.argv[1:], prog="python -m lamp_fast.evaluate")
+    cli.run(
+        EvaluateConfig,
+        main,
+        sys.argv[1:],
+        prog="python -m lamp_fast.evaluate",
+        description=__doc__,
+    )

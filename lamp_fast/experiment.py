@@ -4,6 +4,7 @@ Training, evaluation and prediction assemble the same way, so a saved config is 
 """
 
 import subprocess
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,21 @@ from lamp_fast.config import DataConfig, MachineConfig, TrainConfig
 from lamp_fast.data import (
     Benchmark,
     DataSource,
+    DecodedCache,
     Table,
     build_benchmark,
     check_benchmark,
+    decode_through,
     load_source,
+    on_device,
+    transfer_benchmark,
 )
+from lamp_fast.data.decoded import default_folder
+from lamp_fast.data.loading import Batch, Transform
+from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
-from lamp_fast.memory import free_memory
-from lamp_fast.methods import METHODS, Lamp, Method, build_method
+from lamp_fast.methods import METHODS, Method, RunClasses, build_method
 
 DTYPES = {
     "fp32": torch.float32,
@@ -59,13 +66,22 @@ class Experiment:
     unreadable: tuple[str, ...]
 
     @property
-    def test_transform(self):
-        return evaluation_transform(self.clip.preprocessing)
+    def test_transform(self) -> Transform:
+        return self._transform(random=False)
 
     @property
-    def train_transform(self):
+    def train_transform(self) -> Transform:
         """Random crops and flips, or the test transform for data that they would spoil (digits)."""
-        transform = training_transform if self.benchmark.augment else evaluation_transform
+        return self._transform(random=self.benchmark.augment)
+
+    def on_device(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
+        """Batches as this run's device and CLIP want them; see :func:`lamp_fast.data.on_device`."""
+        return on_device(batches, self.device, self.clip.dtype)
+
+    def _transform(self, *, random: bool) -> Transform:
+        if self.config.machine.transforms == "device":
+            return PackTransform(self.clip.preprocessing, random=random)
+        transform = training_transform if random else evaluation_transform
         return transform(self.clip.preprocessing)
 
     def describe(self) -> list[str]:
@@ -89,6 +105,8 @@ class Experiment:
                 f" layers {settings.format_layers(lamp.layers)} beta={lamp.beta:g}"
                 f" gamma={lamp.gamma:g} text per {lamp.text_query}, {config.machine.path} path"
             )
+        elif config.preset is not None:
+            method += f", preset {config.preset}: {settings.describe_read(config)}"
         return [*lines, method]
 
     def record(self) -> dict[str, Any]:
@@ -129,15 +147,16 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     clip = build_clip(config)
+    listed = checked[0] if checked else load_data(config.data, config.seed)[1]
     torch.manual_seed(config.seed)
-    method = build_method(clip, config)
-    benchmark, unreadable, data_hash = checked or check_data(config)
-    if isinstance(method, Lamp) and config.trim.block is None:
-        # Decided once and saved, so that a resumed run adds up in the same order.
-        names = max(benchmark.base_names, benchmark.new_names, key=len)
-        block = method.affordable_block(names, benchmark.template, free_memory(device) // 2)
-        config = replace(config, trim=replace(config.trim, block=block))
-        method.trimming = config.trim
+    method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
+    benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
+    cache = None
+    if config.machine.cache_size and benchmark.train.arrays is None:
+        cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
+    benchmark = decode_through(benchmark, cache, config.data.downscale)
+    names = max(benchmark.base_names, benchmark.new_names, key=len)
+    config = method.decided(config, names, benchmark.template)
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
 
 
@@ -148,8 +167,31 @@ def check_data(config: TrainConfig) -> Checked:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
     settings.validate(config)
-    _, benchmark = load_data(config.data, config.seed)
+    return _check_pictures(load_data(config.data, config.seed)[1], config)
+
+
+def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
     return check_benchmark(benchmark, skip_unreadable=config.data.skip_unreadable)
+
+
+def check_target(data: DataConfig) -> Checked:
+    """Read every test picture of a data set once, to test on it what was trained on another.
+
+    Raises:
+        InputError: see :func:`load_source` and :func:`check_benchmark`.
+    """
+    settings.validate(TrainConfig(data=data))
+    benchmark = transfer_benchmark(find_source(data))
+    return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
+
+
+def find_source(data: DataConfig) -> DataSource:
+    """List the pictures of a data set; see :func:`load_source`."""
+    data = data.resolved()
+    table = None
+    if data.table is not None:
+        table = Table(data.table, data.path_column, data.label_column, data.split_column)
+    return load_source(data.data, data.root, data.template, table)
 
 
 def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
@@ -159,10 +201,7 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
     """
     data = data.resolved()
-    table = None
-    if data.table is not None:
-        table = Table(data.table, data.path_column, data.label_column, data.split_column)
-    source = load_source(data.data, data.root, data.template, table)
+    source = find_source(data)
     benchmark = build_benchmark(
         source, split=data.split, imb=data.imb, cap=data.cap, shots=data.shots, seed=seed
     )
@@ -209,7 +248,11 @@ def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device
         precision = "bf16" if device.type == "cuda" else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
-    return replace(machine, device=str(device), precision=precision), device
+    transforms = machine.transforms
+    if transforms == "auto":
+        transforms = "device" if device.type == "cuda" else "host"
+    machine = replace(machine, device=str(device), precision=precision, transforms=transforms)
+    return machine, device
 
 
 def _commit() -> str | None:

@@ -7,12 +7,14 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tabulate import tabulate
 
 from lamp_fast import __version__, cli
+from lamp_fast.config import default_config
+from lamp_fast.methods.parameters import parameter_lines
 from lamp_fast.ops import contracts
 
 PACKAGES = ("torch", "triton", "open_clip_torch", "torchvision", "numpy")
@@ -87,11 +89,24 @@ def _others(op: str, call: contracts.Call, chosen: str, missing: str | None) -> 
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Print versions, devices and which implementation each op will use."""
+    """Print versions, devices and which implementation each op will use; with --method instead what
+    it would train over --clip."""
+
+    method: str | None = None
+    """Print how many parameters this method trains, with its published settings."""
+    clip: str = "ViT-B-16"
+    """For --method: an open_clip model name, or "tiny"; no weights are needed."""
+    new_classes: int = 0
+    """For --method: classes tested without being trained on."""
 
 
 def main(config: InfoConfig) -> int:
     """Print everything; nothing is written."""
+    if config.method is not None:
+        settings = default_config(["--method", config.method, "--clip", config.clip])
+        settings = replace(settings, clip=replace(settings.clip, clip=config.clip))
+        print("\n".join(parameter_lines(settings, config.new_classes)))
+        return 0
     print("  ".join(f"{name} {version}" for name, version in versions().items()))
     print(cuda_line())
     for device, description in devices():

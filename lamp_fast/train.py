@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lamp_fast import checkpoint, cli, distributed, report
+from lamp_fast import checkpoint, cli, distributed, graph, report
 from lamp_fast import config as settings
 from lamp_fast.checkpoint import Progress
 from lamp_fast.config import OptimConfig, TrainConfig
@@ -25,7 +25,8 @@ from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import Evaluated, evaluate_rows, write_results
 from lamp_fast.experiment import Experiment, assemble, check_data
-from lamp_fast.methods.base import Criterion, Step
+from lamp_fast.graph import CapturedStep, CudaRecorder, Outcome
+from lamp_fast.methods.base import Criterion, TrainingSet
 from lamp_fast.report.tensorboard import EventWriter, need_tensorboard
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
@@ -40,12 +41,13 @@ def learning_rate(optim: OptimConfig, epoch: int) -> float:
     """The rate of an epoch (from 0) as the peers step it: constant warm-up, then cosine.
 
     lr / 2 (1 + cos(pi (e - W) / E)) with E all epochs, W the warm-up ones (none when E is 1), so it
-    never reaches 0.
+    never reaches 0. With ``lr_end`` the cosine falls from lr towards that.
     """
     warmup = optim.warmup_epochs if optim.epochs > 1 else 0
     if epoch < warmup:
         return optim.warmup_lr
-    return 0.5 * optim.lr * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
+    height = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
+    return optim.lr_end + (optim.lr - optim.lr_end) * height
 
 
 def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.device) -> Criterion:
@@ -57,12 +59,28 @@ def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.dev
     return lambda logits, labels: F.cross_entropy(logits + shift.to(logits.dtype), labels)
 
 
-def build_optimiser(optim: OptimConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """AdamW or Adam with the paper's betas."""
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
+def build_optimiser(
+    optim: OptimConfig, parameters: Sequence[Tensor], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW or Adam with the paper's betas, or SGD with the peers' momentum.
+
+    On a GPU one fused kernel that reads its rate (and Adam's step count) there, captured or not.
+    """
     # torch refuses an optimiser of nothing; a method without parameters takes the same road.
-    parameters = parameters or [torch.empty(0)]
-    return kind(parameters, lr=optim.lr, betas=(0.9, 0.999), weight_decay=optim.weight_decay)
+    parameters = parameters or [torch.empty(0, device=device)]
+    common = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    if device.type == "cuda":
+        common |= {"lr": torch.tensor(optim.lr, device=device), "fused": True}
+    if optim.optimiser == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, **common)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
+    return kind(
+        parameters,
+        betas=(0.9, 0.999),
+        eps=optim.eps,
+        capturable=device.type == "cuda",
+        **common,
+    )
 
 
 class Trainer:
@@ -81,26 +99,40 @@ class Trainer:
         self.optim = experiment.config.optim
         benchmark, config = experiment.benchmark, experiment.config
         self.parameters = [each for each in self.method.parameters() if each.requires_grad]
-        self.optimiser = build_optimiser(self.optim, self.parameters)
+        self.optimiser = build_optimiser(self.optim, self.parameters, experiment.device)
         self.scaler = torch.amp.GradScaler(
             experiment.device.type, enabled=config.machine.precision == "fp16"
         )
         self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
         self.classes = self.method.prepare(benchmark.base_names, benchmark.template)
-        self.batches = training_batches(
+        # Where a batch is not full, it is the only one.
+        rows = min(self.optim.batch, len(benchmark.train))
+        machine = config.machine
+        training = TrainingSet(
+            benchmark, experiment.clip, rows, config.seed, machine.test_batch, machine.workers
+        )
+        self.batches = self.method.look_at(training) or training_batches(
             benchmark.train,
             experiment.train_transform,
             self.optim.batch,
             seed=config.seed,
-            workers=config.machine.workers,
+            workers=machine.workers,
         )
-        # Where a batch is not full, it is the only one.
-        rows = min(self.optim.batch, len(benchmark.train))
         self.batch_sizes = [rows] * len(self.batches)
         self.batches = ranks.share(self.batches)
         self.planned_steps = self.optim.epochs * len(self.batch_sizes)
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
+        # t / T of the step that is taken, where a captured step can read it.
+        self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
+        self.not_captured = graph.objection(config, self.method, experiment.device, ranks)
+        self.captured: CapturedStep | None = None
+        if self.not_captured is None:
+            self.capture(CudaRecorder(experiment.device))
         self.events: EventWriter | None = None
+
+    def capture(self, recorder: graph.Recorder) -> None:
+        """Record the first step from here on, and replay it for every batch of its size."""
+        self.captured = CapturedStep(self._fixed_step, self._state, recorder)
 
     def restore(self) -> None:
         """Go on from the folder's checkpoint."""
@@ -129,16 +161,21 @@ class Trainer:
         started = time.perf_counter()
         rate = learning_rate(self.optim, epoch)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         self.method.train()
         self.method.start_epoch()
         device = self.experiment.device
         every = STEPS_BETWEEN_CHECKS[device.type]
-        losses: list[Tensor] = []
-        terms: dict[str, list[Tensor]] = {}
-        correct, seen, waited = torch.zeros((), device=device), 0, 0.0
+        names: list[str] = []
+        outcomes: list[Tensor] = []
+        waited = 0.0
+        parts = self.ranks.parts(self.batches, self.batch_sizes, epoch)
+        batches = self.experiment.on_device(batch for batch, _ in parts)
         bar = tqdm(
-            self.ranks.parts(self.batches, self.batch_sizes, epoch),
+            zip(batches, self.batch_sizes, strict=True),
             desc=f"epoch {epoch + 1}/{self.optim.epochs}",
             total=len(self.batch_sizes),
             leave=False,
@@ -147,41 +184,64 @@ class Trainer:
         asked = time.perf_counter()
         for (images, labels, _), rows in bar:
             waited += time.perf_counter() - asked
-            images = images.to(device, self.experiment.clip.dtype, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
-            pieces, loss = self._step(images, labels, rows)
-            losses.append(loss)
-            seen += rows
-            if pieces:
-                for name in pieces[0].terms:
-                    value = sum(len(each.logits) / rows * each.terms[name] for each in pieces)
-                    terms.setdefault(name, []).append(value)
-                logits = torch.cat([piece.logits.detach() for piece in pieces])
-                correct += (logits.argmax(1) == labels).sum()
-            if len(losses) % every == 0:
-                self._check_finite(losses, every, epoch)
-                bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
+            outcome = self._take_step(images, labels, rows)
+            names = list(outcome)
+            # A vector of our own: a captured step overwrites its scalars.
+            outcomes.append(torch.stack(list(outcome.values())))
+            if len(outcomes) % every == 0:
+                self._check_finite(outcomes, every, epoch)
+                waiting = waited / (time.perf_counter() - started)
+                loss = f"{outcomes[-1][0].item():.3f}"
+                bar.set_postfix(loss=loss, waiting_for_data=f"{waiting:.0%}", refresh=False)
             asked = time.perf_counter()
-        self._check_finite(losses, every, epoch)
-        means = {name: torch.stack(values).mean().item() for name, values in terms.items()}
-        parts = self.ranks.gather((correct.item(), means))
+        self._check_finite(outcomes, every, epoch)
+        columns = dict(zip(names, torch.stack(outcomes).T.contiguous(), strict=True))
+        losses, correct = columns.pop("loss"), columns.pop("correct").double().sum().item()
+        means = {name: values.mean().item() for name, values in columns.items()}
+        parts = self.ranks.gather((correct, means))
         seconds = time.perf_counter() - started
         return {
             "epoch": epoch + 1,
             "lr": rate,
-            "loss": torch.stack(losses).mean().item(),
+            "loss": losses.mean().item(),
             **{name: sum(part.get(name, 0.0) for _, part in parts) for name in parts[0][1]},
-            "accuracy": sum(count for count, _ in parts) / seen,
+            "accuracy": sum(count for count, _ in parts) / sum(self.batch_sizes),
             "seconds": seconds,
             "waiting_for_data": waited / seconds,
-            "step_loss": torch.stack(losses).tolist(),
+            "step_loss": losses.tolist(),
             **self.method.epoch_log(),
         }
 
-    def _step(self, images: Tensor, labels: Tensor, rows: int) -> tuple[list[Step], Tensor]:
+    def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> Outcome:
+        """One optimiser step, captured where it can be."""
+        self.elapsed.fill_(self.progress.steps / self.planned_steps)
+        if self.captured is not None and self.captured.fits(images, labels):
+            outcome, applied = self.captured(images, labels), True
+        else:
+            outcome, applied = self._step(images, labels, rows)
+        self.progress.steps += applied
+        return outcome
+
+    def _fixed_step(self, images: Tensor, labels: Tensor) -> Outcome:
+        """A step that looks at no value and whose shapes are those of the batch alone."""
+        self.method.fixed_shapes = True
+        try:
+            return self._step(images, labels, len(labels))[0]
+        finally:
+            self.method.fixed_shapes = False
+
+    def _state(self) -> list[Tensor]:
+        """Every tensor that a step changes."""
+        slots = [each for state in self.optimiser.state.values() for each in state.values()]
+        tensors = [each for each in slots if isinstance(each, Tensor)]
+        return [*self.method.parameters(), *self.method.buffers(), *tensors]
+
+    def _step(self, images: Tensor, labels: Tensor, rows: int) -> tuple[Outcome, bool]:
         """One optimiser step over a batch of ``rows`` rows on all ranks, in ``accumulate`` pieces.
 
-        Returns this rank's pieces, none without a row of its own, and the whole batch's loss.
+        Returns:
+            Scalars: the whole batch's "loss" first, "correct" among this rank's rows and, where it
+            has any, its share of the method's terms. False where the loss scaler skipped the step.
         """
         self.optimiser.zero_grad(set_to_none=True)
         share = len(labels) / rows
@@ -208,16 +268,23 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # a smaller scale means that the step was skipped
-            progress = self.progress.steps / self.planned_steps
-            self.method.after_step([piece.observations for piece in pieces], progress)
-            self.progress.steps += 1
-        return pieces, loss
+        applied = self.scaler.get_scale() >= scale  # a smaller scale means a skipped step
+        if applied:
+            self.method.after_step([piece.observations for piece in pieces], self.elapsed)
+        outcome = {"loss": loss, "correct": loss.new_zeros(())}
+        if pieces:
+            logits = torch.cat([piece.logits for piece in pieces])
+            outcome["correct"] = (logits.argmax(1) == labels).sum().to(loss.dtype)
+            for name in pieces[0].terms:
+                value = sum(len(each.logits) / rows * each.terms[name] for each in pieces)
+                outcome[name] = value.to(loss.dtype)
+        return outcome, applied
 
-    def _check_finite(self, losses: Sequence[Tensor], every: int, epoch: int) -> None:
-        recent = torch.stack(list(losses[-every:]))
-        if bool(torch.isfinite(recent).all()):
+    def _check_finite(self, outcomes: Sequence[Tensor], every: int, epoch: int) -> None:
+        losses = [each[0] for each in outcomes[-every:]]
+        if bool(torch.isfinite(torch.stack(losses)).all()):
             return
+        losses = [each[0] for each in outcomes]
         step = next(index for index, loss in enumerate(losses, 1) if not math.isfinite(loss))
         raise NonFiniteLossError(
             f"the loss is {losses[step - 1].item()} at step {step} of epoch {epoch + 1}; stopped."
@@ -254,8 +321,9 @@ class _Images:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for (images, _, _), _ in self.ranks.parts(self.batches, self.sizes):
-            yield images.to(self.experiment.device, self.experiment.clip.dtype)
+        batches = (batch for batch, _ in self.ranks.parts(self.batches, self.sizes))
+        for images, _, _ in self.experiment.on_device(batches):
+            yield images
 
 
 def prepare_folder(config: TrainConfig) -> Path:
@@ -336,6 +404,9 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     if config.resume:
         ranks.once(_refuse_other_settings, experiment, folder)
     trainer = Trainer(experiment, folder, ranks)
+    if experiment.device.type == "cuda" and trainer.parameters:
+        reason = trainer.not_captured
+        print("step    one CUDA graph" if reason is None else f"step    not captured: {reason}")
     with contextlib.ExitStack() as stack:
         ranks.once(_enter, stack, config, folder)
         if config.resume and ranks.once((folder / checkpoint.CHECKPOINT).is_file):

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 import open_clip
 
 from lamp_fast.clip import FrozenClip
+from lamp_fast.data.decoded import FOLDER_VARIABLE
 from lamp_fast.data.transforms import Preprocessing
 
 IMAGE_SIZE = 16
@@ -45,6 +46,14 @@ def build_small_clip(
         torch.nn.init.normal_(model.token_embedding.weight, std=0.5)
         torch.nn.init.normal_(model.positional_embedding, std=0.2)
     return FrozenClip(model.double(), Preprocessing(size=IMAGE_SIZE))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache_folder(tmp_path_factory):
+    """Tests leave nothing in the cache of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

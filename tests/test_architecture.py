@@ -19,6 +19,7 @@ LAYER_OF = {
     "lamp_fast.config": "leaf",
     "lamp_fast.data": "leaf",
     "lamp_fast.data.__main__": "entry",
+    "lamp_fast.memory": "leaf",
     "lamp_fast.metrics": "leaf",
     "lamp_fast.ops.reference": "leaf",
     "lamp_fast.clip": "tower",

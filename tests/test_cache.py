@@ -1,9 +1,11 @@
 """What ``lamp_fast.cache`` lists and removes, in a made-up home."""
 
 import pytest
+import torch
 from huggingface_hub import scan_cache_dir
 
 from lamp_fast import cache
+from lamp_fast.data import DecodedCache
 
 CONFIGS = {
     "models--timm--vit_base_patch16_clip_224.openai": "{}",
@@ -33,6 +35,7 @@ def home(tmp_path, monkeypatch):
     (folder / "diary.txt").write_text("mine")
     monkeypatch.setattr(cache, "scan_cache_dir", lambda: scan_cache_dir(hub))
     monkeypatch.setattr(cache, "OPEN_CLIP_FOLDER", folder)
+    monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "own"))
     return tmp_path
 
 
@@ -71,7 +74,21 @@ def test_clear_asks(home, monkeypatch, answer, left):
     assert len(cache.find_kept()) == left
 
 
+def test_decoded_pictures_are_listed_and_cleared(home, capsys):
+    kept = DecodedCache(home / "own", limit=10**6)
+    kept.write(b"digest", torch.zeros(10, 10, 3, dtype=torch.uint8))
+    assert cache.main(cache.CacheConfig()) == 0
+    assert "decoded pictures" in capsys.readouterr().out
+    assert cache.main(cache.CacheConfig(clear=True, yes=True)) == 0
+    assert not (home / "own" / "decoded").exists()
+    # A run that goes on meanwhile decodes again and keeps again.
+    assert kept.read(b"digest") is None
+    kept.write(b"digest", torch.zeros(10, 10, 3, dtype=torch.uint8))
+    assert kept.read(b"digest") is not None
+
+
 def test_no_cache_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "nothing"))
     monkeypatch.setattr(cache, "scan_cache_dir", lambda: scan_cache_dir(tmp_path / "none"))
     monkeypatch.setattr(cache, "OPEN_CLIP_FOLDER", tmp_path / "nor-this")
     assert cache.main(cache.CacheConfig()) == 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -262,18 +263,17 @@ def test_roots_that_are_not_there(tmp_path, name):
 
 def test_roots_without_the_data_set(tmp_path):
     (tmp_path / "else").mkdir()
-    assert "needs the folder caltech-101/" in refusal(load_source, "caltech101", tmp_path)
-    (tmp_path / "caltech-101").mkdir()
     message = refusal(load_source, "caltech101", tmp_path)
-    assert "caltech-101/101_ObjectCategories/" in message
-    (tmp_path / "caltech-101" / "101_ObjectCategories").mkdir()
+    assert "--data caltech101 needs caltech-101/101_ObjectCategories/ in it" in message
+    (tmp_path / "caltech-101" / "101_ObjectCategories").mkdir(parents=True)
     message = refusal(load_source, "caltech101", tmp_path)
-    assert "split_zhou_Caltech101.json: cannot be read" in message
+    assert "101_ObjectCategories: expected one folder of pictures a class" in message
 
 
 def test_unknown_data_set():
     message = refusal(load_source, "caltech", "anywhere")
-    assert message == "--data caltech: expected one of digits, folder, table, caltech101"
+    assert message.startswith("--data caltech: expected one of digits, folder, table, caltech101,")
+    assert message.endswith(", imagenet_r")
 
 
 def test_folders_are_split_alike_every_time(tmp_path):
@@ -378,14 +378,14 @@ def test_folders_with_too_little(tmp_path):
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     """Simulated, because the permissions of files do not stop root."""
     root = write_folders(tmp_path, {"ant": 3, "bee": 3})
-    listed = Path.iterdir
+    listed = os.scandir
 
     def refuse_bee(folder):
-        if folder.name == "bee":
+        if os.path.basename(folder) == "bee":
             raise PermissionError(13, "Permission denied", str(folder))
         return listed(folder)
 
-    monkeypatch.setattr(Path, "iterdir", refuse_bee)
+    monkeypatch.setattr(os, "scandir", refuse_bee)
     message = refusal(load_source, "folder", root)
     assert message.startswith(f"--root {root}: cannot be read")
     assert str(root / "bee") in message
@@ -722,7 +722,7 @@ def test_checking_a_benchmark(uneven):
     benchmark = build_benchmark(uneven, **NO_DRAW)
     checked, unreadable, before = check_benchmark(benchmark)
     assert unreadable == ()
-    assert checked.train is benchmark.train
+    assert checked.train.names == benchmark.train.names
     root = benchmark.train.root
     damaged = [root / "train" / "b" / "3.png", root / "test" / "d" / "0.png"]
     for file in damaged:

@@ -89,7 +89,7 @@ def test_kinds_of_pictures(tmp_path, name):
     tolerance = 3 if name.endswith((".jpg", ".webp")) else 0
     wanted = torch.tensor(expected, dtype=torch.int16).view(3, 1, 1)
     assert (loaded.to(torch.int16) - wanted).abs().max() <= tolerance
-    assert check_pictures(pictures)[0] is pictures
+    assert check_pictures(pictures)[0].names == pictures.names
 
 
 def test_rgb_with_a_transparent_colour(tmp_path):

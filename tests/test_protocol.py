@@ -146,7 +146,7 @@ def test_split_shares(count):
     train, val, test = protocol.stratified_split(labels, (0.2, 0.3), seed=0)
     assert sorted(np.concatenate([train, val, test])) == list(range(count + 10))
     sizes = [int((labels[part] == 0).sum()) for part in (train, val, test)]
-    assert sizes[1:] == [math.floor(count * share + 0.5) for share in (0.2, 0.3)]
+    assert sizes[1:] == [round(count * share) for share in (0.2, 0.3)]
     assert sizes[0] >= 1
     assert [int((labels[part] == 1).sum()) for part in (train, val, test)] == [5, 2, 3]
 

@@ -1,7 +1,14 @@
 """Pictures: data sets, the protocol that draws from them, and batches to compute on."""
 
-from lamp_fast.data.benchmark import Benchmark, build_benchmark, check_benchmark
-from lamp_fast.data.loading import evaluation_batches, training_batches
+from lamp_fast.data.benchmark import (
+    Benchmark,
+    build_benchmark,
+    check_benchmark,
+    decode_through,
+    transfer_benchmark,
+)
+from lamp_fast.data.decoded import DecodedCache
+from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.sources import DataSource, load_source
 from lamp_fast.data.table import Table
@@ -9,11 +16,15 @@ from lamp_fast.data.table import Table
 __all__ = [
     "Benchmark",
     "DataSource",
+    "DecodedCache",
     "Pictures",
     "Table",
     "build_benchmark",
     "check_benchmark",
+    "decode_through",
     "evaluation_batches",
     "load_source",
+    "on_device",
     "training_batches",
+    "transfer_benchmark",
 ]

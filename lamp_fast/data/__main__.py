@@ -1,12 +1,15 @@
 """``python -m lamp_fast.data DIR``: describe what training would see of a folder of pictures.
 
 Or of a table (--table FILE), or of any data set that training takes (--data NAME --root DIR).
+--check ROOT says which of the field's data sets lie ready below ROOT; --download NAME... --root DIR
+fetches those that torchvision can.
 """
 
 import io
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +22,10 @@ from matplotlib.patches import Patch
 from lamp_fast import cli, config
 from lamp_fast.checkpoint import write_bytes
 from lamp_fast.config import DataConfig, TrainConfig
+from lamp_fast.data import readiness
 from lamp_fast.data.describe import Description, describe, shown, to_text
+from lamp_fast.data.download import check_downloads, download
+from lamp_fast.data.readiness import Readiness, check_root
 from lamp_fast.errors import InputError
 from lamp_fast.experiment import load_data
 
@@ -39,6 +45,10 @@ class DescribeConfig:
     """Also draw the bar chart into this .png."""
     json: bool = False
     """Print everything as JSON."""
+    check: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
+    """Say which data sets below ROOT are ready and what the others lack (docs/data.md)."""
+    download: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
+    """Fetch these data sets into --root through torchvision."""
     seed: int = 1
     """Of the protocol's draws, as in training."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -105,8 +115,50 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out}: expected a file in a folder that exists")
 
 
+def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
+    """Fetch data sets, and say what each lacks then.
+
+    Raises:
+        InputError: before anything is fetched, a name that cannot be; then the first that fails.
+    """
+    if root is None:
+        raise InputError("--root: missing; --download needs the folder to fetch into")
+    root = root.expanduser()
+    names = check_downloads(names, root)
+    for name in names:
+        for line in download(name, root):
+            print(f"{name}: {line}", file=sys.stderr)
+    return check_root(root, names)
+
+
+def prepare(settings: DescribeConfig) -> list[Readiness]:
+    """What ``--check`` or ``--download`` asks for.
+
+    Raises:
+        InputError: flags that mean nothing here, or as :func:`fetch` and :func:`check_root`.
+    """
+    asked = DescribeConfig(json=settings.json, check=settings.check)
+    flag, takes = "--check", "--json"
+    if settings.download:
+        into = DataConfig(root=settings.data.root)
+        asked = DescribeConfig(json=settings.json, download=settings.download, data=into)
+        flag, takes = "--download", "--root and --json"
+    if settings != asked:
+        raise InputError(f"{flag}: expected nothing with it but {takes}")
+    if settings.download:
+        return fetch(settings.download, settings.data.root)
+    return check_root(settings.check.expanduser())
+
+
 def main(settings: DescribeConfig) -> int:
-    """Print the description; nothing is written but ``--out``."""
+    """Print what was asked for; only ``--out`` and ``--download`` write anything."""
+    if settings.check is not None or settings.download:
+        states = prepare(settings)
+        if settings.json:
+            print(json.dumps([asdict(each) for each in states], indent=2))
+        else:
+            print(readiness.to_text(states))
+        return 0
     data = data_of(settings)
     config.validate(TrainConfig(data=data, seed=settings.seed))
     if settings.out is not None:

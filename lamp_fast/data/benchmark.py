@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lamp_fast.data import protocol
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.sources import DataSource
 from lamp_fast.errors import InputError
@@ -30,6 +31,8 @@ class Benchmark:
         imb: the imbalance ratio asked for.
         cap, shots: most pictures a class; None where there was no such draw.
         augment: whether random crops and flips leave the classes what they are.
+        trained: False where a run is only tested on the data: ``base_names`` are all its classes,
+            and there is no training picture.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Benchmark:
     cap: int | None
     shots: int | None
     augment: bool
+    trained: bool = True
 
     @property
     def counts(self) -> np.ndarray:
@@ -57,6 +61,11 @@ class Benchmark:
 
     def describe(self) -> list[str]:
         """What a reader of a result must know of the data, a line each."""
+        if not self.trained:
+            return [
+                f'{self.name}: {len(self.base_names)} classes, "{self.template}", tested only',
+                f"{len(self.test_base):,} test pictures",
+            ]
         base, new, counts = len(self.base_names), len(self.new_names), self.counts
         halves = f" ({base} base, {new} new)" if new else ""
         drawn = f"cap {'none' if self.cap is None else self.cap}"
@@ -94,9 +103,14 @@ def build_benchmark(
         seed: of every draw.
 
     Raises:
-        InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, or a half without
-            test pictures.
+        InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, a half without test
+            pictures, or a data set that has no training pictures.
     """
+    if source.test_only:
+        raise InputError(
+            f"--data {source.name}: has no training pictures; train on another data set, then"
+            f" python -m lamp_fast.evaluate RUN --data {source.name}"
+        )
     if split not in ("base-new", "all"):
         raise InputError(f"--split {split}: expected base-new or all")
     if cap is not None and cap < 1:
@@ -128,6 +142,34 @@ def build_benchmark(
     return benchmark
 
 
+def transfer_benchmark(source: DataSource) -> Benchmark:
+    """All test pictures over all classes, to test what was trained on another data set.
+
+    The protocol of cross-dataset evaluation and domain generalisation: nothing is drawn.
+
+    Raises:
+        InputError: a data set without test pictures.
+    """
+    nothing = source.test.select([])
+    benchmark = Benchmark(
+        name=source.name,
+        base_names=source.classnames,
+        new_names=(),
+        template=source.template,
+        train=nothing,
+        adapt=nothing,
+        test_base=source.test,
+        test_new=nothing,
+        imb=1.0,
+        cap=None,
+        shots=None,
+        augment=source.augment,
+        trained=False,
+    )
+    _check_complete(benchmark)
+    return benchmark
+
+
 def check_benchmark(
     benchmark: Benchmark, *, skip_unreadable: bool = False, progress: bool = True
 ) -> tuple[Benchmark, tuple[str, ...], str]:
@@ -152,6 +194,16 @@ def check_benchmark(
     return benchmark, tuple(unreadable), digest.hexdigest()
 
 
+def decode_through(
+    benchmark: Benchmark, cache: DecodedCache | None, downscale: int | None
+) -> Benchmark:
+    """The same pictures, decoded through a cache and scaled down; see :class:`Pictures`."""
+    parts = {
+        part: replace(getattr(benchmark, part), cache=cache, downscale=downscale) for part in PARTS
+    }
+    return replace(benchmark, **parts)
+
+
 def _half(pictures: Pictures, classes: np.ndarray) -> Pictures:
     """The pictures of some classes, relabelled from 0 in the order of ``classes``."""
     chosen = pictures.select(np.flatnonzero(np.isin(pictures.labels, classes)))
@@ -162,7 +214,7 @@ def _check_complete(benchmark: Benchmark) -> None:
     """Something to train on in every class, something to test on in every half."""
     where = f"--data {benchmark.name}"
     counts = benchmark.counts
-    if (counts == 0).any():
+    if benchmark.trained and (counts == 0).any():
         name = benchmark.base_names[int(np.argmin(counts))]
         raise InputError(f"{where}: class {name!r} has no readable training picture")
     for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):

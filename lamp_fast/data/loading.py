@@ -4,19 +4,23 @@ Everything random is a function of (seed, epoch, index) alone: neither the numbe
 processes nor a resumed run changes a picture.
 """
 
+import functools
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.resample import Packed, join, resample
 from lamp_fast.errors import InputError
 
-Batch = list[Tensor]
+# Images, labels and indices.
+Batch = list[Tensor | Packed]
+Transform = Callable[[Tensor], Tensor | Packed]
 
 
 class PictureDataset(Dataset):
@@ -24,20 +28,19 @@ class PictureDataset(Dataset):
 
     Args:
         pictures: N labelled pictures.
-        transform: uint8 [3, H, W] -> float32 [3, S, S]; may draw from torch's global generator,
-            which is seeded for every picture and restored after it.
+        transform: uint8 [3, H, W] -> float32 [3, S, S], or :class:`Packed` for a device to go on
+            with; may draw from torch's global generator, which is seeded for every picture and
+            restored after it.
         seed: the run's seed.
     """
 
-    def __init__(
-        self, pictures: Pictures, transform: Callable[[Tensor], Tensor], seed: int
-    ) -> None:
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
         self.pictures, self.transform, self.seed = pictures, transform, seed
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor | Packed, int, int]:
         """The picture, its label and its index."""
         epoch, index = epoch_and_index
         picture = self.pictures.load(index)
@@ -47,6 +50,32 @@ class PictureDataset(Dataset):
             torch.default_generator.manual_seed(int(state[0]))
             picture = self.transform(picture)
         return picture, int(self.pictures.labels[index]), index
+
+
+class CropFeatureDataset(Dataset):
+    """Precomputed features by (epoch, index): of each epoch one crop, the same of every picture.
+
+    Args:
+        features: [N, crops, Ds].
+        labels: int64 [N].
+        seed: the run's seed.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, seed: int) -> None:
+        self.features, self.labels, self.seed = features, labels.tolist(), seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """A feature [Ds], its label and its index."""
+        epoch, index = epoch_and_index
+        return self.features[index, self._crop(epoch)], self.labels[index], index
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - lives as long as the run
+    def _crop(self, epoch: int) -> int:
+        draw = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
+        return int(draw[0] % self.features.shape[1])
 
 
 class _EpochSampler(Sampler):
@@ -80,16 +109,17 @@ class _EpochSampler(Sampler):
 class Batches:
     """Batches of one picture set, as often as they are asked for.
 
-    Each is [images float32 [b, 3, S, S], labels int64 [b], index int64 [b]]: ``index`` says where
-    in the picture set an image is. Iterating gives epoch 0.
+    Each is [images float32 [b, 3, S, S] or :class:`Packed`, labels int64 [b], index int64 [b]]:
+    ``index`` says where in the picture set an image is. Iterating gives epoch 0.
     """
 
-    def __init__(self, dataset: PictureDataset, sampler: _EpochSampler, workers: int) -> None:
+    def __init__(self, dataset: Dataset, sampler: _EpochSampler, workers: int) -> None:
         workers = min(workers, len(sampler))
         self._sampler = sampler
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
+            collate_fn=_collate,
             num_workers=workers,
             multiprocessing_context=_worker_context() if workers else None,
             persistent_workers=workers > 0,
@@ -122,7 +152,7 @@ class Batches:
 
 def training_batches(
     pictures: Pictures,
-    transform: Callable[[Tensor], Tensor],
+    transform: Transform,
     batch_size: int,
     *,
     seed: int,
@@ -143,9 +173,21 @@ def training_batches(
     return Batches(PictureDataset(pictures, transform, seed), sampler, workers)
 
 
+def crop_feature_batches(
+    features: Tensor, labels: Tensor, batch_size: int, *, seed: int
+) -> Batches:
+    """Shuffled batches of features [b, Ds], labels and index; see :class:`CropFeatureDataset`.
+
+    As in :func:`training_batches`, a last batch that is not full is dropped, unless it is the only
+    one.
+    """
+    sampler = _EpochSampler(len(labels), batch_size, shuffle_seed=seed)
+    return Batches(CropFeatureDataset(features.cpu(), labels, seed), sampler, workers=0)
+
+
 def evaluation_batches(
     pictures: Pictures,
-    transform: Callable[[Tensor], Tensor],
+    transform: Transform,
     batch_size: int,
     *,
     workers: int = 0,
@@ -153,6 +195,55 @@ def evaluation_batches(
     """Every picture once, in order; arguments as in :func:`training_batches`."""
     sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=None)
     return Batches(PictureDataset(pictures, transform, seed=0), sampler, workers)
+
+
+def on_device(
+    batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
+) -> Iterator[list[Tensor]]:
+    """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S] in ``dtype``.
+
+    On a GPU one batch is ahead: its copy, and its transforms where they are the device's, run on a
+    stream of their own beside the computation that the previous batch was given out for.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _move(batch, device, dtype)
+        return
+    side = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            moved = _move(batch, device, dtype), side.record_event()
+        if ahead is not None:
+            yield _hand_over(*ahead)
+        ahead = moved
+    if ahead is not None:
+        yield _hand_over(*ahead)
+
+
+def _move(batch: Batch, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    images, *others = batch
+    if isinstance(images, Packed):
+        images = resample(images, device, dtype)
+    else:
+        images = images.to(device, dtype, non_blocking=True)
+    return [images, *(each.to(device, non_blocking=True) for each in others)]
+
+
+def _hand_over(batch: list[Tensor], ready: torch.cuda.Event) -> list[Tensor]:
+    """Make the current stream wait for a batch, and its memory for the current stream."""
+    stream = torch.cuda.current_stream(batch[0].device)
+    stream.wait_event(ready)
+    for each in batch:
+        each.record_stream(stream)
+    return batch
+
+
+def _collate(samples: list[tuple[Tensor | Packed, int, int]]) -> Batch:
+    if not isinstance(samples[0][0], Packed):
+        return default_collate(samples)
+    pictures, labels, indices = zip(*samples, strict=True)
+    return [join(pictures), torch.tensor(labels), torch.tensor(indices)]
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.errors import InputError
 
 # What PIL may take a file for, whatever its name. Others can start programs (EPS: Ghostscript).
@@ -47,12 +48,18 @@ class Pictures:
         labels: int64 [N].
         root: folder of the files; None where the pictures are in memory.
         arrays: uint8 [N, H, W, 3] RGB; None where the pictures are in files.
+        digests: uint8 [N, 32], sha256 of each file, once :func:`check_pictures` has read it.
+        cache: where decoded files are looked for and kept, once they have digests.
+        downscale: larger pictures are scaled down to this shorter side when they are decoded.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     root: Path | None = None
     arrays: np.ndarray | None = None
+    digests: np.ndarray | None = None
+    cache: DecodedCache | None = None
+    downscale: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -79,6 +86,7 @@ class Pictures:
             names=tuple(self.names[index] for index in indices.tolist()),
             labels=self.labels[indices],
             arrays=None if self.arrays is None else self.arrays[indices],
+            digests=None if self.digests is None else self.digests[indices],
         )
 
     def relabel(self, mapping: Mapping[int, int]) -> "Pictures":
@@ -87,20 +95,39 @@ class Pictures:
         return replace(self, labels=np.array(labels, dtype=np.int64))
 
     def load(self, index: int) -> Tensor:
-        """Decode one picture.
+        """Decode one picture, or take it from the cache.
 
         Returns:
-            uint8 [3, H, W] RGB, upright by its EXIF orientation; transparency shows white.
+            uint8 [3, H, W] RGB, upright by its EXIF orientation; transparency shows white. The
+            channel is innermost in memory, as PIL has it.
 
         Raises:
             InputError: a file that is missing, truncated, too large or no picture.
         """
         if self.arrays is not None:
-            return pil_to_tensor(Image.fromarray(self.arrays[index]))
+            return self._as_tensor(Image.fromarray(self.arrays[index]))
+        cache = self.cache if self.digests is not None else None
+        if cache is not None:
+            kept = cache.read(self.digests[index].tobytes(), self.downscale)
+            if kept is not None:
+                return kept.permute(2, 0, 1)
         try:
-            return pil_to_tensor(decode(self.content(index)))
+            content = self.content(index)
+            picture = self._as_tensor(decode(content))
         except _UNREADABLE as error:
             raise InputError(unreadable_message(self.name(index), error)) from None
+        if cache is not None:
+            # Of what was decoded just now, should the file have changed since it was checked.
+            digest = hashlib.sha256(content).digest()
+            cache.write(digest, picture.permute(1, 2, 0), self.downscale)
+        return picture
+
+    def _as_tensor(self, image: Image.Image) -> Tensor:
+        shorter = min(image.size)
+        if self.downscale is not None and shorter > self.downscale:
+            size = [max(1, round(side * self.downscale / shorter)) for side in image.size]
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return pil_to_tensor(image)
 
     def content(self, index: int) -> bytes:
         """The bytes of a picture's file, or of its array.
@@ -178,17 +205,18 @@ def check_pictures(
         progress: show a bar on a terminal.
 
     Returns:
-        The readable pictures; the names of the unreadable ones; the sha256, in hex, over name,
-        label and bytes of every readable picture in order.
+        The readable pictures with their digests; the names of the unreadable ones; the sha256, in
+        hex, over name, label and bytes of every readable picture in order.
 
     Raises:
         InputError: an unreadable picture, the first in order, without ``skip_unreadable``.
     """
-    readable, unreadable, digest = [], [], hashlib.sha256()
+    readable, digests, unreadable, digest = [], [], [], hashlib.sha256()
     with contextlib.closing(inspect_pictures(pictures, progress=progress)) as outcomes:
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, bytes):
                 readable.append(index)
+                digests.append(outcome)
                 name = os.fsencode(pictures.names[index])
                 digest.update(b"%d %d " % (pictures.labels[index], len(name)) + name + outcome)
             elif skip_unreadable:
@@ -199,6 +227,11 @@ def check_pictures(
                     " --skip-unreadable goes on without such pictures"
                 )
     kept = pictures.select(readable) if unreadable else pictures
+    if pictures.arrays is None:
+        found = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(
+            -1, hashlib.sha256().digest_size
+        )
+        kept = replace(kept, digests=found)
     return kept, tuple(unreadable), digest.hexdigest()
 
 

@@ -109,8 +109,8 @@ def stratified_split(
 
     Args:
         labels: integers [N] >= 0.
-        shares: of each part after the first, in 0..1 and rounded half up; the first part gets the
-            rest.
+        shares: of each part after the first, in 0..1 and rounded half to even, as the published
+            splits were; the first part gets the rest.
         seed: the split's own seed.
 
     Returns:
@@ -118,7 +118,7 @@ def stratified_split(
     """
     parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
     for label, indices in _by_class(labels):
-        sizes = [int(len(indices) * share + 0.5) for share in shares]
+        sizes = [round(len(indices) * share) for share in shares]
         cuts = np.cumsum([len(indices) - sum(sizes), *sizes[:-1]])
         pieces = np.split(indices[_order(len(indices), seed, label, _SPLIT)], cuts)
         for part, piece in zip(parts, pieces, strict=True):

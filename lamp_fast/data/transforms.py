@@ -1,15 +1,24 @@
 """Picture transforms: what the peers' protocol does, through torchvision.
 
-Every transform takes an RGB picture as uint8 [3, H, W] and returns float32 [3, size, size].
+A transform takes an RGB picture as uint8 [3, H, W]. On the CPU it returns float32 [3, size, size];
+for a device it only packs the pixels that are needed, and :mod:`lamp_fast.data.resample` does the
+rest for a whole batch. Both look at the same :class:`View` of the picture.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Random crops, as the peers draw them.
+AREA = (0.08, 1.0)
+ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,47 @@ class Preprocessing:
     resize_mode: str = "shortest"
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> v2.Transform:
+@dataclass(frozen=True)
+class View:
+    """The square that a network sees of a picture: crop, scale, cut a window out, mirror.
+
+    Attributes:
+        crop: top, left, height and width of the crop, in pixels of the picture.
+        scaled: rows and columns that the crop is scaled to.
+        corner: top and left of the window in the scaled crop.
+        flip: left and right change places.
+    """
+
+    crop: tuple[int, int, int, int]
+    scaled: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
+    flip: bool = False
+
+
+def draw_view(picture: Tensor, size: int) -> View:
+    """A random crop of area 0.08..1 scaled to the square, mirrored every other time.
+
+    Draws from torch's global generator what v2.RandomResizedCrop and v2.RandomHorizontalFlip draw,
+    in their order; the data set seeds it for every picture.
+    """
+    crop = v2.RandomResizedCrop.get_params(picture, AREA, ASPECT_RATIO)
+    return View(crop, (size, size), flip=bool(torch.rand(1) < 0.5))
+
+
+def centre_view(picture: Tensor, preprocessing: Preprocessing) -> View:
+    """What v2.Resize and v2.CenterCrop show of a test picture."""
+    height, width = picture.shape[-2:]
+    size, whole = preprocessing.size, (0, 0, height, width)
+    if preprocessing.resize_mode == "squash":
+        return View(whole, (size, size))
+    # The longer side is truncated to whole pixels, the corner rounded, as in torchvision.
+    shorter = min(height, width)
+    scaled = (int(size * height / shorter), int(size * width / shorter))
+    corner = tuple(round((side - size) / 2.0) for side in scaled)
+    return View(whole, scaled, corner)
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
     """The deterministic transform of a test picture: resize, centre crop, normalise."""
     size, mode = preprocessing.size, InterpolationMode(preprocessing.interpolation)
     if preprocessing.resize_mode == "squash":
@@ -41,21 +90,40 @@ def evaluation_transform(preprocessing: Preprocessing) -> v2.Transform:
     return v2.Compose([*resize, *_to_normalised(preprocessing)])
 
 
-def training_transform(preprocessing: Preprocessing) -> v2.Transform:
-    """The random transform of a training picture: resized crop of area 0.08..1, flip, normalise.
-
-    Draws from torch's global generator; the data set seeds it for every picture.
-    """
-    mode = InterpolationMode(preprocessing.interpolation)
+def five_crop_transform(preprocessing: Preprocessing) -> v2.Transform:
+    """Four corners and the centre of the resized picture, centre last: [5, 3, size, size]."""
+    size, mode = preprocessing.size, InterpolationMode(preprocessing.interpolation)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(
-                preprocessing.size, (0.08, 1.0), interpolation=mode, antialias=True
-            ),
-            v2.RandomHorizontalFlip(),
+            v2.Resize(size, mode, antialias=True),
+            v2.FiveCrop(size),
+            _Stack(),
             *_to_normalised(preprocessing),
         ]
     )
+
+
+def training_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
+    """The random transform of a training picture: see :func:`draw_view`; then normalise."""
+    return v2.Compose([_RandomView(preprocessing), *_to_normalised(preprocessing)])
+
+
+class _RandomView:
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        view = draw_view(picture, self.preprocessing.size)
+        mode = InterpolationMode(self.preprocessing.interpolation)
+        picture = functional.resized_crop(picture, *view.crop, list(view.scaled), mode, True)
+        return functional.horizontal_flip(picture) if view.flip else picture
+
+
+class _Stack(v2.Transform):
+    """Several crops as one tensor."""
+
+    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(tuple(crops))
 
 
 def _to_normalised(preprocessing: Preprocessing) -> list[v2.Transform]:

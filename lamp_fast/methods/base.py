@@ -1,15 +1,106 @@
 """The one interface that training, evaluation and prediction know of a method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, through
+from lamp_fast.config import TrainConfig
+from lamp_fast.data import Benchmark, evaluation_batches
+from lamp_fast.data.loading import Batches
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class RunClasses:
+    """The class names of a run, which some methods hold parameters for.
+
+    Attributes:
+        base: the trained ones, in label order.
+        new: those that are tested without being trained on; often none.
+    """
+
+    base: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a method may look at before the first step: training data alone.
+
+    Attributes:
+        benchmark: of which only ``train`` and its counts and class names may be used here.
+        clip: the frozen CLIP.
+        batch: rows of a training batch, over all pieces and ranks.
+        seed: the run's.
+        at_once: pictures encoded at once.
+        workers: processes that load.
+    """
+
+    benchmark: Benchmark
+    clip: FrozenClip
+    batch: int
+    seed: int
+    at_once: int
+    workers: int
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], of every training picture."""
+        return torch.from_numpy(self.benchmark.train.labels.copy())
+
+    @property
+    def counts(self) -> Tensor:
+        """int64 [C_base], training pictures a class."""
+        return torch.from_numpy(self.benchmark.counts)
+
+    @torch.no_grad()
+    def features(self, transform: v2.Transform) -> Tensor:
+        """CLIP's own image features of every training picture, in order, not normalised.
+
+        Args:
+            transform: to [3, S, S], or to [crops, 3, S, S].
+
+        Returns:
+            [N, Ds] or [N, crops, Ds], on the CLIP's device.
+        """
+        pictures, device = self.benchmark.train, next(self.clip.parameters()).device
+        parts = []
+        for images, _, _ in evaluation_batches(
+            pictures, transform, self.at_once, workers=self.workers
+        ):
+            images = images.to(device, self.clip.dtype)
+            flat = plain_image_features(self.clip, images.flatten(0, -4))
+            parts.append(flat.unflatten(0, images.shape[:-3]))
+        return torch.cat(parts)
+
+
+class Kept:
+    """One value that is computed again when anything it depends on has changed.
+
+    Every in-place change of a tensor raises its version: an optimiser's, a load's.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple | None = None
+        self._value: Any = None
+
+    def get(self, owner: Any, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
+        """The value of ``compute()`` for this very ``owner`` and these tensors as they are now."""
+        versions = tuple((id(each), each._version) for each in tensors)
+        if self._state is None or self._state[0] is not owner or self._state[1] != versions:
+            self._value, self._state = compute(), (owner, versions)
+        return self._value
+
+    def forget(self) -> None:
+        """Compute the next one anew."""
+        self._state = self._value = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +137,55 @@ class Method(nn.Module):
 
     clip: FrozenClip
 
+    capturable: bool = False
+    """Whether a step, and what follows it, neither waits for a value on the device nor, while
+    :attr:`fixed_shapes` is set, has shapes that depend on one: then it can be a CUDA graph."""
+
+    fixed_shapes: bool = False
+    """Set while a step is captured."""
+
+    title = ""
+    """Its name in tables."""
+
+    no_logit_adjustment: str | None = None
+    """Why ``--logit-adjustment`` is refused; None where it is not."""
+
+    has_bias: bool = False
+    """Whether load balancing steers what it retrieves."""
+
+    use_adapted: bool = False
+    """Score with what :meth:`adapt` learned, where it learns something."""
+
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None
     """Adds a tensor up, in place, over the processes that train together; None in one alone."""
+
+    @classmethod
+    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Method":
+        """A fresh one with the settings of a run.
+
+        Raises:
+            InputError: settings that this CLIP cannot serve.
+        """
+        return cls(clip)
+
+    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
+        """The settings with what the method settled by itself, as they are saved.
+
+        Args:
+            config: the settings that it was built with.
+            names, template: the larger half's class names, and the prompt.
+        """
+        return config
+
+    def look_at(self, training: TrainingSet) -> Batches | None:
+        """Take what is needed of the training set, before the first step of a run, also a resumed
+        one, whose state is loaded afterwards.
+
+        Returns:
+            What to train on in place of batches of pictures, if anything: :meth:`step` then gets
+            their first tensor for ``images``.
+        """
+        return None
 
     def prepare(self, names: Sequence[str], template: str) -> Any:
         """Tokenise class names and compute, once, what of them never changes."""
@@ -84,13 +222,14 @@ class Method(nn.Module):
     def start_epoch(self) -> None:
         """Called before each epoch's first batch."""
 
-    def after_step(self, observations: Sequence[Any], progress: float) -> None:
+    def after_step(self, observations: Sequence[Any], progress: Tensor) -> None:
         """Called once after each applied optimiser step.
 
         Args:
             observations: ``Step.observations`` of every piece of this rank's part of the batch;
                 empty where it has no row. Every rank is called.
-            progress: steps applied before this one / planned total, in [0, 1).
+            progress: steps applied before this one / planned total, in [0, 1); a float64 scalar on
+                the device.
         """
 
     def epoch_log(self) -> dict[str, Any]:
@@ -109,6 +248,70 @@ class Method(nn.Module):
         """How many numbers training changes."""
         return sum(each.numel() for each in self.parameters() if each.requires_grad)
 
+    def settle(self) -> None:
+        """Move the method's own tensors to the CLIP: float32, or float64 with a float64 CLIP."""
+        self.to(next(self.clip.parameters()).device)
+        if self.clip.dtype == torch.float64:
+            self.double()
+
+
+class TwoTowers(Method):
+    """A method whose text features depend on the class alone (Eq. 3 with learned towers).
+
+    Subclasses bring ``text_features`` and ``image_features``; the loss is the criterion's, to which
+    :meth:`regularisation` may add.
+
+    Args:
+        clip: the frozen CLIP.
+        keep_text: in evaluation compute text features once for a class set, until a parameter
+            changes.
+    """
+
+    def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
+        super().__init__(clip)
+        self.keep_text = keep_text
+        self._text = Kept()
+
+    def text_features(self, classes: Any) -> Tensor:
+        """[C, Ds], normalised."""
+        raise NotImplementedError
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """[B, Ds], normalised; of the frozen tower unless a method learns in it."""
+        return frozen_image_features(self.clip, images)
+
+    def regularisation(self, text: Tensor, classes: Any) -> dict[str, Tensor]:
+        """Named, weighted scalars that are added to the criterion's loss."""
+        return {}
+
+    def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:
+        text = self.text_features(classes)
+        logits = self._scores(images, text)
+        cross_entropy = criterion(logits, labels)
+        extra = self.regularisation(text, classes)
+        loss = sum(extra.values(), cross_entropy)
+        terms = {"cross_entropy": cross_entropy, **extra} if extra else {}
+        return Step(loss, logits, {name: each.detach() for name, each in terms.items()})
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, classes: Any) -> Tensor:
+        if not self.keep_text:
+            self._text.forget()
+        text = self._text.get(classes, self.parameters(), lambda: self.text_features(classes))
+        return self._scores(images, text)
+
+    def _scores(self, images: Tensor, text: Tensor) -> Tensor:
+        features = self.image_features(images)
+        return self.clip.logit_scale * features @ text.to(features.dtype).T
+
+    def forget_text(self) -> None:
+        """Drop the kept text features."""
+        self._text.forget()
+
+    def _apply(self, fn, recurse=True):
+        self._text.forget()
+        return super()._apply(fn, recurse)
+
 
 @torch.no_grad()
 def plain_text_features(clip: FrozenClip, token_ids: Tensor, eot: Tensor) -> Tensor:
@@ -120,5 +323,13 @@ def plain_text_features(clip: FrozenClip, token_ids: Tensor, eot: Tensor) -> Ten
 @torch.no_grad()
 def plain_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
     """CLIP's own image features [B, Ds], not normalised."""
-    x = through(clip.vision.blocks, clip.vision.embed(images))
+    *below, last = clip.vision.blocks
+    x = through(below, clip.vision.embed(images))
+    cls = torch.zeros(1, dtype=torch.int64, device=x.device)
+    x = last(x, rows=cls)
     return clip.vision.readout(x[:, 0])
+
+
+def frozen_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
+    """CLIP's own image features [B, Ds], normalised."""
+    return nn.functional.normalize(plain_image_features(clip, images), dim=-1)

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.methods.base import Method, plain_image_features, plain_text_features
+from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
 from lamp_fast.tokens import tokenise
 
 
 class ZeroShot(Method):
     """No parameters; ``classes`` is the normalised text features [C, Ds]."""
+
+    title = "CLIP zero-shot"
 
     def prepare(self, names: Sequence[str], template: str) -> Tensor:
         tokens = tokenise(self.clip, names, template)
@@ -19,5 +21,4 @@ class ZeroShot(Method):
 
     @torch.no_grad()
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        features = F.normalize(plain_image_features(self.clip, images), dim=-1)
-        return self.clip.logit_scale * features @ classes.T
+        return self.clip.logit_scale * frozen_image_features(self.clip, images) @ classes.T

@@ -307,10 +307,10 @@ def _answers(
 ) -> list[int]:
     classes = method.prepare(names, experiment.benchmark.template)
     answers = []
-    for images, _, _ in evaluation_batches(
+    batches = evaluation_batches(
         pictures, experiment.test_transform, experiment.config.machine.test_batch
-    ):
-        images = images.to(experiment.device, experiment.clip.dtype)
+    )
+    for images, _, _ in experiment.on_device(batches):
         answers += method.logits(images, classes).argmax(1).tolist()
     return answers
 
@@ -324,10 +324,8 @@ def _routes(experiment: Experiment) -> dict[str, Any] | None:
     pictures = experiment.benchmark.test_base
     _, first = np.unique(pictures.labels, return_index=True)
     pictures = pictures.select(first[:MOST_ROUTED])
-    images, labels, _ = next(
-        iter(evaluation_batches(pictures, experiment.test_transform, MOST_ROUTED))
-    )
-    images = images.to(experiment.device, experiment.clip.dtype)
+    batches = evaluation_batches(pictures, experiment.test_transform, MOST_ROUTED)
+    images, labels, _ = next(experiment.on_device(batches))
     _, chosen, cosines, _ = exact.encode_images(method, images, method.image_balance.bias)
     return {
         "layers": list(method.config.layers),

@@ -48,7 +48,7 @@ class LoadBalance(nn.Module):
         self.rows.zero_()
 
     @torch.no_grad()
-    def update(self, counts: Tensor, rows: int, progress: float) -> None:
+    def update(self, counts: Tensor, rows: int, progress: Tensor | float) -> None:
         """Count the selections of one applied optimiser step, then move the bias once.
 
         b_m <- b_m - gamma_t sign(M n_m - K n), decided on integers: an exact tie moves nothing.
@@ -56,12 +56,14 @@ class LoadBalance(nn.Module):
         Args:
             counts: int64 [layers, M], rows of the step that chose each entry.
             rows: how many rows the step had.
-            progress: t / T in [0, 1) for gamma_t = gamma_0 / 2 (1 + cos(pi t / T)).
+            progress: t / T in [0, 1) for gamma_t = gamma_0 / 2 (1 + cos(pi t / T)); a float64
+                scalar on the device where the host must not be asked.
         """
         self.chosen += counts
         self.rows += rows
         over = torch.sign(self.bias.shape[1] * self.chosen - self.k * self.rows)
-        step = 0.5 * self.gamma * (1 + math.cos(math.pi * progress))
+        progress = torch.as_tensor(progress, dtype=torch.float64, device=self.bias.device)
+        step = 0.5 * self.gamma * (1 + torch.cos(math.pi * progress))
         self.bias += (self.direction * step) * over.to(self.bias.dtype)
 
     def load_std(self) -> list[float]:

@@ -234,13 +234,14 @@ def _cosine(lamp, classes, forest, states, pools, features: Tensor, *chosen: Ten
     images = len(features)
     x, update = states[None], None
     owner = torch.zeros(images, dtype=torch.int64, device=features.device)  # text row -> image
+    share = lamp.trimming.share_routes and not lamp.fixed_shapes
     pool_of = iter(zip(pools, chosen, strict=True))
     for number, block in lamp.text_blocks(classes):
         if lamp.prompts_of(number) is None:
             prefix = tuple(each[None] for each in classes.bot[number - 1])
         else:
             pool, indices = next(pool_of)
-            if lamp.trimming.share_routes:
+            if share:
                 parents, owner, indices = _distinct(owner, indices)
                 x, update = (x if update is None else x + update)[parents], None
             elif len(x) < images:

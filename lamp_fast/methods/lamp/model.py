@@ -1,6 +1,8 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_fast.clip import Block, FrozenClip
-from lamp_fast.config import LampConfig, Trimming, format_layers
+from lamp_fast.config import LampConfig, TrainConfig, Trimming, format_layers
 from lamp_fast.errors import InputError
 from lamp_fast.forest import plant
-from lamp_fast.methods.base import Criterion, Method, Step
+from lamp_fast.memory import free_memory
+from lamp_fast.methods.base import Criterion, Kept, Method, RunClasses, Step
 from lamp_fast.methods.lamp import exact, literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.prompts import LayerPrompts
@@ -45,6 +48,8 @@ class Lamp(Method):
         InputError: layers outside the towers.
     """
 
+    title = "LAMP"
+
     def __init__(
         self,
         clip: FrozenClip,
@@ -61,8 +66,7 @@ class Lamp(Method):
         self.config = config
         self.path = path
         self.trimming = trimming or Trimming()
-        self.use_adapted = False
-        self._text: tuple | None = None
+        self._text = Kept()
         self.prompts = nn.ModuleDict(
             {
                 str(layer): LayerPrompts(config, clip.vision.width, clip.text.width)
@@ -73,9 +77,30 @@ class Lamp(Method):
         self.text_balance = self._new_balance()
         self.new_image_balance = self._new_balance()
         self.new_text_balance = self._new_balance()
-        self.to(next(clip.parameters()).device)
-        if clip.dtype == torch.float64:
-            self.double()
+        self.settle()
+
+    @classmethod
+    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Lamp":
+        return cls(clip, config.lamp, config.machine.path, config.trim)
+
+    @property
+    def has_bias(self) -> bool:
+        return self.config.mpp
+
+    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
+        """How many (image, class) pairs go at once: decided once and saved, so that a resumed run
+        adds up in the same order."""
+        if config.trim.block is not None:
+            return config
+        budget = free_memory(next(self.clip.parameters()).device) // 2
+        block = self.affordable_block(names, template, budget)
+        self.trimming = replace(config.trim, block=block)
+        return replace(config, trim=self.trimming)
+
+    @property
+    def capturable(self) -> bool:
+        """The literal path takes single rows out by values."""
+        return self.path == "exact"
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> LampClasses:
@@ -168,13 +193,13 @@ class Lamp(Method):
 
     def forget_text(self) -> None:
         """Drop the kept text features."""
-        self._text = None
+        self._text.forget()
 
     def start_epoch(self) -> None:
         self.image_balance.start_epoch()
         self.text_balance.start_epoch()
 
-    def after_step(self, observations: Sequence[Selections | None], progress: float) -> None:
+    def after_step(self, observations: Sequence[Selections | None], progress: Tensor) -> None:
         """One LBO update for the whole step.
 
         Image selections add up over the step's pieces and ranks; the classes are the same in all of
@@ -290,16 +315,12 @@ class Lamp(Method):
         )
 
     def _kept_text(self, classes: LampClasses) -> exact.ClassTexts:
-        # Every in-place change of a tensor raises its version: the optimiser's, LBO's, a load's.
         bias = self._bias()[1]
-        state = (bias, *self.parameters())
-        versions = tuple((id(each), each._version) for each in state)
-        if self._text is None or self._text[0] is not classes or self._text[1] != versions:
-            self._text = (classes, versions, exact.class_texts(self, classes, bias))
-        return self._text[2]
+        compute = functools.partial(exact.class_texts, self, classes, bias)
+        return self._text.get(classes, (bias, *self.parameters()), compute)
 
     def _apply(self, fn, recurse=True):
-        self._text = None
+        self._text.forget()
         return super()._apply(fn, recurse)
 
     def _load_std(self, batches: Sequence[Tensor], bias: Tensor) -> list[float]:
@@ -315,7 +336,11 @@ class Lamp(Method):
         return measure.load_std()
 
     def _balance(
-        self, here: Selections | None, image: LoadBalance, text: LoadBalance, progress: float
+        self,
+        here: Selections | None,
+        image: LoadBalance,
+        text: LoadBalance,
+        progress: Tensor | float,
     ) -> None:
         """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
         if self.config.mpp and self.sum_over_ranks is not None:

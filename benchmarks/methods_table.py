@@ -1,0 +1,150 @@
+"""Accuracy of every method, side by side: ``python -m benchmarks.methods_table --root DIR``.
+
+Trains each method with its published settings on digits and Caltech101 over the carried CLIP, for
+two imbalance ratios and three seeds, and prints one table of means and standard deviations. A run
+that has finished is not run again, so the command can be stopped and goes on. To fit two cores,
+Caltech101 gets a twentieth of every method's epochs, at least 1, and its pictures, of which the
+carried CLIP sees 32 x 32, are first copied at a shorter side of 64.
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
+
+from lamp_fast import checkpoint, cli, train
+from lamp_fast import config as settings
+from lamp_fast.config import TrainConfig
+from lamp_fast.data.catalog import SPLIT_FILE_DATA
+from lamp_fast.methods import METHODS
+
+# LFA's epochs are iterations over features, which cost next to nothing.
+WHOLE = ("lfa",)
+SHORTER_SIDE = 64
+COLUMNS = {"acc_base": "acc base", "acc_new": "acc new", "hm_a": "HM-A", "hm_m": "HM-M"}
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Train what is missing and print the table."""
+
+    root: Path | None = None
+    """The folder with caltech-101/; without it digits alone."""
+    out: Path = Path("runs/methods")
+    """Where the runs go."""
+    data: tuple[str, ...] = ("digits", "caltech101")
+    imb: tuple[float, ...] = (50.0, 10.0)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    methods: tuple[str, ...] = tuple(METHODS)
+    train: bool = True
+    """Off: print what is there."""
+
+
+def run_config(data: str, root: Path | None, imb: float, method: str, seed: int) -> TrainConfig:
+    """The settings of one run."""
+    config = settings.default_config(["--method", method, "--data", data])
+    if data != "digits":
+        if method not in WHOLE:
+            epochs = max(1, config.optim.epochs // 20)
+            config = replace(config, optim=replace(config.optim, epochs=epochs))
+    else:
+        root = None
+    return replace(
+        config,
+        seed=seed,
+        data=replace(config.data, data=data, root=root, imb=imb),
+        machine=replace(config.machine, device="cpu", threads=1),
+    )
+
+
+def small_copy(root: Path, target: Path) -> Path:
+    """Copy Caltech101 with its pictures scaled down, once; the root of the copy."""
+    layout = SPLIT_FILE_DATA["caltech101"]
+    source, copy = root / layout.folder, target / layout.folder
+    split_file = copy / layout.split_file
+    if split_file.is_file():
+        return target
+    split = json.loads((source / layout.split_file).read_text())
+    for part in split.values():
+        for name, _, _ in part:
+            file = copy / layout.images / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(source / layout.images / name) as image:
+                scale = SHORTER_SIDE / min(image.size)
+                size = [max(SHORTER_SIDE, round(side * scale)) for side in image.size]
+                image.resize(size, Image.Resampling.BICUBIC).save(file, quality=95)
+    split_file.write_text(json.dumps(split))
+    return target
+
+
+def finished(folder: Path) -> bool:
+    return (folder / checkpoint.RESULT).is_file()
+
+
+def train_missing(runs: dict[tuple, Path], root: Path | None) -> None:
+    """Train, in this process, every run that has no result."""
+    for (data, imb, method, seed), folder in tqdm(runs.items()):
+        if finished(folder):
+            continue
+        config = replace(
+            run_config(data, root, imb, method, seed), out=folder, overwrite=folder.exists()
+        )
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            code = train.main(config)
+        if code:
+            raise SystemExit(f"{folder}: exit code {code}")
+
+
+def rows_of(runs: dict[tuple, Path]) -> list[list[Any]]:
+    """Mean and standard deviation over seeds, a row a data set, imbalance ratio and method."""
+    values: dict[tuple, list[dict]] = defaultdict(list)
+    for (data, imb, method, _), folder in runs.items():
+        if not finished(folder):
+            continue
+        # Zero-shot is the first row of every run; a method's own come behind it.
+        found = json.loads((folder / checkpoint.RESULT).read_text())
+        for row in found if method == "zeroshot" else found[1:]:
+            epochs = json.loads((folder / checkpoint.CONFIG).read_text())["settings"]["optim"]
+            shown = 0 if method == "zeroshot" else epochs["epochs"]
+            values[data, imb, row["name"]].append({**row, "epochs": shown})
+    table = []
+    for (data, imb, name), results in values.items():
+        cells = [data, f"{imb:g}", name, results[0]["epochs"], f"{results[0]['parameters']:,}"]
+        for column in COLUMNS:
+            percents = [100 * row[column] for row in results]
+            spread = statistics.pstdev(percents)
+            cells.append(f"{statistics.mean(percents):.2f} ± {spread:.2f}")
+        table.append([*cells, f"{statistics.mean(row['seconds'] for row in results):.0f}"])
+    return table
+
+
+def main(config: TableConfig) -> int:
+    root = None if config.root is None else small_copy(config.root, config.out / "pictures")
+    runs = {
+        (data, imb, method, seed): config.out / f"{data}-imb{imb:g}-{method}-seed{seed}"
+        for data in config.data
+        if data == "digits" or root is not None
+        for seed in config.seeds
+        for imb in config.imb
+        for method in config.methods
+    }
+    if config.train:
+        train_missing(runs, root)
+    order = {key: at for at, key in enumerate(dict.fromkeys((d, i) for d, i, _, _ in runs))}
+    rows = sorted(rows_of(runs), key=lambda row: order[row[0], float(row[1])])
+    header = ["data", "imb", "method", "epochs", "parameters", *COLUMNS.values(), "seconds"]
+    print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(TableConfig, main, sys.argv[1:], prog="python -m benchmarks.methods_table")

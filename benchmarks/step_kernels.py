@@ -1,0 +1,221 @@
+"""The kernels that a LAMP step needs at least, each with its arithmetic and its traffic.
+
+A floor is the sum over them of the longer of arithmetic and traffic at the rates that the device
+was measured to reach: each kernel reads each input once and writes each output once. What counts as
+one kernel is what this package fuses: a matrix product with its bias; attention; LayerNorm with the
+residual sum before it; QuickGELU. Masked pairs cost nothing. Retrieval, losses and readouts of a
+few rows are left out, so the sum stays below any program of such kernels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.measure import Ceilings
+from lamp_fast.clip import FrozenClip
+
+ITEM = 2
+"""Bytes of a bfloat16."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch.
+
+    Attributes:
+        name: what it computes.
+        flops, moved: arithmetic and bytes at least.
+    """
+
+    name: str
+    flops: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What one tower computes of a step.
+
+    Attributes:
+        width: of its rows.
+        count: sequences.
+        rows: of each sequence.
+        read: rows of each that the last layer computes.
+        pairs: (row, key) pairs that attend, prefix included, of one sequence.
+        last_pairs: the same where only ``read`` rows ask.
+        prefix: prompts that each sequence reads.
+        pool: rows that a layer projects to keys and values, once for all.
+        prompt_width: D.
+    """
+
+    width: int
+    count: int
+    rows: int
+    read: int
+    pairs: int
+    last_pairs: int
+    prefix: int
+    pool: int
+    prompt_width: int
+
+
+def floor_seconds(kernels: Iterator[Kernel], ceilings: Ceilings) -> float:
+    """The floor of a step."""
+    return sum(ceilings.floor(each.flops, each.moved) for each in kernels)
+
+
+def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:
+    """The image tower's side of a step over ``images`` pictures under a ``LampConfig``."""
+    tokens = clip.vision.visual.positional_embedding.shape[0]
+    keys = tokens + config.k + config.s
+    return Sequences(
+        width=clip.vision.width,
+        count=images,
+        rows=tokens,
+        read=1,
+        pairs=tokens * keys,
+        last_pairs=keys,
+        prefix=config.k + config.s,
+        pool=config.m + config.s,
+        prompt_width=config.d,
+    )
+
+
+def text_sequences(clip: FrozenClip, count: int, classes, config) -> Sequences:
+    """The text tower's side: all forests of ``classes`` (``Lamp.prepare``'s), ``count`` times: once
+    a picture with all routes distinct, or once. However they are split, weights are read once."""
+    prefix = config.k + config.s + 1  # bot
+    forests = classes.forests
+    rows = sum(len(each) for each in forests)
+    read = sum(len(each.eot) for each in forests)
+    pairs = sum(int(each.visible.sum()) for each in forests)
+    last_pairs = sum(int(each.visible[each.eot].sum()) for each in forests)
+    return Sequences(
+        width=clip.text.width,
+        count=count,
+        rows=rows,
+        read=read,
+        pairs=pairs + rows * prefix,
+        last_pairs=last_pairs + read * prefix,
+        prefix=prefix,
+        pool=config.m + config.s,
+        prompt_width=config.d,
+    )
+
+
+def embed_kernels(clip: FrozenClip, images: int) -> Iterator[Kernel]:
+    """From pixels to the rows that enter layer 1."""
+    visual, width = clip.vision.visual, clip.vision.width
+    tokens = visual.positional_embedding.shape[0]
+    patch = visual.conv1.weight[0].numel()
+    yield linear("embed", images * (tokens - 1), patch, width)
+    yield rowwise("embed LayerNorm", images * tokens, width, 2)
+
+
+def layer_kernels(
+    of: Sequences, *, last: bool, backward: bool, to_input: bool = True, prompts: bool = True
+) -> Iterator[Kernel]:
+    """One layer of a tower, forward or backward.
+
+    Args:
+        of: the tower's sequences.
+        last: only the rows that are read out are computed, beyond keys and values.
+        backward: the gradients of activations and prompts; weights are frozen.
+        to_input: backward goes on to the layer below; in the first layer with prompts it ends.
+        prompts: the layer has some.
+    """
+    width, rows = of.width, of.count * of.rows
+    asking = of.count * (of.read if last else of.rows)
+    pairs = of.count * (of.last_pairs if last else of.pairs)
+    shared = 2 * of.count * of.prefix * width if prompts else 0  # keys and values read
+    qkv = 2 * rows * width + asking * width
+    if not backward:
+        if prompts:
+            yield linear("phi", of.pool, of.prompt_width, width)
+            yield linear("keys and values of prompts", of.pool, width, 2 * width)
+        yield rowwise("add_layer_norm", rows, width, 4)
+        if last:
+            yield linear("keys and values", rows, width, 2 * width)
+            yield linear("queries", asking, width, width)
+        else:
+            yield linear("queries, keys and values", rows, width, 3 * width)
+        moved = ITEM * (qkv + shared + asking * width)
+        yield Kernel("attention", 4 * pairs * width, moved)
+        yield linear("attention out", asking, width, width)
+        yield rowwise("add_layer_norm", asking, width, 4)
+        yield linear("widen", asking, width, 4 * width)
+        yield rowwise("quick_gelu", asking, 4 * width, 2)
+        yield linear("narrow", asking, 4 * width, width)
+        return
+    yield linear("narrow", asking, width, 4 * width)
+    yield rowwise("quick_gelu", asking, 4 * width, 3)
+    yield linear("widen", asking, 4 * width, width)
+    yield rowwise("add_layer_norm", asking, width, 4)
+    yield linear("attention out", asking, width, width)
+    # Five products where forward has two; without a gradient to the input, those of the prompts
+    # alone remain: scores and their gradient, then keys and values.
+    products = 10 * pairs * width if to_input else 8 * asking * of.prefix * width
+    moved = ITEM * (qkv + shared + 2 * asking * width + (qkv if to_input else 0) + shared)
+    yield Kernel("attention", products, moved)
+    if to_input:
+        yield linear("queries, keys and values", rows, 3 * width, width)
+        yield rowwise("add_layer_norm", rows, width, 4)
+    if prompts:
+        yield linear("keys and values of prompts", of.pool, 2 * width, width)
+        yield linear("phi", of.pool, width, of.prompt_width)
+
+
+def tower_kernels(
+    of: Sequences, depth: int, layers: tuple[int, ...], *, start: int, train: bool
+) -> Iterator[Kernel]:
+    """A tower from layer ``start`` (from 1) on, forward and, to train, back to min(``layers``)."""
+    for number in range(start, depth + 1):
+        yield from layer_kernels(of, last=number == depth, backward=False, prompts=number in layers)
+    if not train:
+        return
+    for number in range(depth, layers[0] - 1, -1):
+        yield from layer_kernels(
+            of,
+            last=number == depth,
+            backward=True,
+            to_input=number > layers[0],
+            prompts=number in layers,
+        )
+
+
+def step_kernels(
+    clip: FrozenClip, images: int, classes, config, *, train: bool
+) -> Iterator[Kernel]:
+    """Every kernel of a training step, or of an evaluation without gradient.
+
+    Args:
+        clip: the towers.
+        images: B.
+        classes: what ``Lamp.prepare`` gave under ``config``.
+        config: a ``LampConfig``.
+        train: with backward and the optimiser.
+    """
+    yield from embed_kernels(clip, images)
+    vision = vision_sequences(clip, images, config)
+    depth = len(clip.vision.blocks)
+    yield from tower_kernels(vision, depth, config.layers, start=1, train=train)
+    count = images if config.text_query == "image" else 1
+    depth, start = len(clip.text.blocks), classes.first_layer
+    text = text_sequences(clip, count, classes, config)
+    yield from tower_kernels(text, depth, config.layers, start=start, train=train)
+    if train:
+        width = clip.vision.width + clip.text.width
+        pools = (2 * config.m + config.s) * config.d
+        numbers = len(config.layers) * (pools + (config.d + 1) * width)
+        # Gradient, parameter and two moments read; the last three written; float32.
+        yield Kernel("optimiser", 0, 4 * 7 * numbers)
+
+
+def linear(name: str, rows: int, inner: int, outer: int) -> Kernel:
+    """[rows, inner] times [inner, outer]; its bias is left out."""
+    moved = ITEM * (rows * inner + inner * outer + rows * outer)
+    return Kernel(name, 2 * rows * inner * outer, moved)
+
+
+def rowwise(name: str, rows: int, width: int, passes: int) -> Kernel:
+    """A pass over rows that reads and writes ``passes`` tensors of their size, all told."""
+    return Kernel(name, 0, ITEM * rows * width * passes)

@@ -1,0 +1,91 @@
+"""CoCoOp (Zhou et al., CVPR 2022): CoOp whose context words every image shifts."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamp_fast.clip import FrozenClip
+from lamp_fast.config import ContextConfig, TrainConfig, Trimming
+from lamp_fast.methods.base import (
+    Criterion,
+    Method,
+    RunClasses,
+    Step,
+    frozen_image_features,
+)
+from lamp_fast.methods.text import (
+    Layout,
+    context_start,
+    context_template,
+    encode,
+    lay_out,
+    put_words,
+)
+
+# Memory of a pass: text rows grow with images times classes.
+PAIRS_AT_ONCE = 2048
+
+
+class CoCoOp(Method):
+    """The words of image b are v_i + pi(f_b), f_b its normalised feature, pi a bottleneck of two
+    layers; every (image, class) pair has a text feature of its own.
+
+    The public code loops over images. Here the images of a batch go through the text tower
+    together, each with one row a word, whatever the number of classes.
+
+    Args:
+        clip: the frozen CLIP.
+        config: m and the first values of v.
+        trimming: what is left out of the text side; ``block`` bounds the pairs encoded at once.
+    """
+
+    title = "CoCoOp"
+
+    def __init__(self, clip: FrozenClip, config: ContextConfig, trimming: Trimming) -> None:
+        super().__init__(clip)
+        self.config, self.trimming = config, trimming
+        self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
+        joint = clip.vision.visual.proj.shape[1]
+        hidden = max(1, joint // 16)
+        self.meta_net = nn.Sequential(
+            nn.Linear(joint, hidden), nn.ReLU(), nn.Linear(hidden, clip.text.width)
+        )
+        self.settle()
+
+    @classmethod
+    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoCoOp":
+        return cls(clip, config.context, config.trim)
+
+    def prepare(self, names: Sequence[str], template: str) -> Layout:
+        """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
+        words = context_template(self.config.ctx_init, self.config.n_ctx)
+        return lay_out(self.clip, names, words, self.trimming)
+
+    def step(self, images: Tensor, labels: Tensor, classes: Layout, criterion: Criterion) -> Step:
+        logits = self(images, classes)
+        return Step(criterion(logits, labels), logits)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, classes: Layout) -> Tensor:
+        return self(images, classes)
+
+    def forward(self, images: Tensor, classes: Layout) -> Tensor:
+        """Class scores [B, C]."""
+        features = frozen_image_features(self.clip, images)
+        at_once = max(1, (self.trimming.block or PAIRS_AT_ONCE) // len(classes))
+        if self.trimming.as_published:
+            at_once = 1
+        parts = [self._cosine(some, classes) for some in features.split(at_once)]
+        return self.clip.logit_scale * torch.cat(parts)
+
+    def _cosine(self, features: Tensor, classes: Layout) -> Tensor:
+        """[b, C] of normalised image features [b, Ds] and their own text features."""
+        shift = self.meta_net(features.to(self.context.dtype))  # [b, Dt]
+        table = self.clip.text.text.positional_embedding
+        words = self.context + shift[:, None] + table[1 : self.config.n_ctx + 1]
+        changes = {1: partial(put_words, words=words)}
+        text = F.normalize(encode(self.clip, classes, changes), dim=-1)  # [b, C, Ds]
+        return torch.einsum("bd,bcd->bc", features, text)

@@ -1,0 +1,56 @@
+"""CoOp (Zhou et al., IJCV 2022): context words learned in place of a template's.
+
+One context is shared by all classes and stands before the name, as in the published tables of
+base-to-new (4 words, from "a photo of a") and few-shot learning (16, drawn).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamp_fast.clip import FrozenClip
+from lamp_fast.config import ContextConfig, TrainConfig, Trimming
+from lamp_fast.methods.base import RunClasses, TwoTowers
+from lamp_fast.methods.text import (
+    Layout,
+    context_start,
+    context_template,
+    encode,
+    lay_out,
+    put_words,
+)
+
+
+class CoOp(TwoTowers):
+    """Every class prompt is [bot, v_1 .. v_m, name, "."], v learned; the image tower is CLIP's.
+
+    Args:
+        clip: the frozen CLIP.
+        config: m and the first values of v.
+        trimming: what is left out of the text side.
+    """
+
+    title = "CoOp"
+
+    def __init__(self, clip: FrozenClip, config: ContextConfig, trimming: Trimming) -> None:
+        super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
+        self.config, self.trimming = config, trimming
+        self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
+        self.settle()
+
+    @classmethod
+    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoOp":
+        return cls(clip, config.context, config.trim)
+
+    def prepare(self, names: Sequence[str], template: str) -> Layout:
+        """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
+        words = context_template(self.config.ctx_init, self.config.n_ctx)
+        return lay_out(self.clip, names, words, self.trimming)
+
+    def text_features(self, classes: Layout) -> Tensor:
+        table = self.clip.text.text.positional_embedding
+        words = self.context + table[1 : self.config.n_ctx + 1]
+        changes = {1: partial(put_words, words=words)}
+        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)

@@ -1,0 +1,112 @@
+"""MaPLe (Khattak et al., CVPR 2023): deep prompts in both towers, the visual ones projected."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamp_fast.clip import FrozenClip
+from lamp_fast.config import ContextConfig, MapleConfig, TrainConfig, Trimming
+from lamp_fast.errors import InputError
+from lamp_fast.methods.base import RunClasses, TwoTowers
+from lamp_fast.methods.text import (
+    Layout,
+    context_start,
+    context_template,
+    encode,
+    lay_out,
+    put_words,
+)
+
+
+class MaPLe(TwoTowers):
+    """Layer i of the first ``depth`` has text words P_i [m, Dt] and visual ones F_i(P_i).
+
+    Text: P_1 (from "a photo") stands for the first words of "a photo of a {}."; in layers 2..depth
+    P_i replaces what became of them. Images: F_1(P_1) comes behind the patches, after the position
+    embedding and before the first LayerNorm; F_i(P_i) replaces it in layers 2..depth. Deeper layers
+    carry both on. F_2.. start alike.
+
+    Trimmed, visual prompts are rows from layer ``depth`` on; before it their outputs are replaced,
+    so they are keys and values alone, the same for every image.
+
+    Args:
+        clip: the frozen CLIP.
+        context: m and the first values of P_1.
+        config: ``depth``; the published 9 is cut to the shallower tower.
+        trimming: what is left out.
+
+    Raises:
+        InputError: another depth than the published one beyond the shallower tower.
+    """
+
+    title = "MaPLe"
+
+    def __init__(
+        self, clip: FrozenClip, context: ContextConfig, config: MapleConfig, trimming: Trimming
+    ) -> None:
+        super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
+        published = config.depth == MapleConfig().depth
+        if config.depth > clip.depth and not published:
+            raise InputError(
+                f"--depth {config.depth}: expected at most {clip.depth}, the depth of the shallower"
+                " tower"
+            )
+        self.depth = min(config.depth, clip.depth)
+        self.context, self.trimming = context, trimming
+        drawn = (context_start(clip, None, context.n_ctx) for _ in range(1, self.depth))
+        first = context_start(clip, context.ctx_init, context.n_ctx)
+        self.words = nn.ParameterList([first, *drawn])
+        widths = clip.text.width, clip.vision.width
+        self.projections = nn.ModuleList(nn.Linear(*widths) for _ in range(self.depth))
+        for each in self.projections[2:]:
+            each.load_state_dict(self.projections[1].state_dict())
+        self.settle()
+
+    @classmethod
+    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "MaPLe":
+        return cls(clip, config.context, config.maple, config.trim)
+
+    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
+        return replace(config, maple=replace(config.maple, depth=self.depth))
+
+    def prepare(self, names: Sequence[str], template: str) -> Layout:
+        """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
+        words = context_template(self.context.ctx_init, self.context.n_ctx)
+        return lay_out(self.clip, names, words, self.trimming)
+
+    def text_features(self, classes: Layout) -> Tensor:
+        table = self.clip.text.text.positional_embedding
+        words = [self.words[0] + table[1 : self.context.n_ctx + 1], *self.words[1:]]
+        changes = {number: partial(put_words, words=each) for number, each in enumerate(words, 1)}
+        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        vision = self.clip.vision
+        x = vision.embed(images)
+        length, trimmed = x.shape[1], not self.trimming.as_published
+        cls = torch.zeros(1, dtype=torch.int64, device=x.device)
+        for number, block in enumerate(vision.blocks, 1):
+            last = number == len(vision.blocks)
+            prefix = None
+            if number <= self.depth:
+                prompts = self.visual_prompts(number).to(x.dtype)
+                if trimmed and (number < self.depth or last):
+                    prefix = tuple(each[None] for each in block.prefix(prompts))
+                else:
+                    rows = prompts.expand(len(x), -1, -1)
+                    x = torch.cat([x[:, :length], rows], dim=1)
+            only_cls = last and trimmed and self.trimming.last_row
+            x = block(x, prefix, rows=cls if only_cls else None)
+        return F.normalize(vision.readout(x[:, 0]), dim=-1)
+
+    def visual_prompts(self, layer: int) -> Tensor:
+        """What enters a layer, from 1, beside the image: [m, Dv]."""
+        projected = self.projections[layer - 1](self.words[layer - 1])
+        if layer > 1:
+            return projected
+        norm = self.clip.vision.visual.ln_pre
+        return norm(projected.to(norm.weight.dtype))

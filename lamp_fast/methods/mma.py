@@ -1,0 +1,144 @@
+"""MMA (Yang et al., CVPR 2024): adapters beside the upper layers of both towers, joined inside."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamp_fast.clip import Block, FrozenClip, through
+from lamp_fast.config import MmaConfig, TrainConfig, Trimming, format_layers
+from lamp_fast.errors import InputError
+from lamp_fast.methods.base import RunClasses, TwoTowers
+from lamp_fast.methods.text import Layout, encode, lay_out
+
+TEMPLATE = "a photo of a {}."
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity; its gradient is multiplied by ``factor``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+class Adapter(nn.Module):
+    """s Up(relu(Shared(relu(Down(x))))), with weights that learn as if s were 1.
+
+    Gradients grow by 1/s where they enter the adapter and shrink by s where they leave it, so its
+    weights feel those of an unscaled adapter and what lies below the true ones.
+
+    Args:
+        width: of x.
+        shared: the map between the two towers' bottlenecks.
+        scale: s.
+    """
+
+    def __init__(self, width: int, shared: nn.Linear, scale: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, shared.in_features)
+        self.up = nn.Linear(shared.in_features, width)
+        for each in (self.down, self.up):
+            start(each)
+        # Both towers' adapters hold it; it belongs to the model.
+        object.__setattr__(self, "shared", shared)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = _ScaleGradient.apply(x.to(self.down.weight.dtype), self.scale)
+        hidden = F.relu(self.shared(F.relu(self.down(inside))))
+        return self.scale * _ScaleGradient.apply(self.up(hidden), 1 / self.scale)
+
+
+def start(linear: nn.Linear) -> None:
+    """Kaiming's normal initialisation over fan-out, bias 0."""
+    nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(linear.bias)
+
+
+class _AdaptedBlock(Block):
+    """A frozen block with an adapter beside it; both read the same normed input."""
+
+    def __init__(self, block: Block, adapter: Adapter) -> None:
+        vars(self).update(vars(block), adapter=adapter)
+
+    def advance(
+        self, x: Tensor, normed: Tensor, *arguments, rows: Tensor | None = None, **options
+    ) -> tuple[Tensor, Tensor]:
+        x, update = super().advance(x, normed, *arguments, rows=rows, **options)
+        own = normed if rows is None else normed[:, rows]
+        return x, update + self.adapter(own).to(update.dtype)
+
+
+class Mma(TwoTowers):
+    """x + attention + MLP + adapter(ln_1(x)) in the selected layers of both towers.
+
+    The bottlenecks of the two towers share one linear map a layer. Prompts are "a photo of a {}."
+    on every data set. Text is computed once for a class set in evaluation, as their code does, but
+    anew after every change of a weight, as it does not.
+
+    Args:
+        clip: the frozen CLIP.
+        config: layers (the published 5..12 are cut to the shallower tower), width and scale.
+        trimming: what is left out.
+
+    Raises:
+        InputError: other layers than the published ones beyond the shallower tower, or none left.
+    """
+
+    title = "MMA"
+
+    def __init__(self, clip: FrozenClip, config: MmaConfig, trimming: Trimming) -> None:
+        super().__init__(clip, keep_text=trimming.cache_text)
+        published = config.adapter_layers == MmaConfig().adapter_layers
+        self.layers = tuple(each for each in config.adapter_layers if each <= clip.depth)
+        if not self.layers or not (published or self.layers == config.adapter_layers):
+            raise InputError(
+                f"--adapter-layers {format_layers(config.adapter_layers)}: expected layers within"
+                f" 1..{clip.depth}, the depth of the shallower tower"
+            )
+        self.trimming = trimming
+        width, scale = config.adapter_width, config.adapter_scale
+        self.shared, self.visual, self.textual = (nn.ModuleDict() for _ in range(3))
+        for layer in map(str, self.layers):
+            self.shared[layer] = nn.Linear(width, width)
+            start(self.shared[layer])
+            self.visual[layer] = Adapter(clip.vision.width, self.shared[layer], scale)
+            self.textual[layer] = Adapter(clip.text.width, self.shared[layer], scale)
+        self.settle()
+
+    @classmethod
+    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Mma":
+        return cls(clip, config.mma, config.trim)
+
+    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
+        return replace(config, mma=replace(config.mma, adapter_layers=self.layers))
+
+    def prepare(self, names: Sequence[str], template: str) -> Layout:
+        """The prompt is MMA's own on every data set; ``template`` has no part in it."""
+        return lay_out(self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0])
+
+    def text_features(self, classes: Layout) -> Tensor:
+        blocks = self._with_adapters(self.clip.text.blocks, self.textual)
+        return F.normalize(encode(self.clip, classes, blocks=blocks)[0], dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        vision = self.clip.vision
+        only_cls = self.trimming.last_row and not self.trimming.as_published
+        cls = torch.zeros(1, dtype=torch.int64, device=images.device)
+        *below, last = self._with_adapters(vision.blocks, self.visual)
+        x = through(below, vision.embed(images))
+        return F.normalize(vision.readout(last(x, rows=cls if only_cls else None)[:, 0]), dim=-1)
+
+    def _with_adapters(self, blocks: Sequence[Block], adapters: nn.ModuleDict) -> list:
+        return [
+            _AdaptedBlock(block, adapters[str(number)]) if number in self.layers else block
+            for number, block in enumerate(blocks, 1)
+        ]
