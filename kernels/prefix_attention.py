@@ -39,19 +39,19 @@ FORWARD = {
     (2, 64): Launch(64, 64, 4, 3),
     (2, 128): Launch(64, 64, 4, 2),
     (4, 64): Launch(32, 32, 8, 2),
-    (4, 128): Launch(32, 32, 8, 2),
+    (4, 128): Launch(16, 16, 8, 2),
 }
 BACKWARD_QUERY = {
     (2, 64): Launch(64, 64, 4, 2),
     (2, 128): Launch(64, 32, 4, 2),
     (4, 64): Launch(32, 32, 8, 1),
-    (4, 128): Launch(32, 16, 8, 1),
+    (4, 128): Launch(16, 16, 8, 1),
 }
 BACKWARD_KEYS = {
     (2, 64): Launch(64, 64, 4, 2),
     (2, 128): Launch(32, 64, 4, 2),
     (4, 64): Launch(32, 32, 8, 1),
-    (4, 128): Launch(16, 32, 8, 1),
+    (4, 128): Launch(16, 16, 8, 1),
 }
 # Packed tiles are as high as wide, or smaller where a group has few rows.
 SHORT_FORWARD = {

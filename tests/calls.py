@@ -288,8 +288,8 @@ def draw(op: str, seed: int, *, large: bool) -> Call:
         return choices[int(torch.randint(len(choices), (), generator=generator))]
 
     if op == "retrieve":
-        pool_size = one(1, 5, 20, 33, 64) if not large else one(1, 5, 20, 64, 100, 256)
-        width = one(1, 13, 128) if not large else one(1, 77, 512, 768, 1024)
+        pool_size = one(1, 5, 20, 33) if not large else one(1, 5, 20, 64, 100, 256)
+        width = one(1, 13, 60) if not large else one(1, 77, 512, 768, 1024)
         k = one(*(each for each in (1, 2, 6, 32) if each <= pool_size))
         return retrieve(
             one(0, 1, 3) if not large else one(0, 1, 37, 128), pool_size, width, k, seed=seed
@@ -307,9 +307,9 @@ def draw(op: str, seed: int, *, large: bool) -> Call:
     )
     prefix = one(0, 1, 4, 9, 17) if not large else one(0, 1, 4, 10, 16, 37, 65)
     width = one(8, 20, 32) if not large else one(32, 64, 80, 104, 128)
-    heads = one(1, 2) if not large else one(1, 3, 8)
+    heads = one(1, 1, 2) if not large else one(1, 3, 8)
     groups, share = (
-        one((1, 1), (1, 3), (2, 1), (2, 4)) if not large else one((1, 9), (7, 1), (3, 30))
+        one((1, 1), (1, 5), (2, 1), (2, 2)) if not large else one((1, 9), (7, 1), (3, 30))
     )
     sequences = groups * share
     kind = one("plain", "causal", "blind", "tree", "indexed")

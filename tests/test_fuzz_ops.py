@@ -8,7 +8,7 @@ import under_test
 from lamp_fast.ops import contracts
 
 GPU = torch.cuda.is_available()
-SEEDS = 20
+SEEDS = 12
 MANY = 2000
 
 

@@ -110,7 +110,8 @@ def prefix_attention(
 
     *Numerics*: the reference has those of torch's scaled_dot_product_attention, which it calls. All
     others form scores, softmax and sums in float32 (float64 for float64) and round once. A NaN in a
-    row's query or in a key that it sees makes that row NaN.
+    row's query or in a key that it sees makes that row NaN; one in a value may also reach rows of
+    its sequence that do not see it. Other sequences feel neither, unless they read the same prefix.
 
     *Determinism*: the same bits in every run, also for gradients of a shared prefix, which are
     summed in the order of the sequences; the reference with ``prefix_index`` as torch indexes.
