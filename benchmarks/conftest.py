@@ -1,6 +1,7 @@
 """The closing table of ratios."""
 
 import pytest
+import torch
 from tabulate import tabulate
 
 
@@ -21,6 +22,7 @@ class RatioTable:
 def pytest_configure(config):
     config.stash[_KEY] = RatioTable()
     config.stash[_MEMORY] = []
+    config.stash[_OPS] = []
 
 
 @pytest.fixture
@@ -33,6 +35,12 @@ def ratio_table(request) -> RatioTable:
 def memory_table(request) -> list[list]:
     """Rows of the memory table."""
     return request.config.stash[_MEMORY]
+
+
+@pytest.fixture
+def op_table(request) -> list[list]:
+    """Rows of the table of ops on the CPU."""
+    return request.config.stash[_OPS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -59,7 +67,13 @@ def pytest_terminal_summary(terminalreporter, config):
         ],
         config.stash[_MEMORY],
     )
+    show(
+        f"ops on the CPU, float32, {torch.get_num_threads()} threads (medians)",
+        ["", "reference ms", "cpp ms", "cpp is faster by", "floor ms"],
+        config.stash[_OPS],
+    )
 
 
 _KEY = pytest.StashKey[RatioTable]()
 _MEMORY = pytest.StashKey[list]()
+_OPS = pytest.StashKey[list]()

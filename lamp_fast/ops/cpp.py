@@ -85,9 +85,7 @@ def prefix_attention(
     tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = _contiguous(prefix_index), _contiguous(mask)
     computed = _computed(out)
-    _C.prefix_attention(
-        _params(*tensors, computed, lse, prefix_index, mask, causal, blind, scale)
-    )
+    _C.prefix_attention(_params(*tensors, computed, lse, prefix_index, mask, causal, blind, scale))
     _round_once(computed, out)
 
 
