@@ -1,6 +1,7 @@
 """The closing table of ratios."""
 
 import pytest
+import torch
 from tabulate import tabulate
 
 from benchmarks import kernels
@@ -27,6 +28,7 @@ def pytest_configure(config):
     config.stash[_IMAGENET] = []
     config.stash[_INPUT] = []
     config.stash[_STEPS] = []
+    config.stash[_OPS] = []
 
 
 @pytest.fixture
@@ -63,6 +65,12 @@ def input_table(request) -> list[list[str]]:
 def step_table(request) -> list[list[str]]:
     """Rows of the table of whole steps on a GPU."""
     return request.config.stash[_STEPS]
+
+
+@pytest.fixture
+def op_table(request) -> list[list]:
+    """Rows of the table of ops on the CPU."""
+    return request.config.stash[_OPS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -105,6 +113,11 @@ def pytest_terminal_summary(terminalreporter, config):
         ["", "from files", "from the cache", "cache / files"],
         config.stash[_INPUT],
     )
+    show(
+        f"ops on the CPU, float32, {torch.get_num_threads()} threads (medians)",
+        ["", "reference ms", "cpp ms", "cpp is faster by", "floor ms"],
+        config.stash[_OPS],
+    )
 
 
 _KEY = pytest.StashKey[RatioTable]()
@@ -113,3 +126,4 @@ _KERNELS = pytest.StashKey[list]()
 _IMAGENET = pytest.StashKey[list]()
 _INPUT = pytest.StashKey[list]()
 _STEPS = pytest.StashKey[list]()
+_OPS = pytest.StashKey[list]()

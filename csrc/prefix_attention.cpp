@@ -140,17 +140,19 @@ struct Scratch {
   std::vector<T> sum;                            // [padded]
 };
 
-// rows [count, d] -> packed [count, padded].
+// The rows [count, d] of one head -> packed [count, padded]. The next head is asked for meanwhile.
 template <typename T>
-[[gnu::always_inline]] inline void pack(const T* rows, int64_t stride, int64_t count, int64_t width,
-                                        int64_t padded, T* packed) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T* from = rows + i * stride;
-    T* to = packed + i * padded;
+[[gnu::always_inline]] inline void pack(const HeadRows& rows, int64_t sequence, int64_t head,
+                                        int64_t count, int64_t width, int64_t padded, T* packed) {
+  const T* from = rows_of<const T>(rows, sequence, head);
+  for (int64_t i = 0; i < count; ++i, from += rows.row_stride, packed += padded) {
     int64_t d = 0;
-    for (; d + kLanes<T> <= width; d += kLanes<T>) store(to + d, load(from + d));
-    for (; d < width; ++d) to[d] = from[d];
-    for (; d < padded; ++d) to[d] = 0;
+    for (; d + kLanes<T> <= width; d += kLanes<T>) {
+      __builtin_prefetch(from + rows.head_stride + d);
+      store(packed + d, load(from + d));
+    }
+    for (; d < width; ++d) packed[d] = from[d];
+    for (; d < padded; ++d) packed[d] = 0;
   }
 }
 
@@ -267,14 +269,11 @@ template <typename T>
                                                         int64_t sequence, int64_t prefix,
                                                         int64_t head, Scratch<T>& scratch) {
   const int64_t padded = scratch.padded, own = params.prefix_length * padded;
-  pack(rows_of<const T>(params.prefix_k, prefix, head), params.prefix_k.row_stride,
-       params.prefix_length, params.width, padded, scratch.k.data());
-  pack(rows_of<const T>(params.prefix_v, prefix, head), params.prefix_v.row_stride,
-       params.prefix_length, params.width, padded, scratch.v.data());
-  pack(rows_of<const T>(params.k, sequence, head), params.k.row_stride, params.length, params.width,
-       padded, scratch.k.data() + own);
-  pack(rows_of<const T>(params.v, sequence, head), params.v.row_stride, params.length, params.width,
-       padded, scratch.v.data() + own);
+  const int64_t prefix_length = params.prefix_length, length = params.length;
+  pack(params.prefix_k, prefix, head, prefix_length, params.width, padded, scratch.k.data());
+  pack(params.prefix_v, prefix, head, prefix_length, params.width, padded, scratch.v.data());
+  pack(params.k, sequence, head, length, params.width, padded, scratch.k.data() + own);
+  pack(params.v, sequence, head, length, params.width, padded, scratch.v.data() + own);
 }
 
 template <typename T>
@@ -283,8 +282,7 @@ template <typename T>
                                                 int64_t prefix, int64_t head, Scratch<T>& scratch) {
   const int64_t padded = scratch.padded, width = params.width;
   pack_keys_and_values(params, sequence, prefix, head, scratch);
-  pack(rows_of<const T>(params.q, sequence, head), params.q.row_stride, params.rows, width, padded,
-       scratch.q.data());
+  pack(params.q, sequence, head, params.rows, width, padded, scratch.q.data());
   T* out = rows_of<T>(params.out, sequence, head);
   T* lse = static_cast<T*>(params.lse) + (sequence * params.heads + head) * params.rows;
   for (int64_t i = 0; i < params.rows; ++i) {
@@ -333,10 +331,8 @@ template <typename T>
   const bool needs_own = params.grad_q.data != nullptr;
   T* sum = scratch.sum.data();
   pack_keys_and_values(forward, sequence, prefix, head, scratch);
-  pack(rows_of<const T>(forward.q, sequence, head), forward.q.row_stride, forward.rows, width,
-       padded, scratch.q.data());
-  pack(rows_of<const T>(params.grad, sequence, head), params.grad.row_stride, forward.rows, width,
-       padded, scratch.grad.data());
+  pack(forward.q, sequence, head, forward.rows, width, padded, scratch.q.data());
+  pack(params.grad, sequence, head, forward.rows, width, padded, scratch.grad.data());
   for (int64_t i = 0; i < forward.rows; ++i) {
     const int64_t start = visible.row_start[i], count = visible.row_start[i + 1] - start;
     const int64_t* seen = visible.key.data() + start;

@@ -101,7 +101,7 @@ def poisoned_memory() -> Iterator[None]:
     def poisoned(function: Callable) -> Callable:
         def call(*given, **named):
             new = function(*given, **named)
-            return new.fill_(math.nan if new.is_floating_point() else -(2**40))
+            return new.fill_(math.nan if new.is_floating_point() else -(2**30))
 
         return call
 

@@ -1,7 +1,7 @@
 """The CUDA implementations: torch tensors in and out of ``lamp_fast._C``.
 
-Everything is enqueued on the current stream of the tensors' device and nothing waits, so a CUDA
-graph can capture it.
+The caller makes the tensors' device the current one. Everything is enqueued on its current stream
+and nothing waits, so a CUDA graph can capture it.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,6 @@ def retrieve(
     bias = bias.to(torch.float32).contiguous()
     _enqueue(
         _C.retrieve_cuda,
-        query.device,
         query.data_ptr(),
         keys.data_ptr(),
         bias.data_ptr(),
@@ -77,7 +76,7 @@ def prefix_attention(
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     params = prefix_attention_params(*tensors, out, lse, prefix_index, mask, causal, blind, scale)
     seen_keys = None if mask is None else _lists(*mask.shape, q.device)
-    _enqueue(_C.prefix_attention_cuda, q.device, params, address(seen_keys))
+    _enqueue(_C.prefix_attention_cuda, params, address(seen_keys))
 
 
 def prefix_attention_backward(
@@ -118,17 +117,15 @@ def prefix_attention_backward(
     delta = torch.empty_like(lse)
     _enqueue(
         _C.prefix_attention_backward_cuda,
-        q.device,
         params,
         *(address(each) for each in (seen_keys, seeing_rows, delta, order, offsets, partial)),
         parts,
     )
 
 
-def _enqueue(function: Callable[..., None], device: torch.device, *arguments) -> None:
-    """Call with the current stream of a device as the last argument, and it as current device."""
-    with torch.cuda.device(device):
-        function(*arguments, torch.cuda.current_stream().cuda_stream)
+def _enqueue(function: Callable[..., None], *arguments) -> None:
+    """Call with the current stream as the last argument."""
+    function(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def _lists(entries: int, longest: int, device: torch.device) -> Tensor:

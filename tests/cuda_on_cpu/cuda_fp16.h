@@ -19,13 +19,15 @@ inline float __half2float(__half x) {
 
 inline __half __float2half_rn(float x) {
   const std::uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  const auto with_sign = [sign](int bits) { return __half{static_cast<std::uint16_t>(sign | bits)}; };
+  const auto with_sign = [sign](int bits) {
+    return __half{static_cast<std::uint16_t>(sign | bits)};
+  };
   if (std::isnan(x)) return with_sign(0x7fff);
   const float size = std::fabs(x);
   if (size == 0) return with_sign(0);
   if (size >= 65520.0f) return with_sign(0x7c00);
   int exponent = 0;
-  std::frexp(size, &exponent);  // size in [2^(exponent - 1), 2^exponent)
+  std::frexp(size, &exponent);                    // size in [2^(exponent - 1), 2^exponent)
   const int unit = std::max(exponent - 11, -24);  // the last digit is worth 2^unit
   // Ties to even is the host's rounding mode; a carry runs on into the exponent as it should.
   const int digits = static_cast<int>(std::nearbyint(std::ldexp(size, -unit)));

@@ -35,7 +35,11 @@ using std::isnan;
 using std::max;
 using std::min;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 using cudaStream_t = void*;
 
 struct dim3 {
@@ -245,8 +249,8 @@ inline void __trap() { cuda_on_cpu::Machine::get().fail("a kernel trapped"); }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int distance) {
   const unsigned lane = threadIdx.x % cuda_on_cpu::kWarp;
-  return cuda_on_cpu::Machine::get().exchange(
-      mask, distance, value, [=](const auto& of) { return of(lane ^ distance); });
+  return cuda_on_cpu::Machine::get().exchange(mask, distance, value,
+                                              [=](const auto& of) { return of(lane ^ distance); });
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool value) {

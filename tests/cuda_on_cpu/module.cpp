@@ -26,8 +26,8 @@ __global__ void missing_thread(const int*, int*, bool) {
 }
 
 __global__ void different_votes(const int*, int* out, bool) {
-  out[threadIdx.x] = threadIdx.x % 2 ? __any_sync(0xffffffff, true)
-                                     : __shfl_xor_sync(0xffffffff, 1, 1);
+  out[threadIdx.x] =
+      threadIdx.x % 2 ? __any_sync(0xffffffff, true) : __shfl_xor_sync(0xffffffff, 1, 1);
 }
 
 std::vector<int> run(const std::string& name, std::vector<int> values) {
