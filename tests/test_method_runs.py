@@ -218,7 +218,8 @@ def test_flags_override_a_methods_defaults_and_a_config_of_another_method_does_n
 def test_sgd_and_the_cosines_end():
     optim = settings.OptimConfig(optimiser="sgd", lr=1.0, lr_end=0.2, epochs=4, warmup_epochs=0)
     weight = torch.nn.Parameter(torch.ones(1))
-    optimiser = train.build_optimiser(replace(optim, weight_decay=0.0), [weight])
+    optim_only = replace(optim, weight_decay=0.0)
+    optimiser = train.build_optimiser(optim_only, [weight], weight.device)
     for _ in range(2):
         weight.grad = torch.ones(1)
         optimiser.step()

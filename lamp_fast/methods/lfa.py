@@ -108,10 +108,10 @@ class Lfa(Method):
         loss = reranking_loss(mapped, texts, labels, self.config.neighbours)
         return Step(loss, (self.clip.logit_scale * mapped @ texts.T).detach())
 
-    def after_step(self, observations, progress: float) -> None:
+    def after_step(self, observations, progress: Tensor) -> None:
         """Move the average: momentum 0.9 + 0.1 (1 - exp(-5 min(i, h) / h)), h = n // 2."""
         half = self.iterations // 2
-        share = min(round(progress * self.iterations) / half, 1.0) if half else None
+        share = min(round(float(progress) * self.iterations) / half, 1.0) if half else None
         rampup = 1.0 if share is None else -torch.expm1(torch.tensor(-5.0 * share)).item()
         momentum = 0.9 + 0.1 * rampup
         self.ema.mul_(momentum).add_(self.weight.detach(), alpha=1 - momentum)
