@@ -30,6 +30,7 @@ from lamp_fast.methods import METHODS
 # LFA's epochs are iterations over features, which cost next to nothing.
 WHOLE = ("lfa",)
 SHORTER_SIDE = 64
+MARKS = ("<!-- methods_table -->", "<!-- end of methods_table -->")
 COLUMNS = {"acc_base": "acc base", "acc_new": "acc new", "hm_a": "HM-A", "hm_m": "HM-M"}
 
 
@@ -47,6 +48,8 @@ class TableConfig:
     methods: tuple[str, ...] = tuple(METHODS)
     train: bool = True
     """Off: print what is there."""
+    docs: Path | None = None
+    """Also put the table into this page, between its two marks."""
 
 
 def run_config(data: str, root: Path | None, imb: float, method: str, seed: int) -> TrainConfig:
@@ -121,9 +124,9 @@ def rows_of(runs: dict[tuple, Path]) -> list[list[Any]]:
         cells = [data, f"{imb:g}", name, results[0]["epochs"], f"{results[0]['parameters']:,}"]
         for column in COLUMNS:
             percents = [100 * row[column] for row in results]
-            spread = statistics.pstdev(percents)
-            cells.append(f"{statistics.mean(percents):.2f} ± {spread:.2f}")
-        table.append([*cells, f"{statistics.mean(row['seconds'] for row in results):.0f}"])
+            spread = f" ± {statistics.pstdev(percents):.2f}" if len(percents) > 1 else ""
+            cells.append(f"{statistics.mean(percents):.2f}{spread}")
+        table.append([*cells, len(results)])
     return table
 
 
@@ -141,8 +144,13 @@ def main(config: TableConfig) -> int:
         train_missing(runs, root)
     order = {key: at for at, key in enumerate(dict.fromkeys((d, i) for d, i, _, _ in runs))}
     rows = sorted(rows_of(runs), key=lambda row: order[row[0], float(row[1])])
-    header = ["data", "imb", "method", "epochs", "parameters", *COLUMNS.values(), "seconds"]
-    print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
+    header = ["data", "imb", "method", "epochs", "parameters", *COLUMNS.values(), "seeds"]
+    table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
+    print(table)
+    if config.docs is not None:
+        before, _, rest = config.docs.read_text().partition(MARKS[0])
+        _, _, after = rest.partition(MARKS[1])
+        config.docs.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
     return 0
 
 
