@@ -42,8 +42,11 @@ def main(config: ReproduceConfig, flags: Sequence[str]) -> int:
             state = "done" if queue.outcome(task.address) else "to do"
             print(f"{state:6} {queue.job_folder(task.address)}  {task.title}")
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
-    failures = work(config, queue, distinct)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        failures = work(config, queue, distinct)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     outcomes = {task.address: queue.outcome(task.address) for task in distinct}
     outcome_of = {job: outcomes[task.address] for job, task in tasks.items()}
     cells = read_cells(plan, outcome_of.get)
@@ -200,12 +203,17 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt("stopped; the same command goes on")
 
 
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our own arguments, and those after a lone ``--``, which are for every run."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:cut]), list(arguments[cut + 1 :])
+
+
+if __name__ == "__main__":
+    own, flags = split_flags(sys.argv[1:])
     cli.run(
         ReproduceConfig,
-        functools.partial(main, flags=arguments[cut + 1 :]),
-        arguments[:cut],
+        functools.partial(main, flags=flags),
+        own,
         prog="python -m lamp_fast.reproduce",
     )

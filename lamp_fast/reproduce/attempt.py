@@ -129,7 +129,7 @@ def _take_over(job: Path, attempt: int) -> None:
             for name in names:
                 if (run / name).is_file():
                     new = job / f"attempt-{attempt}" / RUN
-                    new.mkdir(exist_ok=True)
+                    new.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(run / name, new / name)
             return
 
@@ -140,7 +140,8 @@ def _trained_run(jobs: Path, address: str) -> Path:
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
     """What a table says of the runs that it was made of."""
-    machine, counts = record["settings"]["machine"], record["data"]["counts"]
+    machine, data = record["settings"]["machine"], record["settings"]["data"]
+    counts = record["data"]["counts"]
     return {
         "commit": record["commit"],
         "torch": record["torch"],
@@ -148,7 +149,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "precision": machine["precision"],
         "data_sha256": record["data"]["sha256"],
         "drawn": {
-            "cap": record["settings"]["data"]["cap"],
+            "cap": None if data["shots"] is not None else data["cap"],
             "pictures": sum(counts),
             "most": max(counts),
             "least": min(counts),

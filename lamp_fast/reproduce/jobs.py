@@ -29,8 +29,7 @@ import lamp_fast
 from lamp_fast import config as settings
 from lamp_fast.clip import ClipIdentity, load_clip
 from lamp_fast.config import ClipConfig, DataConfig, TrainConfig
-from lamp_fast.data import Pictures
-from lamp_fast.experiment import load_data
+from lamp_fast.data import Pictures, Table, load_source
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
 
@@ -38,11 +37,9 @@ ZEROSHOT = "zeroshot"
 
 # Settings that say where, how fast, or under which name, but not what.
 _ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "clip")
-_ASIDE_OF = {
-    "data": ("root", "table", "skip_unreadable"),
-    "machine": ("device", "threads", "workers", "test_batch", "ops"),
-    "trim": ("block",),
-}
+_ASIDE_OF = {"data": ("root", "table", "skip_unreadable"), "trim": ("block",)}
+# Of the machine, which changes no result beyond rounding: rounding itself, and what is timed.
+_MACHINE = ("precision", "path")
 # Without training there is no seed, no long tail and no optimiser.
 _UNTRAINED = ("seed", "optim")
 _UNTRAINED_OF = {"data": ("imb", "cap", "shots")}
@@ -137,6 +134,7 @@ def read_settings(config: TrainConfig) -> dict[str, Any]:
             aside_of[name] = [*aside_of.get(name, ()), *each]
     for name in aside:
         values.pop(name, None)
+    values["machine"] = {name: values["machine"][name] for name in _MACHINE}
     for group, names in aside_of.items():
         for name in names:
             values.get(group, {}).pop(name, None)
@@ -166,13 +164,15 @@ def data_identity(data: DataConfig) -> str:
     Raises:
         InputError: a data set that is missing, incomplete or malformed.
     """
-    # The same pictures whatever is drawn from them.
-    return _data_identity(replace(data, imb=1.0, cap=None, shots=None))
+    table = None
+    if data.table is not None:
+        table = Table(data.table, data.path_column, data.label_column, data.split_column)
+    return _data_identity(data.data, data.root, data.template, table)
 
 
 @functools.cache
-def _data_identity(data: DataConfig) -> str:
-    source, _ = load_data(data, seed=0)
+def _data_identity(name: str, root: Path | None, template: str | None, table: Table | None) -> str:
+    source = load_source(name, root, template, table)
     digest = hashlib.sha256(json.dumps([source.classnames, source.template]).encode())
     for pictures in (source.train, source.test):
         digest.update(_listing(pictures))

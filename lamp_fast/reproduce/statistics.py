@@ -31,7 +31,7 @@ class PairedTest:
         data_sets: how many data sets these come from.
         p_pairs: two-sided p of the sign-flip permutation test: under the null hypothesis the two
             methods are exchangeable in every pair. It speaks of these data sets. None where no
-            pair differs.
+            pair differs, and for a single pair.
         p_data_sets: two-sided p of Wilcoxon's signed-rank test over the data sets' mean differences
             (Demsar 2006). It speaks of data sets like these. None below six of them, where it
             cannot reach 0.05.
@@ -57,7 +57,7 @@ def paired_test(
     weights = (member / member.sum(axis=1, keepdims=True)).mean(axis=0)  # [N], of each pair
     by_data = (member @ differences) / member.sum(axis=1)
     p_pairs = p_data_sets = None
-    if differences.any():
+    if differences.any() and len(common) > 1:
         p_pairs = stats.permutation_test(
             (weights * differences,),
             lambda values, axis: values.sum(axis=axis),
@@ -66,8 +66,8 @@ def paired_test(
             n_resamples=MOST_FLIPS,
             rng=np.random.default_rng(0),
         ).pvalue
-        if len(names) >= FEWEST_DATA_SETS and by_data.any():
-            p_data_sets = stats.wilcoxon(by_data).pvalue
+    if by_data.any() and len(names) >= FEWEST_DATA_SETS:
+        p_data_sets = stats.wilcoxon(by_data).pvalue
     return PairedTest(
         difference=float(weights @ differences),
         pairs=len(common),

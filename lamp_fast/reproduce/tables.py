@@ -13,14 +13,14 @@ from typing import Any
 from lamp_fast.config import format_layers
 
 ELEVEN = (
-    "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft",
+    "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft",
     "sun397", "dtd", "eurosat", "ucf101", "imagenet",
 )  # fmt: skip
 TITLES = {
     "caltech101": "Caltech101",
     "oxford_pets": "OxfordPets",
     "stanford_cars": "StanfordCars",
-    "oxford_flowers": "Flowers102",
+    "flowers102": "Flowers102",
     "food101": "Food101",
     "fgvc_aircraft": "FGVCAircraft",
     "sun397": "SUN397",
