@@ -751,7 +751,9 @@ def test_a_table_from_one_command(tmp_path, capsys):
 
 def test_a_run_goes_on_where_another_worker_left_it(tmp_path):
     """The second epoch of a run whose worker died: the same weights as without the death."""
-    config = change(BASE, {"optim.epochs": 2, "data.imb": 50.0, "lamp.adapt_passes": 1})
+    config = change(
+        BASE, {"optim.epochs": 2, "data.shots": 2, "data.imb": 1.0, "lamp.adapt_passes": 1}
+    )
     task = Identities().task(Job(config))
     write_json(tmp_path / "task.json", {"needs": [], **task.content})
     earlier = tmp_path / "attempt-1" / "run"
