@@ -208,10 +208,10 @@ def test_rows_of_methods_that_are_not_there_are_left_out_with_a_remark(monkeypat
 
 
 def test_another_method_of_the_registry_joins_a_table(monkeypatch):
-    monkeypatch.setitem(METHODS, "mine", METHODS["zeroshot"])
+    monkeypatch.setitem(METHODS, "mine", type("Mine", (METHODS["coop"],), {"title": "Mine"}))
     plan = plan_of("table1", methods=("lamp", "mine"), imb=(10,), seeds=(1,))
-    assert plan.table.rows[-1].title == "mine+LA"
-    assert plan.jobs["imb 10", "mine+LA", "digits", 1].settings.optim.logit_adjustment
+    assert plan.table.rows[-1].title == "Mine+LA"
+    assert plan.jobs["imb 10", "Mine+LA", "digits", 1].settings.optim.logit_adjustment
 
 
 @pytest.mark.parametrize(

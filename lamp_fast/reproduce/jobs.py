@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 import lamp_fast
 from lamp_fast import config as settings
 from lamp_fast.clip import ClipIdentity, load_clip
-from lamp_fast.config import ClipConfig, DataConfig, TrainConfig
+from lamp_fast.config import READS, ClipConfig, DataConfig, TrainConfig
 from lamp_fast.data import Pictures, Table, load_source
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
@@ -142,9 +142,9 @@ def read_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def unread_groups(method: str) -> list[str]:
-    """Names of the groups of settings that belong to other methods."""
-    groups = {each.name for each in fields(TrainConfig)}
-    return sorted(groups & (METHODS.keys() - {method}))
+    """Names of the groups of settings that a method does not read."""
+    groups = set().union(*READS.values())
+    return sorted(groups - set(READS.get(method, groups)))
 
 
 @functools.cache

@@ -50,7 +50,7 @@ class ReproduceConfig:
     preset: str | None = None
     """LAMP's settings; by default what is written for the table."""
     epochs: int | None = None
-    """Of every trained method, in place of its own."""
+    """Of every trained method, in place of its own (LFA counts iterations)."""
     clip: str = "ViT-B-16"
     """As in lamp_fast.train."""
     pretrained: str | None = None
@@ -217,8 +217,12 @@ def _narrow(config: ReproduceConfig) -> tuple[Table, list[str]]:
             if not table.every_method:
                 known = ", ".join(table.methods)
                 raise InputError(f"--methods {method}: {table.name} has {known} alone")
-            changes = ADJUSTED if table.logit_adjusted else {}
-            rows += (Row(f"{method}+LA" if changes else method, method, changes),)
+            kind = METHODS[method]
+            adjusted = table.logit_adjusted and not kind.no_logit_adjustment
+            title = kind.title or method
+            rows += (
+                Row(f"{title}+LA" if adjusted else title, method, ADJUSTED if adjusted else {}),
+            )
     if config.methods:
         rows = tuple(row for row in rows if row.method in config.methods)
     if absent := tuple(dict.fromkeys(row.title for row in rows if row.method not in METHODS)):

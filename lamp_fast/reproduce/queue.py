@@ -22,8 +22,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -338,12 +339,12 @@ class _Work:
                 continue
             self.states[address] = RUNNING, attempt + 1
             self.retry.pop(address, None)
-            try:
+            # An interruption in between would leave a process that nobody knows of.
+            with _uninterrupted(), contextlib.suppress(FileExistsError):
                 self.queue.attempt_folder(address, attempt + 1).mkdir()
-            except FileExistsError:
-                continue
-            slot = self.free_slots.pop(0)
-            self.running.append(_Running(self.queue, self.tasks[address], attempt + 1, slot))
+                task, slot = self.tasks[address], self.free_slots[0]
+                self.running.append(_Running(self.queue, task, attempt + 1, slot))
+                del self.free_slots[0]
 
     def reap(self) -> int:
         """End what has ended or was taken over; returns how many."""
@@ -405,6 +406,24 @@ class _Work:
             with contextlib.suppress(OSError):
                 each.say(RELEASED)
         self.bar.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block is left. Only the main thread gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {each: signal.signal(each, lambda number, _: held.append(number)) for each in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def _this_machine() -> str:
