@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lamp_fast import checkpoint, cli, train
+from lamp_fast import checkpoint, cli, evaluate, train
 from lamp_fast.checkpoint import write_json
 from lamp_fast.config import TrainConfig, apply_preset
 from lamp_fast.errors import InputError
@@ -176,7 +176,7 @@ def test_few_shots_are_parts_of_table_2():
 
 
 def test_targets_are_scored_without_training_again():
-    options = {"source": "digits", "data": ("digits", "caltech101"), "root": jobs.Path("/nowhere")}
+    options = {"source": "digits", "data": ("digits", "Caltech-101"), "root": jobs.Path("/nowhere")}
     plan = plan_of("table3", methods=("lamp",), seeds=(1,), **options)
     every = list(plan.every_job())
     assert all(job.settings.data.split == "all" and job.settings.data.imb == 100 for job in every)
@@ -773,6 +773,30 @@ def test_a_run_goes_on_where_another_worker_left_it(tmp_path):
     content = [(tmp_path / f"attempt-{each}" / "run" / "learned.safetensors") for each in (2, 9)]
     one, other = (checkpoint.load_tensors(each)[0] for each in content)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+
+
+def test_a_trained_run_is_scored_on_its_own_and_on_other_pictures(tmp_path):
+    from PIL import Image
+
+    for name, part, number in product(("zero", "one"), ("train", "test"), range(3)):
+        file = tmp_path / "pictures" / part / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (80 * number, 40, 200 if name == "one" else 0)).save(file)
+    changes = {"optim.epochs": 1, "data.shots": 1, "data.imb": 1.0, "data.split": "all"}
+    config = change(BASE, changes)
+    run = tmp_path / "jobs" / "trained" / "attempt-1" / "run"
+    other = replace(BASE.data, data="folder", root=tmp_path / "pictures", split="all")
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert train.main(replace(config, out=run)) == 0
+        own, on_other = (attempt._score(config, each, run) for each in (config.data, other))
+        expected = evaluate.transfer_rows(*evaluate.load_run_on(run, other)[:1], 0.0)[1]
+    saved = json.loads((run / "result.json").read_text())[1]
+    for key in ("acc_base", "f1_base"):
+        assert own["rows"]["method"][key] == saved[key]
+    assert own["figures"]["inference_seconds"] > 0
+    assert on_other["figures"]["inference_seconds"] is None
+    assert on_other["rows"]["method"]["acc_base"] == expected.base.accuracy
+    assert own["run"] == on_other["run"] == "trained/attempt-1/run"
 
 
 def stop_after_one_epoch(trainer):

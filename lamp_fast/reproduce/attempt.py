@@ -21,8 +21,7 @@ import tyro
 from lamp_fast import checkpoint, cli, train
 from lamp_fast import config as settings
 from lamp_fast.config import DataConfig, TrainConfig
-from lamp_fast.evaluate import load_run, score_method
-from lamp_fast.experiment import Experiment, load_data
+from lamp_fast.evaluate import load_run, load_run_on, score_method
 from lamp_fast.reproduce.queue import OUTCOME, TASK
 
 RUN = "run"
@@ -88,31 +87,21 @@ def _train(config: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | Non
 
 
 def _score(config: TrainConfig, target: DataConfig, run: Path) -> dict[str, Any]:
-    experiment, facts = load_run(run)
+    """One pass over test pictures; over the run's own a second one, which is timed."""
     own = target.data == config.data.data
-    if not own:
-        experiment = on_other_data(experiment, target)
-    row = score_method(experiment, experiment.method, "", facts["seconds"])
+    experiment, facts = load_run(run) if own else load_run_on(run, target)
+    row = score_method(experiment, experiment.method, target.data, facts["seconds"])
+    seconds = None
     if own:
-        # The first pass warms up; it is the second that is timed.
         started = time.perf_counter()
-        score_method(experiment, experiment.method, "", facts["seconds"])
+        score_method(experiment, experiment.method, target.data, facts["seconds"])
         seconds = time.perf_counter() - started
     return {
         "run": str(run.relative_to(run.parents[2])),
-        "rows": {"method": row.row(experiment.benchmark.head)},
-        "figures": {
-            "inference_seconds": seconds if own else None,
-            "inference_bytes": _peak_memory(),
-        },
+        "rows": {"method": row.row(None)},
+        "figures": {"inference_seconds": seconds, "inference_bytes": _peak_memory()},
         "record": _facts(checkpoint.read_json(run / checkpoint.CONFIG)),
     }
-
-
-def on_other_data(experiment: Experiment, target: DataConfig) -> Experiment:
-    """A trained run with the test pictures and class names of another data set."""
-    _, benchmark = load_data(replace(target, imb=1.0, cap=None, shots=None), seed=0)
-    return replace(experiment, benchmark=benchmark)
 
 
 def _take_over(job: Path, attempt: int) -> None:

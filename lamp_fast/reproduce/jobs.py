@@ -29,7 +29,8 @@ import lamp_fast
 from lamp_fast import config as settings
 from lamp_fast.clip import ClipIdentity, load_clip
 from lamp_fast.config import READS, ClipConfig, DataConfig, TrainConfig
-from lamp_fast.data import Pictures, Table, load_source
+from lamp_fast.data import Pictures
+from lamp_fast.experiment import find_source
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
 
@@ -164,15 +165,13 @@ def data_identity(data: DataConfig) -> str:
     Raises:
         InputError: a data set that is missing, incomplete or malformed.
     """
-    table = None
-    if data.table is not None:
-        table = Table(data.table, data.path_column, data.label_column, data.split_column)
-    return _data_identity(data.data, data.root, data.template, table)
+    # The same pictures whatever is drawn from them.
+    return _data_identity(replace(data, imb=1.0, cap=None, shots=None, split="all"))
 
 
 @functools.cache
-def _data_identity(name: str, root: Path | None, template: str | None, table: Table | None) -> str:
-    source = load_source(name, root, template, table)
+def _data_identity(data: DataConfig) -> str:
+    source = find_source(data)
     digest = hashlib.sha256(json.dumps([source.classnames, source.template]).encode())
     for pictures in (source.train, source.test):
         digest.update(_listing(pictures))

@@ -10,6 +10,7 @@ import tyro
 from lamp_fast import cli
 from lamp_fast import config as settings
 from lamp_fast.config import ClipConfig, DataConfig, TrainConfig
+from lamp_fast.data.catalog import find
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.jobs import Job, change, describe_clip
@@ -243,9 +244,14 @@ def _narrow(config: ReproduceConfig) -> tuple[Table, list[str]]:
             table,
             rows=rows,
             panels=panels,
-            data=config.data or table.data,
-            source=config.source or table.source,
+            data=tuple(map(_known, config.data)) or table.data,
+            source=_known(config.source) if config.source else table.source,
             preset=config.preset or table.preset,
         ),
         remarks,
     )
+
+
+def _known(data: str) -> str:
+    """The catalog's spelling of a data set's name, which the paper's figures go by."""
+    return find(data) or data
