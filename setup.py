@@ -54,7 +54,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=[*find_packages(include=["lamp_fast", "lamp_fast.*"]), *ELSEWHERE],
     package_dir=ELSEWHERE,
-    package_data={"": ["py.typed", "assets/**/*", "*.jinja"], "lamp_fast.csrc": ["*"]},
+    package_data={"": ["py.typed", "assets/**/*", "*.jinja", "*.json"], "lamp_fast.csrc": ["*"]},
     ext_modules=[Extension("lamp_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

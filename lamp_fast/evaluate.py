@@ -67,10 +67,10 @@ def evaluate_rows(
     """
     method = experiment.method
     zeroshot = ZeroShot(experiment.clip)
-    rows = [_score(experiment, zeroshot, zeroshot.title, 0.0, ranks)]
+    rows = [score_method(experiment, zeroshot, zeroshot.title, 0.0, ranks)]
     if isinstance(method, ZeroShot):
         return rows
-    rows.append(_score(experiment, method, method.title, seconds, ranks))
+    rows.append(score_method(experiment, method, method.title, seconds, ranks))
     if adapted:
         method.use_adapted = True
         new = _score_half(experiment, method, ranks, new=True)
@@ -188,9 +188,10 @@ def _refuse_another(what: str, folder: Path, now: str, then: str) -> None:
         )
 
 
-def _score(
-    experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks
+def score_method(
+    experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
+    """Score one method on the test pictures, as a row of that name and training time."""
     new = len(experiment.benchmark.new_names) > 0
     return Evaluated(
         name=name,

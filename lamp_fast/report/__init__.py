@@ -55,7 +55,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def plot_curves(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Loss terms, training accuracy and learning rate by epoch."""
-    _save(draw_curves(history), file)
+    save_figure(draw_curves(history), file)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -89,7 +89,7 @@ def plot_per_class(
         counts: training pictures of each class.
         accuracies: per method, the accuracy in 0..1 of each class.
     """
-    _save(draw_per_class(counts, accuracies), file)
+    save_figure(draw_per_class(counts, accuracies), file)
 
 
 def draw_per_class(counts: Sequence[int], accuracies: Mapping[str, Sequence[float]]) -> Figure:
@@ -122,7 +122,7 @@ def plot_activations(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """How often every prompt of every layer was activated, epoch by epoch."""
     figure = draw_activations(history)
     if figure is not None:
-        _save(figure, file)
+        save_figure(figure, file)
 
 
 def draw_activations(history: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -157,7 +157,8 @@ def draw_activations(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG."""
     FigureCanvasAgg(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)

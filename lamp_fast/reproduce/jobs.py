@@ -1,0 +1,227 @@
+"""What a table is made of: trained runs, scores of them on other data, and their addresses.
+
+A job's address is the sha256 of everything that its result depends on:
+
+- the settings that its method reads, after presets and defaults (so a preset's name is not in it,
+  and one run serves every table that needs it). For zero-shot CLIP nothing that is drawn or trained
+  counts, so five seeds are one job;
+- the data: class names, template, and name, label and size of every picture. Not their bytes, for
+  which 140 GB of ImageNet would have to be read before a job had a name; the run records the sha256
+  of the bytes that it read, and a table says so where rows that should have seen the same did not;
+- the CLIP: the fingerprint of its weights, its model name and its activation;
+- the code: the sha256 over the sources that a result can depend on, see :func:`code_identity`.
+
+Not in it, because nothing of it changes a result beyond rounding: device, threads, loading
+processes, test batch, and the versions of Python and torch. They are in the run's ``config.json``.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lamp_fast
+from lamp_fast import config as settings
+from lamp_fast.clip import ClipIdentity, load_clip
+from lamp_fast.config import READS, ClipConfig, DataConfig, TrainConfig
+from lamp_fast.data import Pictures
+from lamp_fast.experiment import find_source
+from lamp_fast.methods import METHODS
+from lamp_fast.reproduce.queue import Task
+
+ZEROSHOT = "zeroshot"
+
+# Settings that say where, how fast, or under which name, but not what.
+_ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "clip")
+_ASIDE_OF = {"data": ("root", "table", "skip_unreadable"), "trim": ("block",)}
+# Of the machine, which changes no result beyond rounding: rounding itself, and what is timed.
+_MACHINE = ("precision", "path")
+# Without training there is no seed, no long tail and no optimiser.
+_UNTRAINED = ("seed", "optim")
+_UNTRAINED_OF = {"data": ("imb", "cap", "shots")}
+
+# Sources that no result depends on. What they decide is in the settings (config, the registry), is
+# made of results (report), or comes after them; whatever is not listed counts.
+_WITHOUT_INFLUENCE = (
+    "cache", "classifier", "cli", "config", "errors", "export", "glyphs", "hub", "info",
+    "predict", "pretrain", "report", "reproduce", "data/__main__", "data/describe",
+    "data/names", "methods/__init__",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or one score of a run.
+
+    Attributes:
+        settings: of the training, every default resolved.
+        target: the data set to score the trained run on; None trains, and scores on the test
+            pictures of the run's own data.
+        label: of the row and the panel, for progress lines.
+    """
+
+    settings: TrainConfig
+    target: DataConfig | None = None
+    label: str = field(default="", compare=False)
+
+    @property
+    def trained(self) -> "Job":
+        """The job that trains what this one scores."""
+        return replace(self, target=None)
+
+    @property
+    def title(self) -> str:
+        """What a progress line calls it."""
+        seed = "" if self.settings.method == ZEROSHOT else f", seed {self.settings.seed}"
+        scored = "" if self.target is None else f", scored on {self.target.data}"
+        return f"{self.label}, {self.settings.data.data}{seed}{scored}"
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Finds, once each, what addresses depend on beside settings.
+
+    Attributes:
+        codes: by method, what stands for the sources of today: those of results that are to count
+            although something has changed since.
+    """
+
+    codes: Mapping[str, str] = field(default_factory=dict)
+
+    def code(self, method: str) -> str:
+        """See :func:`code_identity`."""
+        return self.codes.get(method) or code_identity(method)
+
+    def task(self, job: Job) -> Task:
+        """The queue's view of a job: its address, and all that another process needs to do it."""
+        needs = () if job.target is None else (self.task(job.trained).address,)
+        identity = self._identity(job)
+        text = json.dumps(identity, sort_keys=True)
+        return Task(
+            address=hashlib.sha256(text.encode()).hexdigest()[:32],
+            title=job.title,
+            content={
+                "identity": identity,
+                "settings": settings.to_json(job.settings),
+                "target": None if job.target is None else settings.to_json(job.target),
+            },
+            needs=needs,
+        )
+
+    def _identity(self, job: Job) -> dict[str, Any]:
+        clip, _ = describe_clip(job.settings.clip)
+        return {
+            "settings": read_settings(job.settings),
+            "data": data_identity(job.settings.data),
+            "target": None if job.target is None else data_identity(job.target),
+            "clip": [clip.name, clip.activation, clip.fingerprint],
+            "code": self.code(job.settings.method),
+        }
+
+
+def read_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings, as JSON values, that a run's result depends on."""
+    values = settings.to_json(config)
+    aside, aside_of = list(_ASIDE), {name: list(each) for name, each in _ASIDE_OF.items()}
+    aside += unread_groups(config.method)
+    if config.method == ZEROSHOT:
+        aside += _UNTRAINED
+        for name, each in _UNTRAINED_OF.items():
+            aside_of[name] = [*aside_of.get(name, ()), *each]
+    for name in aside:
+        values.pop(name, None)
+    values["machine"] = {name: values["machine"][name] for name in _MACHINE}
+    for group, names in aside_of.items():
+        for name in names:
+            values.get(group, {}).pop(name, None)
+    return values
+
+
+def unread_groups(method: str) -> list[str]:
+    """Names of the groups of settings that a method does not read."""
+    groups = set().union(*READS.values())
+    return sorted(groups - set(READS.get(method, groups)))
+
+
+@functools.cache
+def describe_clip(clip: ClipConfig) -> tuple[ClipIdentity, int]:
+    """What CLIP a run would load, and how many layers its shallower tower has.
+
+    Raises:
+        InputError: see :func:`lamp_fast.clip.load_clip`.
+    """
+    loaded = load_clip(clip.clip, clip.pretrained, init_seed=clip.init_seed)
+    return loaded.identity, min(len(loaded.vision.blocks), len(loaded.text.blocks))
+
+
+def data_identity(data: DataConfig) -> str:
+    """sha256, in hex, over what a data set lists; see the module's text.
+
+    Raises:
+        InputError: a data set that is missing, incomplete or malformed.
+    """
+    # The same pictures whatever is drawn from them.
+    return _data_identity(replace(data, imb=1.0, cap=None, shots=None, split="all"))
+
+
+@functools.cache
+def _data_identity(data: DataConfig) -> str:
+    source = find_source(data)
+    digest = hashlib.sha256(json.dumps([source.classnames, source.template]).encode())
+    for pictures in (source.train, source.test):
+        digest.update(_listing(pictures))
+    return digest.hexdigest()
+
+
+def _listing(pictures: Pictures) -> bytes:
+    if pictures.arrays is not None:
+        held = json.dumps([pictures.names, pictures.labels.tolist()])
+        return held.encode() + np.ascontiguousarray(pictures.arrays).tobytes()
+    sizes = [(pictures.root / name).stat().st_size for name in pictures.names]
+    return json.dumps([pictures.names, pictures.labels.tolist(), sizes]).encode()
+
+
+@functools.cache
+def code_identity(method: str) -> str:
+    """sha256, in hex, over the sources that a method's results can depend on.
+
+    Every source of the package counts, kernels included, but for those that no result depends on
+    and the files of other methods: to add a method, or to change how a table looks, repeats
+    nothing. A changed comment counts; ``--code-of`` keeps results that are known to stand.
+    """
+    aside = [*_WITHOUT_INFLUENCE, *(f"methods/{each}" for each in METHODS if each != method)]
+    digest = hashlib.sha256()
+    for name, file in sorted(_sources().items()):
+        stem = f"{name.removesuffix(file.suffix)}/"
+        if not any(stem.startswith(f"{each}/") for each in aside):
+            digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _sources() -> dict[str, Path]:
+    """Files by their name in the package; kernels and csrc lie beside it in a checkout."""
+    package = Path(lamp_fast.__file__).parent
+    found = {}
+    for start, folder in (
+        (package, package),
+        *((package.parent, package.parent / each) for each in ("kernels", "csrc")),
+    ):
+        for file in folder.rglob("*"):
+            if file.suffix in (".py", ".cpp", ".cu", ".cuh", ".h"):
+                found[file.relative_to(start).as_posix()] = file
+    return found
+
+
+def change(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Set dotted settings, such as ``lamp.k`` or ``seed``."""
+    for name, value in changes.items():
+        group, dot, field = name.rpartition(".")
+        if dot:
+            value = replace(getattr(config, group), **{field: value})
+        config = replace(config, **{group or field: value})
+    return config

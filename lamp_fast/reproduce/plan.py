@@ -1,0 +1,257 @@
+"""A table and the command line become jobs: which, with what settings, and what was left out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lamp_fast import cli
+from lamp_fast import config as settings
+from lamp_fast.config import ClipConfig, DataConfig, TrainConfig
+from lamp_fast.data.catalog import find
+from lamp_fast.errors import InputError
+from lamp_fast.methods import METHODS
+from lamp_fast.reproduce.jobs import Job, change, describe_clip
+from lamp_fast.reproduce.tables import (
+    ADJUSTED,
+    SEEDS,
+    TABLES,
+    Column,
+    Metric,
+    Panel,
+    Row,
+    Table,
+    imbalance_panels,
+    shot_panels,
+)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """One table or figure of the paper. Flags of lamp_fast.train after a lone -- go to every run,
+    after the preset and before what the table itself varies."""
+
+    table: Annotated[str, tyro.conf.Positional]
+    """table1 to table7, table9 to table11, or figure3a to figure3d."""
+    methods: tuple[str, ...] = ()
+    """Rows of these methods alone; by default all of the table."""
+    data: tuple[str, ...] = ()
+    """Columns; by default the paper's data sets."""
+    source: str | None = None
+    """Trained on, for tables 3 and 4; by default imagenet."""
+    root: Path | None = None
+    """The folder that holds the data sets' folders."""
+    seeds: tuple[int, ...] = SEEDS
+    imb: tuple[float, ...] = ()
+    """Imbalance ratios, a part of the table each; by default the paper's."""
+    shots: tuple[int, ...] = ()
+    """For table2: pictures a class, a part of the table each; by default 16."""
+    preset: str | None = None
+    """LAMP's settings; by default what is written for the table."""
+    epochs: int | None = None
+    """Of every trained method, in place of its own (LFA counts iterations)."""
+    clip: str = "ViT-B-16"
+    """As in lamp_fast.train."""
+    pretrained: str | None = None
+    """As in lamp_fast.train; by default openai, and for --clip tiny what the package carries."""
+    out: Path = Path("runs/reproduce")
+    """The queue's folder, which several workers, tables and machines may share."""
+    workers: int = 1
+    """Jobs at a time on this machine; GPUs are dealt out in turn."""
+    engine: Literal["here", "submitit"] = "here"
+    """submitit: the workers are jobs of a cluster (needs the cluster extra)."""
+    cluster: Literal["slurm", "local"] | None = None
+    """For submitit: by default slurm; local starts its workers here."""
+    submit: tuple[str, ...] = ()
+    """For submitit: its parameters, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    compare: tuple[str, ...] = ()
+    """Titles of two rows to test against each other; by default LAMP against every other."""
+    code_of: Path | None = None
+    """The JSON file of a table: count runs of the code that made it as runs of today's."""
+    plan: bool = False
+    """Print the jobs, and do nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command asks for.
+
+    Attributes:
+        table: narrowed to the rows, columns and panels that were asked for.
+        seeds: of every cell.
+        remarks: what a reader of the table must know of what was changed or left out.
+        whole: the columns are the paper's, so that averages are over the same data sets.
+        clip: of every run.
+        jobs: of (panel, row, column, seed) by title, scored on the run's own data or its target.
+    """
+
+    table: Table
+    seeds: tuple[int, ...]
+    remarks: tuple[str, ...]
+    whole: bool
+    clip: ClipConfig
+    jobs: Mapping[tuple[str, str, str, int], Job] = field(repr=False)
+
+    def job(self, panel: Panel, row: Row, column: Column, seed: int, metric: Metric) -> Job:
+        """The job whose outcome has a metric."""
+        job = self.jobs[panel.title, row.title, column.key, seed]
+        return replace(job, target=job.settings.data) if metric.timed else job
+
+    def every_job(self) -> Iterator[Job]:
+        """All of them, what a job needs before it; several may have one address."""
+        timed = any(metric.timed for metric in self.table.metrics)
+        for job in self.jobs.values():
+            yield job.trained
+            if job.target is not None:
+                yield job
+            if timed:
+                yield replace(job, target=job.settings.data)
+
+
+def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
+    """Expand a table.
+
+    Args:
+        config: of the command line.
+        flags: of ``lamp_fast.train``, for every run.
+
+    Raises:
+        InputError: the first argument that cannot be served.
+    """
+    table, remarks = _narrow(config)
+    seeds = tuple(dict.fromkeys(config.seeds))
+    if not seeds:
+        raise InputError("--seeds: expected at least one")
+    jobs, kept = {}, []
+    build = _Settings(config, table, tuple(flags))
+    depth = describe_clip(build.clip)[1]
+    for row in table.rows:
+        too_deep = None
+        for panel in table.panels:
+            for column in table.columns:
+                for seed in seeds:
+                    trained = build(panel, row, column, seed)
+                    if row.method == "lamp" and max(trained.lamp.layers) > depth:
+                        too_deep = settings.format_layers(trained.lamp.layers)
+                        continue
+                    settings.validate(trained)
+                    target = None
+                    if column.target is not None:
+                        target = build.data(column.target, "all")
+                    jobs[panel.title, row.title, column.key, seed] = Job(
+                        trained, target, f"{row.title}, {panel.title}"
+                    )
+        if too_deep is None:
+            kept.append(row)
+        elif "lamp.layers" in row.settings:
+            remarks.append(f"Left out: {row.title}; the CLIP has {depth} layers.")
+        else:
+            raise InputError(
+                f"--clip {config.clip}: has {depth} layers, fewer than {too_deep} of --preset"
+                f" {table.preset}; give another --preset, or -- --layers A..B"
+            )
+    if not kept:
+        raise InputError(f"--clip {config.clip}: {table.name} has no row for {depth} layers")
+    if flags:
+        remarks.append(f"Every run: {' '.join(flags)}.")
+    if config.epochs is not None:
+        remarks.append(f"Every run: {config.epochs} epochs in place of the preset's.")
+    written = TABLES[config.table]
+    if table.preset != written.preset:
+        remarks.append(f"LAMP's preset is {table.preset} in place of {written.preset}.")
+    whole = set(table.data) == set(written.data) and table.source == written.source
+    table = replace(table, rows=tuple(kept))
+    return Plan(table, seeds, tuple(remarks), whole, build.clip, jobs)
+
+
+class _Settings:
+    """Builds the settings of runs: method or preset, the user's flags, then the table's own."""
+
+    def __init__(self, config: ReproduceConfig, table: Table, flags: tuple[str, ...]) -> None:
+        self.config, self.table, self.flags = config, table, flags
+        pretrained = config.pretrained
+        if pretrained is None and config.clip != "tiny":
+            pretrained = "openai"
+        self.clip = ClipConfig(config.clip, pretrained)
+        self._bases: dict[tuple[str, ...], TrainConfig] = {}
+
+    def data(self, name: str, split: str) -> DataConfig:
+        """A data set as a whole, nothing drawn from it."""
+        return DataConfig(data=name, root=self.config.root, split=split).resolved()
+
+    def __call__(self, panel: Panel, row: Row, column: Column, seed: int) -> TrainConfig:
+        shots = panel.settings.get("data.shots")
+        base = self._base(row.method, column.data, shots)
+        data = replace(base.data, data=column.data, root=self.config.root, split=self.table.split)
+        changes: dict[str, Any] = {"seed": seed, "clip": self.clip, "data": data}
+        if self.config.epochs is not None:
+            changes["optim.epochs"] = self.config.epochs
+        config = change(base, changes | dict(panel.settings) | dict(row.settings))
+        return replace(config, data=config.data.resolved())
+
+    def _base(self, method: str, data: str, shots: int | None) -> TrainConfig:
+        asked = ["--method", method, "--data", data, "--split", self.table.split]
+        asked += ["--clip", self.config.clip]
+        asked += [] if shots is None else ["--shots", str(shots)]
+        # The preset is LAMP's; what another method was published with is the method's own affair.
+        asked += ["--preset", self.table.preset] if method == "lamp" else []
+        if tuple(asked) not in self._bases:
+            base = replace(settings.default_config(asked), method=method)
+            if self.flags:
+                base = cli.parse(TrainConfig, self.flags, default=base)
+            self._bases[tuple(asked)] = base
+        return self._bases[tuple(asked)]
+
+
+def _narrow(config: ReproduceConfig) -> tuple[Table, list[str]]:
+    """The table with the rows, columns and panels that were asked for, and remarks."""
+    if config.table not in TABLES:
+        raise InputError(f"{config.table}: expected one of {', '.join(TABLES)}")
+    table, remarks = TABLES[config.table], []
+    rows = table.rows
+    for method in config.methods:
+        if method not in METHODS:
+            raise InputError(f"--methods {method}: expected some of {', '.join(METHODS)}")
+        if method not in table.methods:
+            if not table.every_method:
+                known = ", ".join(table.methods)
+                raise InputError(f"--methods {method}: {table.name} has {known} alone")
+            kind = METHODS[method]
+            adjusted = table.logit_adjusted and not kind.no_logit_adjustment
+            title = kind.title or method
+            rows += (
+                Row(f"{title}+LA" if adjusted else title, method, ADJUSTED if adjusted else {}),
+            )
+    if config.methods:
+        rows = tuple(row for row in rows if row.method in config.methods)
+    if absent := tuple(dict.fromkeys(row.title for row in rows if row.method not in METHODS)):
+        remarks.append(f"Not implemented, so left out: {', '.join(absent)}.")
+        rows = tuple(row for row in rows if row.method in METHODS)
+    panels = table.panels
+    for flag, values, name, build in (
+        ("--imb", config.imb, "data.imb", imbalance_panels),
+        ("--shots", config.shots, "data.shots", shot_panels),
+    ):
+        if values and name not in panels[0].settings:
+            raise InputError(f"{flag} {values[0]}: {table.name} has no such parts")
+        panels = build(*values) if values else panels
+    if config.source is not None and table.source is None:
+        raise InputError(f"--source {config.source}: expected table3 or table4")
+    return (
+        replace(
+            table,
+            rows=rows,
+            panels=panels,
+            data=tuple(map(_known, config.data)) or table.data,
+            source=_known(config.source) if config.source else table.source,
+            preset=config.preset or table.preset,
+        ),
+        remarks,
+    )
+
+
+def _known(data: str) -> str:
+    """The catalog's spelling of a data set's name, which the paper's figures go by."""
+    return find(data) or data

@@ -1,0 +1,447 @@
+"""A folder of jobs that any number of workers share, on one machine or on many.
+
+    jobs/ADDRESS/task.json             what is to be done
+    jobs/ADDRESS/attempt-1/            made by whoever does it; making it is the claim
+        claim.json                     who, since when, and a beat that says it is alive
+        log.txt                        everything that the job printed
+        run/, outcome.json             what it leaves
+    jobs/ADDRESS/outcome.json          there once the job is done, and for good
+
+A claim is ``mkdir``, which one of many succeeds with, also on a network file system. A claim whose
+beat stands still is given up for dead, and making ``attempt-2`` takes the job over: nothing is
+renamed or removed, so two that notice the same death cannot undo each other's claims. Beats are
+compared with what the watcher itself saw earlier, never with a clock of another machine. A holder
+that was only asleep finds the later attempt when it wakes, stops its process, and publishes
+nothing; it has written in its own attempt's folder alone. At worst a job is computed twice.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lamp_fast.checkpoint import write_json
+
+OUTCOME = "outcome.json"
+CLAIM, LOG, TASK = "claim.json", "log.txt", "task.json"
+
+# States of a job, and of a claim.
+DONE, FREE, RUNNING, FAILED, WAITING = "done", "free", "running", "failed", "waiting"
+RELEASED = "released"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job as the queue sees it.
+
+    Attributes:
+        address: names its folder; jobs of one address are one job.
+        title: for progress lines.
+        content: JSON values, kept in ``task.json`` for the process that does it.
+        needs: addresses of jobs whose outcome it reads.
+    """
+
+    address: str
+    title: str
+    content: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job without an outcome, and why."""
+
+    task: Task
+    reason: str
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How patient the queue is, in seconds.
+
+    Attributes:
+        poll: between two looks at own processes.
+        scan: between two looks at what other workers do.
+        beat: between two signs of life.
+        stale: without a sign of life a worker is given up; several beats, and more than a network
+            file system holds back what another machine wrote (a minute, often).
+        stop: between the request to stop and the kill.
+    """
+
+    poll: float = 0.2
+    scan: float = 3.0
+    beat: float = 10.0
+    stale: float = 180.0
+    stop: float = 20.0
+
+
+# The command that does a job: its folder and the number of the attempt, as arguments of a process.
+Command = Callable[[Path, int], Sequence[str]]
+
+
+class Queue:
+    """Jobs in ``folder``, each done once by one of the workers that share it.
+
+    Args:
+        folder: made if it is not there.
+        command: see :data:`Command`. The process is to leave ``outcome.json`` in the attempt's
+            folder and exit with 0; anything else is a failure.
+        timing: see :class:`Timing`.
+    """
+
+    def __init__(self, folder: Path, command: Command, timing: Timing | None = None) -> None:
+        self.folder, self.command = Path(folder), command
+        self.timing = timing or Timing()
+        self._seen: dict[Path, tuple[bytes, float]] = {}
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Write down what is not there yet."""
+        for task in tasks:
+            file = self.job_folder(task.address) / TASK
+            if not file.is_file():
+                write_json(file, {"title": task.title, "needs": task.needs, **task.content})
+
+    def job_folder(self, address: str) -> Path:
+        """Where everything of a job lies."""
+        return self.folder / "jobs" / address
+
+    def attempt_folder(self, address: str, attempt: int) -> Path:
+        """Where an attempt, from 1, keeps its files."""
+        return self.job_folder(address) / f"attempt-{attempt}"
+
+    def outcome(self, address: str) -> dict[str, Any] | None:
+        """What a done job left, with the number of its attempt; None before."""
+        try:
+            return json.loads((self.job_folder(address) / OUTCOME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def failed_attempts(self, tasks: Iterable[Task]) -> dict[str, int]:
+        """Attempts that have failed so far: what a new call may try once more."""
+        attempts = {task.address: self._last_attempt(task.address) for task in tasks}
+        return {
+            address: attempt
+            for address, attempt in attempts.items()
+            if attempt and self._claim(address, attempt).get("state") == FAILED
+        }
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        slots: Sequence[Mapping[str, str]],
+        *,
+        retry: Mapping[str, int] | None = None,
+        show: bool = True,
+        others: Callable[[], bool] | None = None,
+    ) -> list[Failure]:
+        """Work until every job is done or has failed, here or elsewhere.
+
+        Args:
+            tasks: in the order of preference; what a job needs comes before it.
+            slots: one process at a time each, with these environment variables on top.
+            retry: failed attempts that are to be tried again; by default those that there are now.
+            show: a progress bar, and a line a job.
+            others: whether workers elsewhere may still do something. Where there is no slot, jobs
+                that are left when they may not have failed; without it they are waited for.
+
+        Returns:
+            The jobs that failed, in the order of ``tasks``.
+        """
+        self.add(tasks)
+        retry = self.failed_attempts(tasks) if retry is None else retry
+        with contextlib.closing(_Work(self, tasks, slots, retry, show, others)) as work:
+            return work.until_done()
+
+    def _state(self, task: Task, retry: Mapping[str, int]) -> tuple[str, int]:
+        """State of a job and its last attempt. What it needs is not looked at."""
+        address = task.address
+        if (self.job_folder(address) / OUTCOME).is_file():
+            return DONE, 0
+        attempt = self._last_attempt(address)
+        if attempt == 0:
+            return FREE, 0
+        claim = self._claim(address, attempt)
+        if claim.get("state") == FAILED:
+            return (FREE if retry.get(address) == attempt else FAILED), attempt
+        if claim.get("state") == RELEASED or self._is_dead(address, attempt, claim):
+            return FREE, attempt
+        return RUNNING, attempt
+
+    def _last_attempt(self, address: str) -> int:
+        folder = self.job_folder(address)
+        names = (each.name.partition("-") for each in folder.glob("attempt-*"))
+        return max((int(number) for _, _, number in names if number.isdigit()), default=0)
+
+    def _claim(self, address: str, attempt: int) -> dict[str, Any]:
+        """What a claim says; nothing for one that is being written."""
+        try:
+            file = self.attempt_folder(address, attempt) / CLAIM
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _is_dead(self, address: str, attempt: int, claim: Mapping[str, Any]) -> bool:
+        if claim.get("where") == _this_machine() and not _is_alive(claim["pid"], claim["born"]):
+            return True
+        folder, said = self.attempt_folder(address, attempt), json.dumps(claim).encode()
+        before, since = self._seen.get(folder, (b"", 0.0))
+        if said != before:
+            self._seen[folder] = said, time.monotonic()
+            return False
+        return time.monotonic() - since > self.timing.stale
+
+
+class _Running:
+    """A job that a process of ours does."""
+
+    def __init__(self, queue: Queue, task: Task, attempt: int, slot: Mapping[str, str]) -> None:
+        self.queue, self.task, self.attempt, self.slot = queue, task, attempt, slot
+        self.folder = queue.attempt_folder(task.address, attempt)
+        self.started = time.monotonic()
+        self.beats, self.beaten = 0, self.started
+        self.say(RUNNING)
+        with open(self.folder / LOG, "wb") as log:
+            self.process = subprocess.Popen(
+                [*queue.command(queue.job_folder(task.address), attempt)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | dict(slot),
+                start_new_session=True,
+            )
+
+    def say(self, state: str, **more: Any) -> None:
+        """Write the claim."""
+        pid = os.getpid()
+        who = {"where": _this_machine(), "host": socket.gethostname(), "pid": pid}
+        who |= {"born": _birth(pid), "beat": self.beats, "state": state}
+        write_json(self.folder / CLAIM, who | more)
+
+    def beat(self) -> bool:
+        """Say that we live, when it is time; False where another worker has taken over."""
+        if time.monotonic() - self.beaten < self.queue.timing.beat:
+            return True
+        self.beats, self.beaten = self.beats + 1, time.monotonic()
+        if self.queue._last_attempt(self.task.address) > self.attempt:
+            return False
+        self.say(RUNNING)
+        return True
+
+    def finish(self) -> str | None:
+        """Publish the outcome of a process that has ended, or return why there is none."""
+        code = self.process.returncode
+        file = self.folder / OUTCOME
+        if code == 0 and file.is_file():
+            outcome = json.loads(file.read_text(encoding="utf-8"))
+            outcome["attempt"] = self.attempt
+            write_json(self.queue.job_folder(self.task.address) / OUTCOME, outcome)
+            for earlier in range(1, self.attempt):
+                folder = self.queue.attempt_folder(self.task.address, earlier)
+                shutil.rmtree(folder / "run", ignore_errors=True)
+            return None
+        reason = f"exit code {code}" if code else f"exit code 0, but it left no {OUTCOME}"
+        if code < 0:
+            reason = f"killed by signal {-code}"
+        self.say(FAILED, reason=reason)
+        return reason
+
+    def ask_to_stop(self) -> None:
+        """Ask the process, and what it started, to end; every file that it leaves is whole."""
+        self._signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Wait for the process a while, then kill it."""
+        try:
+            self.process.wait(self.queue.timing.stop)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class _Work:
+    """One call of :meth:`Queue.run`."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        tasks: Sequence[Task],
+        slots: Sequence[Mapping[str, str]],
+        retry: Mapping[str, int],
+        show: bool,
+        others: Callable[[], bool] | None,
+    ) -> None:
+        self.queue, self.retry, self.show = queue, dict(retry), show
+        self.others = others
+        self.tasks = {task.address: task for task in tasks}
+        self.slots, self.free_slots = slots, list(slots)
+        self.running: list[_Running] = []
+        self.states: dict[str, tuple[str, int]] = {}
+        self.scanned = float("-inf")
+        self.scan()
+        done = sum(state == DONE for state, _ in self.states.values())
+        self.bar = tqdm(
+            total=len(self.tasks),
+            initial=done,
+            unit="job",
+            smoothing=0,
+            disable=None if show else True,
+        )
+
+    def until_done(self) -> list[Failure]:
+        """See :meth:`Queue.run`."""
+        while True:
+            ended = self.reap()
+            if ended or time.monotonic() - self.scanned > self.queue.timing.scan:
+                self.scan()
+            self.start()
+            self.draw()
+            states = {state for state, _ in self.states.values()}
+            if not self.running and not states & {FREE, RUNNING, WAITING}:
+                return self.failures()
+            if not self.slots and self.others is not None and not self.others():
+                self.scan()
+                return self.failures()
+            time.sleep(self.queue.timing.poll)
+
+    def scan(self) -> None:
+        """Look at every job that was not done; a job waits for what it needs, or fails with it."""
+        self.scanned = time.monotonic()
+        for address, task in self.tasks.items():
+            if self.states.get(address, ("", 0))[0] != DONE:
+                self.states[address] = self.queue._state(task, self.retry)
+            state, attempt = self.states[address]
+            needed = {self.states[each][0] for each in task.needs}
+            if state == FREE and needed - {DONE}:
+                self.states[address] = FAILED if FAILED in needed else WAITING, attempt
+
+    def start(self) -> None:
+        """Claim free jobs for free slots."""
+        for address, (state, attempt) in self.states.items():
+            if not self.free_slots:
+                return
+            if state != FREE:
+                continue
+            self.states[address] = RUNNING, attempt + 1
+            self.retry.pop(address, None)
+            # An interruption in between would leave a process that nobody knows of.
+            with _uninterrupted(), contextlib.suppress(FileExistsError):
+                self.queue.attempt_folder(address, attempt + 1).mkdir()
+                task, slot = self.tasks[address], self.free_slots[0]
+                self.running.append(_Running(self.queue, task, attempt + 1, slot))
+                del self.free_slots[0]
+
+    def reap(self) -> int:
+        """End what has ended or was taken over; returns how many."""
+        ended = 0
+        for each in list(self.running):
+            if each.process.poll() is None:
+                if each.beat():
+                    continue
+                each.ask_to_stop()
+                each.end()
+                self.tell("taken over by another worker", each)
+            else:
+                reason = each.finish()
+                self.tell("done" if reason is None else f"failed ({reason})", each)
+            self.running.remove(each)
+            self.free_slots.append(each.slot)
+            ended += 1
+        return ended
+
+    def draw(self) -> None:
+        """Bring the bar up to date."""
+        states = [state for state, _ in self.states.values()]
+        counts = {"running": len(self.running), "failed": states.count(FAILED)}
+        counts["elsewhere"] = max(0, states.count(RUNNING) - len(self.running))
+        shown = {name: count for name, count in counts.items() if count}
+        self.bar.set_postfix(shown, refresh=False)
+        # Failed jobs are no longer to be waited for, so the time that is left counts them as done.
+        self.bar.update(states.count(DONE) + states.count(FAILED) - self.bar.n)
+
+    def tell(self, what: str, ended: _Running) -> None:
+        """A line above the bar."""
+        if self.show:
+            self.bar.write(f"{what}: {ended.task.title}, {time.monotonic() - ended.started:.0f} s")
+
+    def failures(self) -> list[Failure]:
+        """The jobs that failed, needed one that did, or were left by workers that are gone."""
+        failures = []
+        for address, task in self.tasks.items():
+            state, attempt = self.states[address]
+            if state == DONE:
+                continue
+            claim = self.queue._claim(address, attempt) if attempt else {}
+            log = self.queue.attempt_folder(address, attempt) / LOG if attempt else None
+            needed = [each for each in task.needs if self.states[each][0] == FAILED]
+            if claim.get("state") == FAILED:
+                failures.append(Failure(task, claim["reason"], log))
+            elif needed:
+                failures.append(Failure(task, f"needs {self.tasks[needed[0]].title}", None))
+            else:
+                failures.append(Failure(task, "no worker is left", log))
+        return failures
+
+    def close(self) -> None:
+        """Stop what still runs, and leave it to others."""
+        for each in self.running:
+            each.ask_to_stop()
+        for each in self.running:
+            each.end()
+            with contextlib.suppress(OSError):
+                each.say(RELEASED)
+        self.bar.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block is left. Only the main thread gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {each: signal.signal(each, lambda number, _: held.append(number)) for each in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def _this_machine() -> str:
+    """What process ids are unique in: this start of this kernel, and its namespace of them."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _birth(pid: int) -> int | None:
+    """When a process of this machine began, in ticks; None where there is none."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The second field is a name in parentheses, which may hold spaces and parentheses.
+    after = content.rpartition(")")[2].split()
+    return None if after[0] == "Z" else int(after[19])
+
+
+def _is_alive(pid: int, born: int | None) -> bool:
+    return born is not None and _birth(pid) == born

@@ -1,0 +1,436 @@
+"""What each table and figure of the paper is: rows, columns and settings, and nothing else.
+
+A table is panels x rows x columns x seeds. Every combination is one job, see :mod:`.jobs`; a cell
+is a metric of the jobs of its row and column over the seeds. The presets and the grids of the
+ablations are written here; the paper gives neither grid, only plots.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from lamp_fast.config import format_layers
+
+ELEVEN = (
+    "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft",
+    "sun397", "dtd", "eurosat", "ucf101", "imagenet",
+)  # fmt: skip
+TITLES = {
+    "caltech101": "Caltech101",
+    "oxford_pets": "OxfordPets",
+    "stanford_cars": "StanfordCars",
+    "flowers102": "Flowers102",
+    "food101": "Food101",
+    "fgvc_aircraft": "FGVCAircraft",
+    "sun397": "SUN397",
+    "dtd": "DTD",
+    "eurosat": "EuroSAT",
+    "ucf101": "UCF101",
+    "imagenet": "ImageNet",
+    "imagenetv2": "ImageNet-V2",
+    "imagenet_sketch": "ImageNet-S",
+    "imagenet_a": "ImageNet-A",
+    "imagenet_r": "ImageNet-R",
+    "digits": "Digits",
+}
+SEEDS = (1, 2, 3, 4, 5)
+
+AVERAGE = "average"
+AVERAGE_TITLE = "Average"
+ZEROSHOT = "zeroshot"
+
+METHOD, TRANSDUCTIVE = "method", "transductive"
+MARK = "b_new on new (transductive)"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a job's outcome.
+
+    Attributes:
+        key: its name in outcomes and in the paper's file.
+        title: the column's heading.
+        sources: what it is the mean of; by default the key itself.
+        unit: "%" of values in 0..1, "s", "MiB" or "" (a count).
+        timed: read from a separate pass over the test pictures, which is a job of its own.
+        lowest: whether less is better.
+    """
+
+    key: str
+    title: str
+    sources: tuple[str, ...] = ()
+    unit: str = "%"
+    timed: bool = False
+    lowest: bool = False
+
+
+HM_A, HM_M = Metric("hm_a", "HM-A"), Metric("hm_m", "HM-M")
+HM_MEAN = Metric("hm_mean", "Avg.", sources=("hm_a", "hm_m"))
+FEW_SHOT = (Metric("acc_base", "Base"), Metric("acc_new", "New"), Metric("hm_a", "HM"))
+TRANSFER = (
+    Metric("acc", "Acc.", sources=("acc_base",)),
+    Metric("f1", "Mac.", sources=("f1_base",)),
+)
+EFFICIENCY = (
+    Metric("training_seconds", "Training epoch", unit="s", lowest=True),
+    Metric("inference_seconds", "Inference epoch", unit="s", timed=True, lowest=True),
+    Metric("parameters", "Tun. params", unit="", lowest=True),
+    Metric("training_bytes", "Training memory", unit="MiB", lowest=True),
+    Metric("inference_bytes", "Inference memory", unit="MiB", timed=True, lowest=True),
+    HM_A,
+    HM_M,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        title: as shown.
+        method: as ``--method`` names it.
+        settings: what the row changes, by dotted name.
+        reading: which of a run's rows: METHOD, or TRANSDUCTIVE for the bias adapted on unlabelled
+            pictures of the new classes, which only LAMP gets.
+        paper: the row of the paper's table beside it.
+    """
+
+    title: str
+    method: str = "lamp"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reading: str = METHOD
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a table: one imbalance ratio, or one number of shots."""
+
+    title: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A data set, or the same trained run on another one.
+
+    Attributes:
+        key: its name in the paper's file.
+        data: trained on.
+        target: scored on; None for the test pictures of ``data``.
+    """
+
+    key: str
+    data: str
+    target: str | None = None
+
+    @property
+    def title(self) -> str:
+        """As shown."""
+        return TITLES.get(self.key, self.key)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """How a figure of the paper is drawn.
+
+    Attributes:
+        label: of the horizontal axis.
+        axis: the setting along it.
+        vertical: the second setting of a grid; none draws lines.
+    """
+
+    label: str
+    axis: str
+    vertical: str | None = None
+    vertical_label: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table or figure of the paper.
+
+    Attributes:
+        name: on the command line.
+        caption: above it.
+        preset: LAMP's settings; other methods have their own, as published.
+        panels: of the paper.
+        rows: the paper's, and ours between them.
+        data: its columns; for a table of transfer its targets.
+        metrics: under each column.
+        source: trained on, where the columns are targets.
+        split: "base-new" or "all", see ``--split``.
+        every_method: whether further methods may be asked for.
+        logit_adjusted: further methods are trained with logit adjustment, as the paper's are.
+        average: whether the last column averages the others.
+        plot: of a figure.
+    """
+
+    name: str
+    caption: str
+    preset: str
+    panels: tuple[Panel, ...]
+    rows: tuple[Row, ...]
+    data: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    source: str | None = None
+    split: str = "base-new"
+    every_method: bool = False
+    logit_adjusted: bool = False
+    average: bool = False
+    plot: Plot | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """One a data set; the source first where there is one."""
+        if self.source is None:
+            return tuple(Column(each, each) for each in self.data)
+        targets = (Column(each, self.source, each) for each in self.data if each != self.source)
+        return (Column(self.source, self.source), *targets)
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Keys of the columns that the last one averages, never the source; none without one."""
+        keys = tuple(each.key for each in self.columns if each.key != self.source)
+        return keys if self.average and len(keys) > 1 else ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Of its rows, each once."""
+        return tuple(dict.fromkeys(row.method for row in self.rows))
+
+
+def imbalance_panels(*ratios: float) -> tuple[Panel, ...]:
+    """One panel an imbalance ratio."""
+    return tuple(Panel(f"imb {each:g}", {"data.imb": float(each)}) for each in ratios)
+
+
+def shot_panels(*numbers: int) -> tuple[Panel, ...]:
+    """One panel a number of pictures a class."""
+    return tuple(
+        Panel(f"{each} shot{'s' if each > 1 else ''}", {"data.shots": each}) for each in numbers
+    )
+
+
+def _lamp(title: str, paper: str | None = None, **changes: Any) -> tuple[Row, ...]:
+    """LAMP with b_base for both halves, and marked, with b_new on the new half (as the paper)."""
+    settings = {name.replace("__", "."): value for name, value in changes.items()}
+    base = Row(title, settings=settings, paper=paper)
+    if settings.get("lamp.lbo") is False or settings.get("lamp.mpp") is False:
+        return (base,)
+    return base, Row(f"{title}, {MARK}", settings=settings, reading=TRANSDUCTIVE, paper=paper)
+
+
+ADJUSTED = {"optim.logit_adjustment": True}
+CLIP_ROW = Row("CLIP", ZEROSHOT)
+# The paper adds logit adjustment to these; LFA and Candle come with a loss of their own.
+LONG_TAILED_PEERS = (
+    Row("CoOp+LA", "coop", ADJUSTED, paper="CoOp+LA"),
+    Row("CoCoOp+LA", "cocoop", ADJUSTED, paper="CoCoOp+LA"),
+    Row("LFA", "lfa", paper="LFA"),
+    Row("MaPLe+LA", "maple", ADJUSTED, paper="MaPLe+LA"),
+    Row("TCP+LA", "tcp", ADJUSTED, paper="TCP+LA"),
+    Row("MMA+LA", "mma", ADJUSTED, paper="MMA+LA"),
+    Row("Candle", "candle", paper="Candle"),
+)
+FEW_SHOT_PEERS = tuple(
+    Row(title, method, paper=title)
+    for title, method in (
+        ("CoOp", "coop"),
+        ("CoCoOp", "cocoop"),
+        ("MaPLe", "maple"),
+        ("TCP", "tcp"),
+        ("MMA", "mma"),
+        ("Candle", "candle"),
+    )
+)
+LAMP_ROWS = _lamp("LAMP", "LAMP") + _lamp("LAMP+LA", optim__logit_adjustment=True)
+
+
+def _peers(*methods: str) -> tuple[Row, ...]:
+    return tuple(row for row in LONG_TAILED_PEERS if row.method in methods)
+
+
+def _grid(**axes: Sequence[Any]) -> tuple[Row, ...]:
+    """A row of LAMP for every combination of values."""
+    fields = [name.rpartition("__")[2] for name in axes]
+    # The paper's symbols: K, S, D and M, but beta and gamma.
+    symbols = [name.upper() if len(name) == 1 else name for name in fields]
+    rows: list[Row] = []
+    for values in product(*axes.values()):
+        shown = (format_layers(each) if isinstance(each, tuple) else f"{each:g}" for each in values)
+        title = " ".join(f"{name} = {each}" for name, each in zip(symbols, shown, strict=True))
+        rows += _lamp(title, **dict(zip(axes, values, strict=True)))
+    return tuple(rows)
+
+
+def _of_paper(rows: Sequence[Row], form: str) -> tuple[Row, ...]:
+    """The same rows, each beside the paper's row that is named by its only setting."""
+    return tuple(replace(row, paper=form.format(*row.settings.values())) for row in rows)
+
+
+_LONG_TAILED = {
+    "rows": (CLIP_ROW, *LONG_TAILED_PEERS, *LAMP_ROWS),
+    "data": ELEVEN,
+    "every_method": True,
+    "logit_adjusted": True,
+    "average": True,
+}
+_SEVERE = {
+    **_LONG_TAILED,
+    "preset": "table16-imb",
+    "rows": (CLIP_ROW, *_peers("maple", "tcp", "mma", "candle"), *LAMP_ROWS),
+    "data": ELEVEN[:-1],
+    "metrics": (HM_A,),
+}
+_TRANSFER = {
+    "preset": "table16-cross",
+    "panels": imbalance_panels(100),
+    # The bias of the source's classes is used throughout: nothing is adapted to a target.
+    "rows": (
+        CLIP_ROW,
+        *(row for row in LONG_TAILED_PEERS if row.method != "lfa"),
+        *(row for row in LAMP_ROWS if row.reading == METHOD),
+    ),
+    "metrics": TRANSFER,
+    "source": "imagenet",
+    "split": "all",
+    "every_method": True,
+    "logit_adjusted": True,
+}
+_ABLATION = {"preset": "ablation-best", "panels": imbalance_panels(10), "data": ("imagenet",)}
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            name="table1",
+            caption="Long-tailed base-to-new generalisation",
+            preset="ablation-best",
+            panels=imbalance_panels(10, 20, 50),
+            metrics=(HM_A, HM_M),
+            **_LONG_TAILED,
+        ),
+        Table(
+            name="table2",
+            caption="Few-shot base-to-new generalisation (Tables 12 to 15 with --shots 1 2 4 8)",
+            preset="table16-fewshot",
+            panels=shot_panels(16),
+            rows=(CLIP_ROW, *FEW_SHOT_PEERS, *_lamp("LAMP", "LAMP")),
+            data=ELEVEN,
+            metrics=FEW_SHOT,
+            every_method=True,
+            average=True,
+        ),
+        Table(
+            name="table3",
+            caption="Long-tailed cross-dataset transfer",
+            data=ELEVEN[:-1],
+            average=True,
+            **_TRANSFER,
+        ),
+        Table(
+            name="table4",
+            caption="Long-tailed domain generalisation",
+            data=("imagenet_a", "imagenetv2", "imagenet_sketch", "imagenet_r"),
+            **_TRANSFER,
+        ),
+        Table(
+            name="table5",
+            caption="Efficiency",
+            # Its D = 32 comes nearest to the paper's 470K parameters.
+            preset="table16-imb",
+            panels=imbalance_panels(10),
+            rows=(
+                CLIP_ROW,
+                Row("MaPLe+LA", "maple", ADJUSTED, paper="MaPLe"),
+                Row("MMA+LA", "mma", ADJUSTED, paper="MMA"),
+                *_lamp("LAMP", "LAMP"),
+            ),
+            data=("eurosat",),
+            metrics=EFFICIENCY,
+            every_method=True,
+            logit_adjusted=True,
+        ),
+        Table(
+            name="table6",
+            caption="Contribution of each component",
+            preset="ablation-best",
+            panels=imbalance_panels(10),
+            rows=(
+                Row("CLIP", ZEROSHOT, paper="CLIP"),
+                *_lamp("MPP", "MPP", lamp__msp=False, lamp__lbo=False),
+                *_lamp("MSP", "MSP", lamp__mpp=False, lamp__lbo=False),
+                *_lamp("MPP+MSP", "MPP+MSP", lamp__lbo=False),
+                *_lamp("MPP+LBO", "MPP+LBO", lamp__msp=False),
+                *_lamp("MPP+MSP+LBO", "MPP+MSP+LBO"),
+            ),
+            data=("imagenet", "food101"),
+            metrics=(HM_A, HM_M),
+        ),
+        Table(
+            name="table7",
+            caption="Weight of the similarity loss",
+            rows=_of_paper(_grid(lamp__beta=(0.0, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)), "{:.2f}"),
+            metrics=(HM_A, HM_M, HM_MEAN),
+            **_ABLATION,
+        ),
+        Table(
+            name="table9",
+            caption="Long-tailed base-to-new generalisation, imbalance ratio 100",
+            panels=imbalance_panels(100),
+            **_SEVERE,
+        ),
+        Table(
+            name="table10",
+            caption="Long-tailed base-to-new generalisation, imbalance ratio 200",
+            panels=imbalance_panels(200),
+            **_SEVERE,
+        ),
+        Table(
+            name="table11",
+            caption="Size of the prompt pool",
+            rows=_of_paper(_grid(lamp__m=(10, 12, 15, 20, 25, 30)), "{}"),
+            metrics=(HM_A, HM_M),
+            **_ABLATION,
+        ),
+        Table(
+            name="figure3a",
+            caption="Retrieved prompts K and shared prompts S",
+            rows=_grid(lamp__k=(1, 2, 4, 6, 8), lamp__s=(1, 2, 4, 6, 8)),
+            metrics=(HM_MEAN,),
+            plot=Plot("K", "lamp.k", "lamp.s", "S"),
+            **_ABLATION,
+        ),
+        Table(
+            name="figure3b",
+            caption="Width D of the prompts",
+            rows=_grid(lamp__d=(16, 32, 64, 128)),
+            metrics=(HM_A, HM_M),
+            plot=Plot("D", "lamp.d"),
+            **_ABLATION,
+        ),
+        Table(
+            name="figure3c",
+            caption="Layers with prompts",
+            rows=_grid(
+                lamp__layers=tuple(
+                    tuple(range(first, last + 1))
+                    for first, last in ((1, 6), (1, 9), (3, 12), (6, 12), (9, 12))
+                )
+            ),
+            metrics=(HM_A, HM_M),
+            plot=Plot("layers", "lamp.layers"),
+            **_ABLATION,
+        ),
+        Table(
+            name="figure3d",
+            caption="First step gamma of the load-balancing bias",
+            rows=_grid(lamp__gamma=(1e-4, 5e-4, 1e-3, 5e-3, 1e-2)),
+            metrics=(HM_A, HM_M),
+            plot=Plot("gamma", "lamp.gamma"),
+            **_ABLATION,
+        ),
+    )
+}
