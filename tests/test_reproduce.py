@@ -749,6 +749,7 @@ def test_a_table_from_one_command(tmp_path, capsys):
     assert "done: " not in printed
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_another_worker_left_it(tmp_path):
     """The second epoch of a run whose worker died: the same weights as without the death."""
     config = change(

@@ -72,7 +72,7 @@ def test_there_is_no_certificate_where_a_prompt_works():
 @pytest.mark.parametrize("arm", ARMS[:3])
 def test_what_is_the_same_for_both_fails(arm):
     bound = certify(TOY).bound
-    for seed in range(3):
+    for seed in range(2):
         model, errors = try_arm(TOY, arm, seed)
         assert min(errors) >= bound
         torch.testing.assert_close(model(0), model(1), rtol=0, atol=0)
