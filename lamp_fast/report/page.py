@@ -23,9 +23,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lamp_fast import checkpoint, report
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import TITLES, load_run, read_learned
+from lamp_fast.evaluate import load_run, read_learned
 from lamp_fast.experiment import Experiment
-from lamp_fast.methods import Lamp, Method, ZeroShot
+from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
 from lamp_fast.methods.lamp import exact
 
 TEMPLATE = "page.html.jinja"
@@ -80,7 +80,7 @@ def build_page(run: Path) -> str:
     record = checkpoint.read_json(run / checkpoint.CONFIG)
     rows = checkpoint.read_json(run / checkpoint.RESULT)
     read_learned(run)
-    method = TITLES.get(record["settings"]["method"], record["settings"]["method"])
+    method = METHODS[record["settings"]["method"]].title
     history = _read_history(run / checkpoint.METRICS)
     classes = _read_classes(run / "per_class.csv")
     examples, routes, why_not = {}, None, None
