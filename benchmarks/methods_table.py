@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lamp_fast import checkpoint, cli, train
 from lamp_fast import config as settings
 from lamp_fast.config import TrainConfig
-from lamp_fast.data.catalog import SPLIT_FILE_DATA
+from lamp_fast.data.catalog import CATALOG
 from lamp_fast.methods import METHODS
 
 # LFA's epochs are iterations over features, which cost next to nothing.
@@ -71,7 +71,7 @@ def run_config(data: str, root: Path | None, imb: float, method: str, seed: int)
 
 def small_copy(root: Path, target: Path) -> Path:
     """Copy Caltech101 with its pictures scaled down, once; the root of the copy."""
-    layout = SPLIT_FILE_DATA["caltech101"]
+    layout = CATALOG["caltech101"]
     source, copy = root / layout.folder, target / layout.folder
     split_file = copy / layout.split_file
     if split_file.is_file():

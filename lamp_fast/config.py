@@ -479,9 +479,23 @@ PUBLISHED_FOR_DATA: dict[tuple[str, str], dict[str, Any]] = {
     ("tcp", "imagenet"): {"epochs": 25},
     ("tcp", "sun397"): {"epochs": 25},
     ("mma", "imagenet"): {"batch": 128},
-    ("lfa", "caltech101"): {"epochs": 40},
-    ("lfa-all", "caltech101"): {"epochs": 1000},
 }
+# LFA's iterations: base-to-new, and on every class.
+for _data, _base_new, _all in (
+    ("caltech101", 40, 1000),
+    ("dtd", 100, 1000),
+    ("eurosat", 50, 100),
+    ("fgvc_aircraft", 100, 1000),
+    ("flowers102", 50, 100),
+    ("food101", 50, 100),
+    ("imagenet", 100, 200),
+    ("oxford_pets", 10, 30),
+    ("stanford_cars", 50, 2000),
+    ("sun397", 50, 100),
+    ("ucf101", 100, 200),
+):
+    PUBLISHED_FOR_DATA["lfa", _data] = {"epochs": _base_new}
+    PUBLISHED_FOR_DATA["lfa-all", _data] = {"epochs": _all}
 
 
 # The flags that decide what the others' defaults are.
