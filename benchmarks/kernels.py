@@ -296,17 +296,21 @@ def tree_case(device, dtype, backward, *, images: int, prefix: int) -> Case:
     return _attention_case(what, target, device, dtype, backward, sizes, seen, {"mask": mask}, mask)
 
 
-def activation_case(device, dtype, backward, op: str, *, rows: int, width: int) -> Case:
-    """The MLP's activation of the image tower."""
-    element = torch.finfo(dtype).bits // 8
-    plain = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}[op]
+def _rowwise_contenders(ours, plain, backward: bool) -> dict[str, Callable[..., object]]:
     contenders = {
-        "ours": getattr(ops, op),
+        "ours": ours,
         "eager": plain,
         "torch.compile": torch.compile(plain, fullgraph=True, dynamic=False),
     }
     if backward:
-        contenders = {name: both_ways(each) for name, each in contenders.items()}
+        return {name: both_ways(each) for name, each in contenders.items()}
+    return contenders
+
+
+def activation_case(device, dtype, backward, op: str, *, rows: int, width: int) -> Case:
+    """The MLP's activation of the image tower."""
+    element = torch.finfo(dtype).bits // 8
+    plain = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}[op]
     return Case(
         what=f"{op} {rows}x{width}{', with backward' if backward else ''}",
         target="within 1.25x of the floor",
@@ -314,7 +318,7 @@ def activation_case(device, dtype, backward, op: str, *, rows: int, width: int) 
         # Forward reads x and writes y; backward reads x and the gradient and writes one.
         moved=rows * width * element * (5 if backward else 2),
         draw=lambda seed: _normal(device, dtype, seed, (rows, width), grad=backward),
-        contenders=contenders,
+        contenders=_rowwise_contenders(getattr(ops, op), plain, backward),
     )
 
 
@@ -330,13 +334,6 @@ def norm_case(device, dtype, backward, *, rows: int, width: int) -> Case:
         total = x + update
         return total, F.layer_norm(total, (width,), weight, bias, 1e-5)
 
-    contenders = {
-        "ours": ours,
-        "eager": plain,
-        "torch.compile": torch.compile(plain, fullgraph=True, dynamic=False),
-    }
-    if backward:
-        contenders = {name: both_ways(each) for name, each in contenders.items()}
     return Case(
         what=f"add_layer_norm {rows}x{width}{', with backward' if backward else ''}",
         target="within 1.25x of the floor",
@@ -344,7 +341,7 @@ def norm_case(device, dtype, backward, *, rows: int, width: int) -> Case:
         # Forward reads two and writes two; backward reads both gradients and the sum, writes one.
         moved=rows * width * element * (8 if backward else 4),
         draw=lambda seed: _normal(device, dtype, seed, (rows, width), (rows, width), grad=backward),
-        contenders=contenders,
+        contenders=_rowwise_contenders(ours, plain, backward),
     )
 
 

@@ -5,16 +5,16 @@ import torch
 
 from benchmarks import kernels
 from benchmarks.measure import Ceilings, Time, rotations
-from lamp_fast.errors import InputError
 
 CPU = torch.device("cpu")
 CASES = list(kernels.cases(CPU, small=True))
 RATES = Ceilings(flops=1e12, bytes=1e9, dtype="float32")
 
 
-def eager_contenders(case):
-    compiled = ("torch.compile", "FlexAttention")
-    return {name: call for name, call in case.contenders.items() if name not in compiled}
+def quick_contenders(case):
+    """Without what compiles, and kernels, which an interpreter would run for minutes."""
+    slow = ("torch.compile", "FlexAttention", "triton", "cuda")
+    return {name: call for name, call in case.contenders.items() if name not in slow}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
@@ -23,11 +23,11 @@ def test_contenders_agree(case):
     plain = case.contenders.get("eager") or case.contenders["SDPA math"]
     wanted = plain(*inputs)
     ran = []
-    for name, contender in eager_contenders(case).items():
+    for name, contender in quick_contenders(case).items():
         try:
             got = contender(*inputs)
-        except (InputError, RuntimeError) as error:
-            if not isinstance(error, InputError) and "No viable backend" not in str(error):
+        except RuntimeError as error:
+            if "No viable backend" not in str(error):
                 raise
             continue  # a GPU's
         # float32 on both sides: some hundred roundings.
