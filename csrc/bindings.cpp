@@ -50,11 +50,13 @@ lamp::HeadRows head_rows(const Rows& rows) {
 // N, G, H, R, L, P, d.
 using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
-lamp::PrefixAttentionParams prefix_attention_params(
-    bool float64, const Rows& q, const Rows& k, const Rows& v, const Rows& prefix_k,
-    const Rows& prefix_v, const Rows& out, std::uintptr_t lse, std::uintptr_t prefix_index,
-    std::uintptr_t mask, const Sizes& sizes, bool causal, int64_t blind, double scale,
-    int threads) {
+lamp::PrefixAttentionParams prefix_attention_params(bool float64, const Rows& q, const Rows& k,
+                                                    const Rows& v, const Rows& prefix_k,
+                                                    const Rows& prefix_v, const Rows& out,
+                                                    std::uintptr_t lse, std::uintptr_t prefix_index,
+                                                    std::uintptr_t mask, const Sizes& sizes,
+                                                    bool causal, int64_t blind, double scale,
+                                                    int threads) {
   const auto [sequences, groups, heads, rows, length, prefix_length, width] = sizes;
   return {float64 ? lamp::Dtype::kFloat64 : lamp::Dtype::kFloat32,
           head_rows(q),
