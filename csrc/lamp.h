@@ -79,7 +79,7 @@ struct PrefixAttentionParams {
   int threads;  // CPU: at most so many; never changes a result
 };
 
-// out and lse are read here, as the forward wrote them.
+// out and lse are as the forward wrote them; the CPU reads neither.
 struct PrefixAttentionBackwardParams {
   PrefixAttentionParams forward;
   HeadRows grad;                          // [N, H, R, d]

@@ -130,10 +130,10 @@ struct Scratch {
     weights_by_key.resize(visible.key.size());
     slopes_by_key.resize(visible.key.size());
   }
-  int64_t padded;         // d and zeros up to whole vectors
-  std::vector<T> q;       // [R, padded]
-  std::vector<T> k, v;    // [P + L, padded]
-  std::vector<T> grad;    // [R, padded]
+  int64_t padded;          // d and zeros up to whole vectors
+  std::vector<T> q;        // [R, padded]
+  std::vector<T> k, v;     // [P + L, padded]
+  std::vector<T> grad;     // [R, padded]
   std::vector<T> weights;  // of one row: scores, then the softmax
   std::vector<T> slopes;   // of one row: gradients of the weights, then of the products
   std::vector<T> weights_by_key, slopes_by_key;  // [entries], in the order of the keys
@@ -352,8 +352,7 @@ template <typename T>
               rows_of<T>(params.grad_q, sequence, head) + i * params.grad_q.row_stride);
   }
   const auto gradients = [&](int64_t first, int64_t last, bool add, const HeadRows& of_k,
-                             const HeadRows& of_v,
-                             int64_t owner) __attribute__((always_inline)) {
+                             const HeadRows& of_v, int64_t owner) __attribute__((always_inline)) {
     gradients_of_keys(visible, first, last, scratch.slopes_by_key.data(), scratch.q.data(), sum,
                       padded, width, add, rows_of<T>(of_k, owner, head), of_k.row_stride);
     gradients_of_keys(visible, first, last, scratch.weights_by_key.data(), scratch.grad.data(), sum,

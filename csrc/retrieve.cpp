@@ -17,51 +17,47 @@ constexpr int kQueriesAtOnce = 2;
 constexpr int kKeysAtOnce = 4;
 constexpr int64_t kRowsInPart = 16;
 
-constexpr int kWide = 8;
-using Wide = Vector<double, kWide>;
+using Wide = Lanes<double>;
+constexpr int kWide = kLanes<double>;
+// Rows are followed by zeros up to a multiple of this.
+constexpr int kPadding = 4 * kWide;
 
-template <int Keys>
-[[gnu::always_inline]] inline void dot(const double* queries, const double* keys, int64_t padded,
-                                       double* out, int64_t out_stride) {
-  Wide sums[kQueriesAtOnce][Keys] = {};
-  for (int64_t d = 0; d < padded; d += kWide) {
-#pragma GCC unroll 8
-    for (int key = 0; key < Keys; ++key) {
-      const Wide some = *reinterpret_cast<const Wide*>(keys + key * padded + d);
-#pragma GCC unroll 8
-      for (int query = 0; query < kQueriesAtOnce; ++query)
-        sums[query][key] += some * *reinterpret_cast<const Wide*>(queries + query * padded + d);
-    }
-  }
-#pragma GCC unroll 8
-  for (int query = 0; query < kQueriesAtOnce; ++query) {
-#pragma GCC unroll 8
-    for (int key = 0; key < Keys; ++key) {
-      const Wide sum = sums[query][key];
-      out[query * out_stride + key] =
-          ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
-    }
-  }
-}
-
-// queries [kQueriesAtOnce, padded] and keys [count, padded] -> out [kQueriesAtOnce, count].
+// queries [kQueriesAtOnce, padded] and keys [count, padded] -> out [kQueriesAtOnce, out_stride],
+// which has room for count up to whole kKeysAtOnce.
 LAMP_VECTOR_CLONES void dots(const double* queries, const double* keys, int64_t count,
-                             int64_t padded, double* out) {
-  int64_t key = 0;
-  for (; key + kKeysAtOnce <= count; key += kKeysAtOnce)
-    dot<kKeysAtOnce>(queries, keys + key * padded, padded, out + key, count);
-  for (; key < count; ++key) dot<1>(queries, keys + key * padded, padded, out + key, count);
+                             int64_t padded, double* out, int64_t out_stride) {
+  for (int64_t key = 0; key < count; key += kKeysAtOnce) {
+    // The last ones repeat a key where there are fewer.
+    const double* some[kKeysAtOnce];
+    for (int64_t i = 0; i < kKeysAtOnce; ++i)
+      some[i] = keys + std::min(key + i, count - 1) * padded;
+    Wide sums[kQueriesAtOnce][1][kKeysAtOnce] = {};
+    for (int64_t d = 0; d < padded; d += kWide) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kKeysAtOnce; ++i) {
+        const Wide of_key = load(some[i] + d);
+#pragma GCC unroll 2
+        for (int query = 0; query < kQueriesAtOnce; ++query)
+          sums[query][0][i] += of_key * load(queries + query * padded + d);
+      }
+    }
+#pragma GCC unroll 2
+    for (int query = 0; query < kQueriesAtOnce; ++query)
+      store(out + query * out_stride + key, sum_each(sums[query]));
+  }
 }
 
-double norm(const double* row, int64_t padded) {
-  Wide sums = {};
-  for (int64_t d = 0; d < padded; d += kWide) {
-    const Wide some = *reinterpret_cast<const Wide*>(row + d);
-    sums += some * some;
+LAMP_VECTOR_CLONES double norm(const double* row, int64_t padded) {
+  // An addition takes several cycles, so four sums at once.
+  Wide sums[1][4] = {};
+  for (int64_t d = 0; d < padded; d += kPadding) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Wide some = load(row + d + i * kWide);
+      sums[0][i] += some * some;
+    }
   }
-  double square = 0;
-  for (int lane = 0; lane < kWide; ++lane) square += sums[lane];
-  return std::sqrt(square);
+  return std::sqrt(sum_of(sum_each(sums)));
 }
 
 // Products of float32 are exact in double and their sums neither overflow nor underflow, so the
@@ -69,7 +65,7 @@ double norm(const double* row, int64_t padded) {
 template <typename T>
 struct Pool {
   explicit Pool(const RetrieveParams& params)
-      : padded(round_up(params.width, kWide)),
+      : padded(round_up(params.width, kPadding)),
         keys(params.pool_size * padded),
         norms(params.pool_size) {
     for (int64_t m = 0; m < params.pool_size; ++m) {
@@ -88,12 +84,14 @@ template <typename T>
 struct Scratch {
   Scratch(int64_t padded, int64_t pool_size)
       : queries(kQueriesAtOnce * padded),
-        dots(kQueriesAtOnce * pool_size),
+        dots_stride(round_up(pool_size, kKeysAtOnce)),
+        dots(kQueriesAtOnce * dots_stride),
         similarity(pool_size),
         scores(pool_size),
         order(pool_size) {}
   std::vector<double> queries;  // [kQueriesAtOnce, padded]
-  std::vector<double> dots;     // [kQueriesAtOnce, M]
+  int64_t dots_stride;          // M and room up to whole kKeysAtOnce
+  std::vector<double> dots;     // [kQueriesAtOnce, dots_stride]
   std::vector<T> similarity;
   std::vector<T> scores;
   std::vector<int64_t> order;
@@ -139,10 +137,10 @@ void retrieve_rows(const RetrieveParams& params, const Pool<T>& pool, int64_t fi
       std::copy(query, query + params.width, scratch.queries.data() + i * pool.padded);
     }
     dots(scratch.queries.data(), pool.keys.data(), params.pool_size, pool.padded,
-         scratch.dots.data());
+         scratch.dots.data(), scratch.dots_stride);
     for (int64_t i = 0; i < block; ++i)
       choose(params, pool, norm(scratch.queries.data() + i * pool.padded, pool.padded),
-             scratch.dots.data() + i * params.pool_size, scratch,
+             scratch.dots.data() + i * scratch.dots_stride, scratch,
              params.indices + (row + i) * params.k,
              static_cast<T*>(params.similarity) + (row + i) * params.k);
   }
@@ -175,7 +173,7 @@ constexpr int kColumns = 32;
 // [rows, D] -> 1 / norm [rows]; 0 for a zero row.
 template <typename T>
 std::vector<double> inverse_norms(const T* rows, int64_t stride, int64_t count, int64_t width) {
-  const int64_t padded = round_up(width, kWide);
+  const int64_t padded = round_up(width, kPadding);
   std::vector<double> row(padded), inverse(count);
   for (int64_t i = 0; i < count; ++i) {
     std::copy(rows + i * stride, rows + i * stride + width, row.data());
