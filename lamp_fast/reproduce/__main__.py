@@ -28,6 +28,9 @@ TABLES_FOLDER = "tables"
 
 def main(config: ReproduceConfig, flags: Sequence[str]) -> int:
     """Do the jobs that are not done, then write the table."""
+    if config.root is not None and not config.root.is_dir():
+        # Before CLIP's weights are fetched.
+        raise InputError(f"--root {config.root}: does not exist, expected the data sets' folder")
     plan = make_plan(config, flags)
     pairs = _pairs(plan, config.compare)
     if config.workers < 1:

@@ -120,9 +120,6 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
     Raises:
         InputError: the first argument that cannot be served.
     """
-    if config.root is not None and not config.root.is_dir():
-        # Before CLIP's weights are fetched.
-        raise InputError(f"--root {config.root}: does not exist, expected the data sets' folder")
     table, remarks = _narrow(config)
     seeds = tuple(dict.fromkeys(config.seeds))
     if not seeds:
