@@ -300,25 +300,26 @@ def _retrieve_backward_outputs(query: Tensor, keys: Tensor, *_):
     return query.new_empty(query.shape), keys.new_empty(keys.shape)
 
 
-def _rows_first(q: Tensor, rows: int) -> Tensor:
-    """[N, H, rows, d] in the memory order [N, rows, H, d], which the output projection reads."""
-    sequences, heads, _, width = q.shape
-    return q.new_empty((sequences, rows, heads, width)).transpose(1, 2)
+def _rows_first(x: Tensor) -> Tensor:
+    """Room for an x [N, H, rows, d], in the memory order [N, rows, H, d] of the projections."""
+    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
 
 
 def _prefix_attention_outputs(q: Tensor, *_):
     precision = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return _rows_first(q, q.shape[2]), q.new_empty(q.shape[:3], dtype=precision)
+    return _rows_first(q), q.new_empty(q.shape[:3], dtype=precision)
 
 
 def _prefix_attention_backward_outputs(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, *rest
 ):
     *_, needs_own, needs_prefix = rest
-    own = [_rows_first(each, each.shape[2]) for each in (q, k, v)]
-    prefix = [_rows_first(each, each.shape[2]) for each in (prefix_k, prefix_v)]
-    nothing = [q.new_empty(0) for _ in range(5)]
-    return (*(own if needs_own else nothing[:3]), *(prefix if needs_prefix else nothing[3:]))
+    # In the first layer with prompts nothing below wants a gradient: no room is made for one.
+    own = [_rows_first(each) if needs_own else q.new_empty(0) for each in (q, k, v)]
+    prefix = [
+        _rows_first(each) if needs_prefix else q.new_empty(0) for each in (prefix_k, prefix_v)
+    ]
+    return (*own, *prefix)
 
 
 def _like_contiguous(x: Tensor) -> Tensor:
