@@ -40,13 +40,7 @@ def cuda_line() -> str:
     build = _C.build_info()
     if not build["cuda"]:
         return f"cuda: not built ({build['cuda_reason']})"
-    return f"cuda: built for {architectures(build['cuda_architectures'])}"
-
-
-def architectures(cmake: str) -> str:
-    """CMake's list, ``80-real;90``, as ``sm_80 sm_90``; words such as ``all-major`` as they are."""
-    parts = (part.removesuffix("-real").removesuffix("-virtual") for part in cmake.split(";"))
-    return " ".join(f"sm_{part}" if part[:1].isdigit() else part for part in parts)
+    return f"cuda: built for {build['cuda_architectures']}"
 
 
 def devices() -> Iterator[tuple[torch.device, str]]:

@@ -165,9 +165,3 @@ def test_info_names_every_op_and_how_cuda_was_built(capsys):
     cuda = [line for line in lines if line.startswith("cuda: ")]
     assert len(cuda) == 1
     assert cuda[0].startswith(("cuda: built for ", "cuda: not built ("))
-
-
-def test_architectures_are_printed_as_the_compiler_names_them():
-    assert info.architectures("80-real;90") == "sm_80 sm_90"
-    assert info.architectures("90a-real;100-virtual") == "sm_90a sm_100"
-    assert info.architectures("all-major") == "all-major"
