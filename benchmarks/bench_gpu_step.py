@@ -194,9 +194,9 @@ def ceilings():
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.what)
-def bench_gpu_step(benchmark, request, step_table, line):
+def bench_gpu_step(benchmark, request, tables, line):
     if not HAS_GPU:
-        step_table.append([line.what, *[NO_GPU] * 4, f"{line.at_most:g}"])
+        tables["steps"].append([line.what, *[NO_GPU] * 4, f"{line.at_most:g}"])
         pytest.skip(NO_GPU)
     clip, ceilings = map(request.getfixturevalue, ("clip", "ceilings"))
     device = torch.device("cuda")
@@ -204,16 +204,16 @@ def bench_gpu_step(benchmark, request, step_table, line):
     gpu, wall = benchmark.pedantic(times, (cell.run, device), rounds=1)
     floor = cell.floor(ceilings)
     shown = [f"{1e3 * each:.2f}" for each in (floor, gpu, wall)]
-    step_table.append([line.what, *shown, f"{gpu / floor:.2f}", f"{line.at_most:g}"])
+    tables["steps"].append([line.what, *shown, f"{gpu / floor:.2f}", f"{line.at_most:g}"])
     benchmark.extra_info.update({"floor": floor, "gpu": gpu, "wall": wall} | ceilings.record())
 
 
-def bench_epoch(benchmark, step_table, tmp_path, monkeypatch):
+def bench_epoch(benchmark, tables, tmp_path, monkeypatch):
     if not HAS_GPU:
-        step_table.append([EPOCH, *[NO_GPU] * 4, f"{EPOCH_AT_MOST:g}"])
+        tables["steps"].append([EPOCH, *[NO_GPU] * 4, f"{EPOCH_AT_MOST:g}"])
         pytest.skip(NO_GPU)
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "cache"))
     config = epoch_config(tmp_path, count=12_800, batch=128, workers=12)
     config = replace(config, clip=ClipConfig("ViT-B-16-quickgelu", "random"))
     ratio = benchmark.pedantic(epoch_over_steps, (config, one_step), rounds=1)
-    step_table.append([EPOCH, "", "", "", f"{ratio:.2f}", f"{EPOCH_AT_MOST:g}"])
+    tables["steps"].append([EPOCH, "", "", "", f"{ratio:.2f}", f"{EPOCH_AT_MOST:g}"])

@@ -54,7 +54,7 @@ def draw_pictures(folder, count=64):
     return folder
 
 
-def bench_input(benchmark, pictures, tmp_path, input_table):
+def bench_input(benchmark, pictures, tmp_path, tables):
     torch.set_num_threads(1)
     cached = replace(pictures, cache=DecodedCache(tmp_path, 2**40))
     for index in range(len(cached)):
@@ -88,11 +88,11 @@ def bench_input(benchmark, pictures, tmp_path, input_table):
     medians = {way: statistics.median(values[1:]) for way, values in rates.items()}
     for what in dict.fromkeys(what for what, _ in ways):
         files, cache = medians[what, "files"], medians[what, "cache"]
-        input_table.append([what, f"{files:,.0f}", f"{cache:,.0f}", f"{cache / files:.2f}"])
+        tables["input"].append([what, f"{files:,.0f}", f"{cache:,.0f}", f"{cache / files:.2f}"])
         benchmark.extra_info[what] = [files, cache]
 
 
-def bench_device_transform(benchmark, pictures, input_table):
+def bench_device_transform(benchmark, pictures, tables):
     """The device's part, of a batch of 128: on a GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transform = PackTransform(PREPROCESSING, random=True)
@@ -110,4 +110,6 @@ def bench_device_transform(benchmark, pictures, input_table):
 
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
     rate = f"{count / benchmark.stats.stats.median:,.0f}"
-    input_table.append([f"the device's part of packed, batch {count}, on {device}", rate, "", ""])
+    tables["input"].append(
+        [f"the device's part of packed, batch {count}, on {device}", rate, "", ""]
+    )

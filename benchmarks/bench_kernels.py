@@ -21,13 +21,13 @@ def ceilings():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
-def bench_kernel(benchmark, request, kernel_table, case):
+def bench_kernel(benchmark, request, tables, case):
     if DEVICE.type != "cuda":
-        kernel_table.append([case.what, "", "no GPU", "", "", case.target])
+        tables["kernels"].append([case.what, "", "no GPU", "", "", case.target])
         pytest.skip("no GPU")
     ceilings = request.getfixturevalue("ceilings")
     row = benchmark.pedantic(kernels.measure, (case, DEVICE, ceilings), rounds=1)
-    kernel_table.extend(kernels.table([row]))
+    tables["kernels"].extend(kernels.table([row]))
     benchmark.extra_info.update(
         {"floor_us": row.floor * 1e6}
         | {f"{name}_us": each.median * 1e6 for name, each in row.times.items()}

@@ -78,7 +78,7 @@ def vit_b_16_gibibytes(rows):
 
 
 @pytest.mark.parametrize("classes", [50, 250, 1000])
-def bench_memory(benchmark, memory_table, classes):
+def bench_memory(benchmark, tables, classes):
     measured = {}
 
     def both():
@@ -89,7 +89,7 @@ def bench_memory(benchmark, memory_table, classes):
     benchmark.extra_info.update({str(key): value for key, value in measured.items()})
     whole = vit_b_16_gibibytes(measured["rows"])
     share = min(1.0, BLOCK / (BATCH * classes))
-    memory_table.append(
+    tables["memory"].append(
         [
             classes,
             f"{measured[BLOCK]:.0f}",
@@ -135,7 +135,7 @@ def peaks(lamp, classes):
 
 
 @pytest.mark.parametrize("classes", [500, 1000])
-def bench_imagenet_memory(benchmark, imagenet_memory_table, vit_b_16, classes):
+def bench_imagenet_memory(benchmark, tables, vit_b_16, classes):
     config = LampConfig(k=4, s=4)
     lamp = Lamp(vit_b_16, config)
     prepared = lamp.prepare(open_clip.IMAGENET_CLASSNAMES[:classes], "a photo of a {}.")
@@ -150,6 +150,6 @@ def bench_imagenet_memory(benchmark, imagenet_memory_table, vit_b_16, classes):
                 shown = [f"{(weights + computed[at]) / 2**30:.1f}", "no GPU"]
                 if measured:
                     shown[1] = f"{(weights + measured[at]) / 2**30:.1f}"
-                imagenet_memory_table.append([what, classes, f"{block:,}", *shown, most])
+                tables["imagenet memory"].append([what, classes, f"{block:,}", *shown, most])
 
     benchmark.pedantic(measure, rounds=1)

@@ -82,7 +82,7 @@ class Case:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward-backward"])
 @pytest.mark.parametrize("name", CASES)
-def bench_prefix_attention(benchmark, op_table, name, backward):
+def bench_prefix_attention(benchmark, tables, name, backward):
     case = Case(name)
     # float32 against float32: a few hundred roundings of values of size 1.
     torch.testing.assert_close(case.forward("cpp"), case.forward("reference"), rtol=0, atol=1e-4)
@@ -91,4 +91,4 @@ def bench_prefix_attention(benchmark, op_table, name, backward):
     middle = medians(benchmark, pieces, rounds=7 if len(case.direction) > 1000 else 15)
     floor = case.bytes(backward) * middle["copy"] / copy.bytes
     direction = "forward + backward" if backward else "forward"
-    op_table.append(row(f"prefix_attention {name} {direction}", middle, floor))
+    tables["ops"].append(row(f"prefix_attention {name} {direction}", middle, floor))

@@ -15,7 +15,7 @@ CASES = [(batch, width, k) for width in (128, 768) for batch in (4, 32, 128) for
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward-backward"])
 @pytest.mark.parametrize(("batch", "width", "k"), CASES)
-def bench_retrieve(benchmark, op_table, batch, width, k, backward):
+def bench_retrieve(benchmark, tables, batch, width, k, backward):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(batch, width, generator=generator, requires_grad=backward)
     keys = torch.randn(POOL_SIZE, width, generator=generator, requires_grad=backward)
@@ -32,4 +32,4 @@ def bench_retrieve(benchmark, op_table, batch, width, k, backward):
     pieces = {"reference": lambda: run("reference"), "cpp": lambda: run("cpp")}
     middle = medians(benchmark, pieces, rounds=101)
     direction = "forward + backward" if backward else "forward"
-    op_table.append(row(f"retrieve B={batch} Dv={width} K={k} {direction}", middle))
+    tables["ops"].append(row(f"retrieve B={batch} Dv={width} K={k} {direction}", middle))
