@@ -8,61 +8,24 @@ synchronisations. The floor is that of :mod:`benchmarks.step_kernels` at the rat
 so.
 """
 
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks.bench_input import draw_pictures
-from benchmarks.classes import CALTECH101
-from benchmarks.measure import Ceilings, measure_ceilings
-from benchmarks.step_kernels import floor_seconds, step_kernels
-from lamp_fast.clip import FrozenClip
-from lamp_fast.config import (
-    ClipConfig,
-    DataConfig,
-    LampConfig,
-    OptimConfig,
-    TrainConfig,
-    Trimming,
-    apply_preset,
-)
-from lamp_fast.data.transforms import Preprocessing
+from benchmarks.measure import measure_ceilings, time_steps
+from benchmarks.step_kernels import floor_seconds
+from benchmarks.steps import Line, build_cell, random_clip
+from lamp_fast.config import ClipConfig, DataConfig, TrainConfig, apply_preset
 from lamp_fast.experiment import assemble
-from lamp_fast.graph import CapturedStep, CudaRecorder, Recorder
-from lamp_fast.methods import Lamp
-from lamp_fast.train import Trainer, build_optimiser
+from lamp_fast.graph import CudaRecorder
+from lamp_fast.train import Trainer
 
-TEMPLATE = "a photo of a {}."
 NO_GPU = "no GPU"
 HAS_GPU = torch.cuda.is_available()
-REPLAYS = 20
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table.
-
-    Attributes:
-        what: in words.
-        images, classes, text_query: its size.
-        train: a training step; else an evaluation.
-        at_most: times the floor.
-    """
-
-    what: str
-    images: int
-    classes: int
-    text_query: str
-    train: bool
-    at_most: float
-
 
 LINES = [
     Line("step, B=128, C=50, text per class", 128, 50, "class", True, 1.4),
@@ -72,79 +35,6 @@ LINES = [
 ]
 EPOCH = "a whole epoch at B=128 from the cache, over its steps"
 EPOCH_AT_MOST = 1.1
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A step that is ready to be taken.
-
-    Attributes:
-        run: takes it.
-        floor: seconds, from given ceilings.
-    """
-
-    run: Callable[[], object]
-    floor: Callable[[Ceilings], float]
-
-
-def build_cell(clip: FrozenClip, line: Line, recorder: Recorder | None) -> Cell:
-    """The step of a line; a training step is captured where there is a recorder."""
-    device, dtype = next(clip.parameters()).device, clip.dtype
-    names = (*CALTECH101, *open_clip.IMAGENET_CLASSNAMES)[: line.classes]
-    if line.classes > len(CALTECH101):
-        names = open_clip.IMAGENET_CLASSNAMES[: line.classes]
-    config = LampConfig(
-        text_query=line.text_query, layers=tuple(range(min(3, clip.depth), clip.depth + 1))
-    )
-    lamp = Lamp(clip, config, trimming=Trimming(share_routes=False, block=None))
-    classes = lamp.prepare(names, TEMPLATE)
-    size, generator = clip.preprocessing.size, torch.Generator().manual_seed(0)
-    images = torch.randn(line.images, 3, size, size, generator=generator).to(device, dtype)
-    labels = (torch.arange(line.images) % line.classes).to(device)
-
-    def floor(ceilings: Ceilings) -> float:
-        kernels = step_kernels(clip, line.images, classes, config, train=line.train)
-        return floor_seconds(kernels, ceilings)
-
-    if not line.train:
-        return Cell(lambda: lamp.logits(images, classes), floor)
-    parameters = list(lamp.parameters())
-    optimiser = build_optimiser(OptimConfig(), parameters, device)
-    elapsed = torch.zeros((), dtype=torch.float64, device=device)
-
-    def step(images, labels):
-        optimiser.zero_grad(set_to_none=True)
-        taken = lamp.step(images, labels, classes, F.cross_entropy)
-        taken.loss.backward()
-        optimiser.step()
-        lamp.after_step([taken.observations], elapsed)
-        return {"loss": taken.loss.detach()}
-
-    def state():
-        slots = [each for state in optimiser.state.values() for each in state.values()]
-        return [*parameters, *lamp.buffers(), *slots]
-
-    captured = step if recorder is None else CapturedStep(step, state, recorder)
-    return Cell(lambda: captured(images, labels), floor)
-
-
-def times(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds of GPU and of wall time, medians over replays; on a CPU both are the clock's."""
-    run()
-    on_gpu, on_wall = [], []
-    for _ in range(REPLAYS if device.type == "cuda" else 2):
-        if device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            first.record()
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            last.record()
-            torch.cuda.synchronize()
-            on_gpu.append(first.elapsed_time(last) / 1e3)
-        on_wall.append(time.perf_counter() - started)
-    return statistics.median(on_gpu or on_wall), statistics.median(on_wall)
 
 
 def epoch_over_steps(config: TrainConfig, step_seconds: Callable[[Trainer], float]) -> float:
@@ -178,14 +68,12 @@ def one_step(trainer: Trainer) -> float:
     rows = trainer.batch_sizes[0]
     images = torch.zeros(rows, 3, *[clip.preprocessing.size] * 2, device=device, dtype=clip.dtype)
     labels = torch.zeros(rows, dtype=torch.int64, device=device)
-    return times(lambda: trainer._take_step(images, labels, rows), device)[1]
+    return time_steps(lambda: trainer._take_step(images, labels, rows), device)[1]
 
 
 @pytest.fixture(scope="module")
 def clip():
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-16-quickgelu")
-    return FrozenClip(model, Preprocessing(size=224)).to("cuda", torch.bfloat16)
+    return random_clip(torch.device("cuda"))
 
 
 @pytest.fixture(scope="module")
@@ -196,24 +84,29 @@ def ceilings():
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.what)
 def bench_gpu_step(benchmark, request, tables, line):
     if not HAS_GPU:
-        tables["steps"].append([line.what, *[NO_GPU] * 4, f"{line.at_most:g}"])
+        tables["steps"].append([line.what, *[NO_GPU] * 4, f"{line.at_most:g}", ""])
         pytest.skip(NO_GPU)
     clip, ceilings = map(request.getfixturevalue, ("clip", "ceilings"))
     device = torch.device("cuda")
+    torch.cuda.reset_peak_memory_stats()
     cell = build_cell(clip, line, CudaRecorder(device))
-    gpu, wall = benchmark.pedantic(times, (cell.run, device), rounds=1)
-    floor = cell.floor(ceilings)
+    gpu, wall = benchmark.pedantic(time_steps, (cell.run, device), rounds=1)
+    floor, peak = floor_seconds(cell.kernels, ceilings), torch.cuda.max_memory_allocated()
     shown = [f"{1e3 * each:.2f}" for each in (floor, gpu, wall)]
-    tables["steps"].append([line.what, *shown, f"{gpu / floor:.2f}", f"{line.at_most:g}"])
-    benchmark.extra_info.update({"floor": floor, "gpu": gpu, "wall": wall} | ceilings.record())
+    shown += [f"{gpu / floor:.2f}", f"{line.at_most:g}", f"{peak / 2**30:.2f}"]
+    tables["steps"].append([line.what, *shown])
+    benchmark.extra_info.update(
+        {"floor": floor, "gpu": gpu, "wall": wall, "peak_bytes": peak} | ceilings.record()
+    )
 
 
 def bench_epoch(benchmark, tables, tmp_path, monkeypatch):
     if not HAS_GPU:
-        tables["steps"].append([EPOCH, *[NO_GPU] * 4, f"{EPOCH_AT_MOST:g}"])
+        tables["steps"].append([EPOCH, *[NO_GPU] * 4, f"{EPOCH_AT_MOST:g}", ""])
         pytest.skip(NO_GPU)
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "cache"))
-    config = epoch_config(tmp_path, count=12_800, batch=128, workers=12)
+    config = epoch_config(tmp_path, count=2_560, batch=128, workers=12)
     config = replace(config, clip=ClipConfig("ViT-B-16-quickgelu", "random"))
     ratio = benchmark.pedantic(epoch_over_steps, (config, one_step), rounds=1)
-    tables["steps"].append([EPOCH, "", "", "", f"{ratio:.2f}", f"{EPOCH_AT_MOST:g}"])
+    tables["steps"].append([EPOCH, "", "", "", f"{ratio:.2f}", f"{EPOCH_AT_MOST:g}", ""])
+    benchmark.extra_info["epoch_over_steps"] = ratio

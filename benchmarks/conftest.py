@@ -44,7 +44,7 @@ TABLES: dict[str, tuple[str, list[str]]] = {
     ),
     "steps": (
         "steps on a GPU, milliseconds",
-        ["", "floor", "GPU time", "wall time", "GPU time / floor", "at most"],
+        ["", "floor", "GPU time", "wall time", "GPU time / floor", "at most", "peak GiB"],
     ),
     "input": (
         "pictures a second of CPU time, one process",

@@ -7,14 +7,19 @@ residual sum before it; QuickGELU. Masked pairs cost nothing. Retrieval, losses 
 few rows are left out, so the sum stays below any program of such kernels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.measure import Ceilings
 from lamp_fast.clip import FrozenClip
 
-ITEM = 2
-"""Bytes of a bfloat16."""
+PRODUCTS, ATTENTION, NORMS, ACTIVATION, OPTIMISER = (
+    "matrix products",
+    "attention",
+    "LayerNorm, residual sum",
+    "activation",
+    "optimiser",
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,12 @@ class Kernel:
     """One launch.
 
     Attributes:
+        part: of the step, one of the names above.
         name: what it computes.
         flops, moved: arithmetic and bytes at least.
     """
 
+    part: str
     name: str
     flops: float
     moved: float
@@ -45,6 +52,7 @@ class Sequences:
         prefix: prompts that each sequence reads.
         pool: rows that a layer projects to keys and values, once for all.
         prompt_width: D.
+        item: bytes of an element.
     """
 
     width: int
@@ -56,11 +64,30 @@ class Sequences:
     prefix: int
     pool: int
     prompt_width: int
+    item: int
+
+    def linear(self, name: str, rows: int, inner: int, outer: int) -> Kernel:
+        """[rows, inner] times [inner, outer]; its bias is left out."""
+        moved = self.item * (rows * inner + inner * outer + rows * outer)
+        return Kernel(PRODUCTS, name, 2 * rows * inner * outer, moved)
+
+    def rowwise(self, part: str, name: str, rows: int, width: int, passes: int) -> Kernel:
+        """A pass over rows that reads and writes ``passes`` tensors of their size, all told."""
+        return Kernel(part, name, 0, self.item * rows * width * passes)
 
 
-def floor_seconds(kernels: Iterator[Kernel], ceilings: Ceilings) -> float:
+def floor_seconds(kernels: Iterable[Kernel], ceilings: Ceilings) -> float:
     """The floor of a step."""
-    return sum(ceilings.floor(each.flops, each.moved) for each in kernels)
+    return sum(floor_by_part(kernels, ceilings).values())
+
+
+def floor_by_part(kernels: Iterable[Kernel], ceilings: Ceilings) -> dict[str, float]:
+    """Seconds of the floor by part of the step, in the order in which the parts first come."""
+    seconds: dict[str, float] = {}
+    for each in kernels:
+        floor = ceilings.floor(each.flops, each.moved)
+        seconds[each.part] = seconds.get(each.part, 0.0) + floor
+    return seconds
 
 
 def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:
@@ -77,6 +104,7 @@ def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:
         prefix=config.k + config.s,
         pool=config.m + config.s,
         prompt_width=config.d,
+        item=clip.dtype.itemsize,
     )
 
 
@@ -99,16 +127,15 @@ def text_sequences(clip: FrozenClip, count: int, classes, config) -> Sequences:
         prefix=prefix,
         pool=config.m + config.s,
         prompt_width=config.d,
+        item=clip.dtype.itemsize,
     )
 
 
-def embed_kernels(clip: FrozenClip, images: int) -> Iterator[Kernel]:
-    """From pixels to the rows that enter layer 1."""
-    visual, width = clip.vision.visual, clip.vision.width
-    tokens = visual.positional_embedding.shape[0]
-    patch = visual.conv1.weight[0].numel()
-    yield linear("embed", images * (tokens - 1), patch, width)
-    yield rowwise("embed LayerNorm", images * tokens, width, 2)
+def embed_kernels(clip: FrozenClip, of: Sequences) -> Iterator[Kernel]:
+    """From pixels to the rows ``of`` the image tower that enter layer 1."""
+    patch = clip.vision.visual.conv1.weight[0].numel()
+    yield of.linear("embed", of.count * (of.rows - 1), patch, of.width)
+    yield of.rowwise(NORMS, "embed LayerNorm", of.count * of.rows, of.width, 2)
 
 
 def layer_kernels(
@@ -130,38 +157,38 @@ def layer_kernels(
     qkv = 2 * rows * width + asking * width
     if not backward:
         if prompts:
-            yield linear("phi", of.pool, of.prompt_width, width)
-            yield linear("keys and values of prompts", of.pool, width, 2 * width)
-        yield rowwise("add_layer_norm", rows, width, 4)
+            yield of.linear("phi", of.pool, of.prompt_width, width)
+            yield of.linear("keys and values of prompts", of.pool, width, 2 * width)
+        yield of.rowwise(NORMS, "add_layer_norm", rows, width, 4)
         if last:
-            yield linear("keys and values", rows, width, 2 * width)
-            yield linear("queries", asking, width, width)
+            yield of.linear("keys and values", rows, width, 2 * width)
+            yield of.linear("queries", asking, width, width)
         else:
-            yield linear("queries, keys and values", rows, width, 3 * width)
-        moved = ITEM * (qkv + shared + asking * width)
-        yield Kernel("attention", 4 * pairs * width, moved)
-        yield linear("attention out", asking, width, width)
-        yield rowwise("add_layer_norm", asking, width, 4)
-        yield linear("widen", asking, width, 4 * width)
-        yield rowwise("quick_gelu", asking, 4 * width, 2)
-        yield linear("narrow", asking, 4 * width, width)
+            yield of.linear("queries, keys and values", rows, width, 3 * width)
+        moved = of.item * (qkv + shared + asking * width)
+        yield Kernel(ATTENTION, "attention", 4 * pairs * width, moved)
+        yield of.linear("attention out", asking, width, width)
+        yield of.rowwise(NORMS, "add_layer_norm", asking, width, 4)
+        yield of.linear("widen", asking, width, 4 * width)
+        yield of.rowwise(ACTIVATION, "quick_gelu", asking, 4 * width, 2)
+        yield of.linear("narrow", asking, 4 * width, width)
         return
-    yield linear("narrow", asking, width, 4 * width)
-    yield rowwise("quick_gelu", asking, 4 * width, 3)
-    yield linear("widen", asking, 4 * width, width)
-    yield rowwise("add_layer_norm", asking, width, 4)
-    yield linear("attention out", asking, width, width)
+    yield of.linear("narrow", asking, width, 4 * width)
+    yield of.rowwise(ACTIVATION, "quick_gelu", asking, 4 * width, 3)
+    yield of.linear("widen", asking, 4 * width, width)
+    yield of.rowwise(NORMS, "add_layer_norm", asking, width, 4)
+    yield of.linear("attention out", asking, width, width)
     # Five products where forward has two; without a gradient to the input, those of the prompts
     # alone remain: scores and their gradient, then keys and values.
     products = 10 * pairs * width if to_input else 8 * asking * of.prefix * width
-    moved = ITEM * (qkv + shared + 2 * asking * width + (qkv if to_input else 0) + shared)
-    yield Kernel("attention", products, moved)
+    moved = of.item * (qkv + shared + 2 * asking * width + (qkv if to_input else 0) + shared)
+    yield Kernel(ATTENTION, "attention", products, moved)
     if to_input:
-        yield linear("queries, keys and values", rows, 3 * width, width)
-        yield rowwise("add_layer_norm", rows, width, 4)
+        yield of.linear("queries, keys and values", rows, 3 * width, width)
+        yield of.rowwise(NORMS, "add_layer_norm", rows, width, 4)
     if prompts:
-        yield linear("keys and values of prompts", of.pool, 2 * width, width)
-        yield linear("phi", of.pool, width, of.prompt_width)
+        yield of.linear("keys and values of prompts", of.pool, 2 * width, width)
+        yield of.linear("phi", of.pool, width, of.prompt_width)
 
 
 def tower_kernels(
@@ -194,8 +221,8 @@ def step_kernels(
         config: a ``LampConfig``.
         train: with backward and the optimiser.
     """
-    yield from embed_kernels(clip, images)
     vision = vision_sequences(clip, images, config)
+    yield from embed_kernels(clip, vision)
     depth = len(clip.vision.blocks)
     yield from tower_kernels(vision, depth, config.layers, start=1, train=train)
     count = images if config.text_query == "image" else 1
@@ -207,15 +234,4 @@ def step_kernels(
         pools = (2 * config.m + config.s) * config.d
         numbers = len(config.layers) * (pools + (config.d + 1) * width)
         # Gradient, parameter and two moments read; the last three written; float32.
-        yield Kernel("optimiser", 0, 4 * 7 * numbers)
-
-
-def linear(name: str, rows: int, inner: int, outer: int) -> Kernel:
-    """[rows, inner] times [inner, outer]; its bias is left out."""
-    moved = ITEM * (rows * inner + inner * outer + rows * outer)
-    return Kernel(name, 2 * rows * inner * outer, moved)
-
-
-def rowwise(name: str, rows: int, width: int, passes: int) -> Kernel:
-    """A pass over rows that reads and writes ``passes`` tensors of their size, all told."""
-    return Kernel(name, 0, ITEM * rows * width * passes)
+        yield Kernel(OPTIMISER, "optimiser", 0, 4 * 7 * numbers)

@@ -1,0 +1,222 @@
+"""Where the time of a step goes, part by part, beside the floor of each: a table and a plot.
+
+``python -m benchmarks.step_parts [--out docs]``. A step of ViT-B/16 with random weights (bfloat16
+on a GPU, float32 on a CPU) runs under torch's profiler, launched op by op; the time that each op
+spends itself, on a GPU that of the kernels which it launches, is added up by part. "waits" is the
+rest of the step's time: Python between the ops of a CPU, launches that the GPU waits for.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.measure import measure_ceilings, time_steps
+from benchmarks.step_kernels import (
+    ACTIVATION,
+    ATTENTION,
+    NORMS,
+    OPTIMISER,
+    PRODUCTS,
+    floor_by_part,
+)
+from benchmarks.steps import Line, build_cell, random_clip
+
+LINES = {
+    "cuda": (
+        Line("B=128, C=50, text per (image, class)", 128, 50, "image", True),
+        Line("B=128, C=50, text per class", 128, 50, "class", True),
+        Line("B=4, C=50, text per (image, class)", 4, 50, "image", True),
+    ),
+    "cpu": (
+        Line("B=4, C=50, text per (image, class)", 4, 50, "image", True),
+        Line("B=4, C=50, text per class", 4, 50, "class", True),
+    ),
+}
+RETRIEVAL, OTHER, WAITS = "retrieval", "other ops", "waits"
+# By a word of torch's name for the op; the first that fits.
+WORDS = {
+    "lamp_fast::retrieve": RETRIEVAL,
+    "lamp_fast::prefix_attention": ATTENTION,
+    "scaled_dot_product": ATTENTION,
+    "flash_attention": ATTENTION,
+    "layer_norm": NORMS,
+    "lamp_fast::quick_gelu": ACTIVATION,
+    "lamp_fast::gelu": ACTIVATION,
+    "aten::silu": ACTIVATION,
+    "aten::gelu": ACTIVATION,
+    "addmm": PRODUCTS,
+    "aten::mm": PRODUCTS,
+    "bmm": PRODUCTS,
+    "convolution": PRODUCTS,
+}
+PARTS = (PRODUCTS, ATTENTION, NORMS, ACTIVATION, RETRIEVAL, OPTIMISER, OTHER, WAITS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measure where the time of a step goes."""
+
+    out: Path = Path("docs")
+    """Folder for step_parts.png and step_parts.json."""
+    steps: int = 3
+    """Profiled steps of each line."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A step's time by part.
+
+    Attributes:
+        what: the step in words.
+        seconds: by part, of one step.
+        floor: by part, of one step; parts without arithmetic or traffic of their own are missing.
+        others: the ops of "other ops" that take longest, with their seconds.
+    """
+
+    what: str
+    seconds: dict[str, float]
+    floor: dict[str, float]
+    others: dict[str, float]
+
+    def record(self) -> dict:
+        """For JSON."""
+        return dict(vars(self))
+
+    def rows(self) -> list[list[str]]:
+        """Table rows in milliseconds, largest loss over the floor first."""
+        total = sum(self.seconds.values())
+        lost = {part: taken - self.floor.get(part, 0.0) for part, taken in self.seconds.items()}
+        return [
+            [
+                self.what,
+                part,
+                f"{1e3 * self.seconds[part]:.2f}",
+                f"{self.seconds[part] / total:.1%}",
+                f"{1e3 * self.floor[part]:.2f}" if part in self.floor else "",
+                f"{1e3 * lost[part]:.2f}",
+            ]
+            for part in sorted(lost, key=lost.__getitem__, reverse=True)
+        ]
+
+
+HEADER = ["step", "part", "ms", "share", "floor, ms", "above it, ms"]
+
+
+def part_of(event: FunctionEvent) -> str:
+    """The part that an op of torch's profiler belongs to."""
+    above = event
+    while above is not None:
+        if above.name.startswith("Optimizer."):
+            return OPTIMISER
+        above = above.cpu_parent
+    return next((part for word, part in WORDS.items() if word in event.name), OTHER)
+
+
+def seconds_by_op(
+    run: Callable[[], object], device: torch.device, steps: int
+) -> dict[tuple[str, str], float]:
+    """Seconds that each op of a part spends itself in one run, a mean over ``steps``."""
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            run()
+        if cuda:
+            torch.cuda.synchronize()
+    taken: dict[tuple[str, str], float] = {}
+    for event in profiler.events():
+        # A kernel is listed once more by its own name; its time belongs to the op that launched it.
+        if event.device_type != DeviceType.CPU or "::" not in event.name:
+            continue
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if microseconds > 0:
+            key = part_of(event), event.name
+            taken[key] = taken.get(key, 0.0) + microseconds / 1e6 / steps
+    return taken
+
+
+def measure(
+    what: str, run: Callable[[], object], floor: dict[str, float], device: torch.device, steps: int
+) -> Shares:
+    """Time a step by part.
+
+    Args:
+        what: the step in words.
+        run: takes it, with whatever graph or optimiser it has.
+        floor: seconds by part.
+        device: where it runs.
+        steps: how many are profiled.
+    """
+    whole = time_steps(run, device, replays=10 * steps)[0]
+    by_op = seconds_by_op(run, device, steps)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for (part, _), taken in by_op.items():
+        seconds[part] += taken
+    # The profiler slows the host, so that what it counts may exceed a step without it.
+    seconds[WAITS] = max(0.0, whole - sum(seconds.values()))
+    others = sorted((key for key in by_op if key[0] == OTHER), key=by_op.get, reverse=True)
+    return Shares(what, seconds, floor, {key[1]: by_op[key] for key in others[:8]})
+
+
+def draw(shares: Sequence[Shares], file: Path, title: str) -> None:
+    """Two bars a step: measured and floor, both in milliseconds, divided into the same parts."""
+    figure = Figure(figsize=(10, 1.2 + 1.1 * len(shares)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    labels = [f"{each.what}\n{kind}" for each in shares for kind in ("measured", "floor")]
+    bars = [values for each in shares for values in (each.seconds, each.floor)]
+    at = [2.4 * number + offset for number in range(len(shares)) for offset in (0, 0.9)]
+    left = [0.0] * len(bars)
+    for number, part in enumerate(PARTS):
+        widths = [1e3 * bar.get(part, 0.0) for bar in bars]
+        if any(widths):
+            axes.barh(at, widths, left=left, label=part, color=f"C{number}")
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(at, labels)
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds of one training step", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    figure.savefig(file, dpi=110)
+
+
+def main(settings: Settings) -> None:
+    """Measure every line of this device, print the table, and draw."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clip, ceilings = random_clip(device), measure_ceilings(device, **SIZES[device.type])
+    shares = []
+    for line in LINES[device.type]:
+        cell = build_cell(clip, line)
+        floor = floor_by_part(cell.kernels, ceilings)
+        shares.append(measure(line.what, cell.run, floor, device, settings.steps))
+    rows = [row for each in shares for row in each.rows()]
+    print(tabulate(rows, HEADER, tablefmt="github", disable_numparse=True))
+    settings.out.mkdir(parents=True, exist_ok=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    record = {
+        "when": time.strftime("%Y-%m-%d"),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "ceilings": ceilings.record(),
+        "steps": [each.record() for each in shares],
+    }
+    (settings.out / "step_parts.json").write_text(json.dumps(record, indent=2) + "\n")
+    draw(shares, settings.out / "step_parts.png", f"LAMP training step, ViT-B/16, {name}")
+
+
+# A matrix product and a copy large enough to reach the device's rates.
+SIZES = {"cuda": {}, "cpu": {"size": 2048, "copied": 1 << 28}}
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
