@@ -28,7 +28,4 @@ def bench_kernel(benchmark, request, tables, case):
     ceilings = request.getfixturevalue("ceilings")
     row = benchmark.pedantic(kernels.measure, (case, DEVICE, ceilings), rounds=1)
     tables["kernels"].extend(kernels.table([row]))
-    benchmark.extra_info.update(
-        {"floor_us": row.floor * 1e6}
-        | {f"{name}_us": each.median * 1e6 for name, each in row.times.items()}
-    )
+    benchmark.extra_info.update(row.record() | {"ceilings": ceilings.record()})

@@ -6,7 +6,9 @@ that :meth:`Lamp.affordable_block` uses.
 
 A second table has ImageNet's classes with ViT-B/16 in bfloat16, K=4, S=4: measured on a GPU, and
 everywhere computed from the storages that the same code holds under fake tensors
-(:mod:`benchmarks.fake_memory`), weights included. Minutes on two CPU cores.
+(:mod:`benchmarks.fake_memory`), weights included; its last line is the most classes of which a
+batch of 32 fits 80 GB whole (ImageNet's names, then the same with numbers), computed by the line
+through 500 and 1,000 classes. Minutes on two CPU cores.
 """
 
 import json
@@ -20,9 +22,8 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.fake_memory import PeakMemory
-from lamp_fast.clip import FrozenClip
+from benchmarks.steps import random_clip
 from lamp_fast.config import LampConfig, Trimming
-from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.methods import Lamp
 
 BATCH = 32
@@ -32,6 +33,9 @@ LIMITS = {"train": 40, "evaluate": 16}
 # The largest block that a run chooses (lamp_fast.methods.lamp.model.MOST_PAIRS), and a small one.
 BLOCKS = [1 << 16, 4096]
 BLOCK = 1600
+WHOLE = Trimming(block=1 << 30, share_routes=False)
+MEMORY = 80e9
+TEMPLATE = "a photo of a {}."
 
 STEP = """
 import json, resource, sys
@@ -102,14 +106,12 @@ def bench_memory(benchmark, tables, classes):
 
 @pytest.fixture(scope="module")
 def vit_b_16():
-    torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-16-quickgelu")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return FrozenClip(model, Preprocessing(size=224)).to(device, torch.bfloat16)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return random_clip(device).to(torch.bfloat16)
 
 
-def peaks(lamp, classes):
-    """Bytes at the peak of a training step and of an evaluation batch, weights not counted."""
+def pieces(lamp, classes):
+    """A training step and an evaluation batch."""
     device, dtype = next(lamp.clip.parameters()).device, lamp.clip.dtype
 
     def train():
@@ -121,35 +123,81 @@ def peaks(lamp, classes):
     def evaluate():
         lamp.logits(torch.zeros(TEST_BATCH, 3, 224, 224, dtype=dtype, device=device), classes)
 
-    computed, measured = [], []
-    for piece in (train, evaluate):
-        with FakeTensorMode(allow_non_fake_inputs=True), PeakMemory() as memory:
-            piece()
-        computed.append(memory.peak)
-        if device.type == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            piece()
-            measured.append(torch.cuda.max_memory_allocated() - before)
-    return computed, measured
+    return {"train": train, "evaluate": evaluate}
+
+
+def computed_peak(piece):
+    """Bytes at the peak of a piece, weights not counted."""
+    with FakeTensorMode(allow_non_fake_inputs=True), PeakMemory() as memory:
+        piece()
+    return memory.peak
+
+
+def measured_peak(piece):
+    """The same as a GPU's allocator saw it; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    piece()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def held_bytes(lamp, classes):
+    """Bytes of the weights, the parameters and what is prepared of the classes."""
+    held = [*lamp.clip.parameters(), *lamp.parameters(), *classes.states]
+    return sum(each.numel() * each.element_size() for each in held)
+
+
+def gibibytes(held, peak):
+    return "no GPU" if peak is None else f"{(held + peak) / 2**30:.1f}"
 
 
 @pytest.mark.parametrize("classes", [500, 1000])
 def bench_imagenet_memory(benchmark, tables, vit_b_16, classes):
-    config = LampConfig(k=4, s=4)
-    lamp = Lamp(vit_b_16, config)
-    prepared = lamp.prepare(open_clip.IMAGENET_CLASSNAMES[:classes], "a photo of a {}.")
-    held = [*vit_b_16.parameters(), *lamp.parameters(), *prepared.states]
-    weights = sum(each.numel() * each.element_size() for each in held)
+    lamp = Lamp(vit_b_16, LampConfig(k=4, s=4))
+    prepared = lamp.prepare(open_clip.IMAGENET_CLASSNAMES[:classes], TEMPLATE)
+    held = held_bytes(lamp, prepared)
 
     def measure():
         for block in BLOCKS:
             lamp.trimming = Trimming(block=block, share_routes=False)
-            computed, measured = peaks(lamp, prepared)
-            for at, (what, most) in enumerate(LIMITS.items()):
-                shown = [f"{(weights + computed[at]) / 2**30:.1f}", "no GPU"]
-                if measured:
-                    shown[1] = f"{(weights + measured[at]) / 2**30:.1f}"
-                tables["imagenet memory"].append([what, classes, f"{block:,}", *shown, most])
+            for what, piece in pieces(lamp, prepared).items():
+                computed, measured = computed_peak(piece), measured_peak(piece)
+                shown = [gibibytes(held, computed), gibibytes(held, measured), LIMITS[what]]
+                tables["imagenet memory"].append([what, classes, f"{block:,}", *shown])
+                benchmark.extra_info[f"{what} {block}"] = [held, computed, measured]
+
+    benchmark.pedantic(measure, rounds=1)
+
+
+def bench_largest(benchmark, tables, vit_b_16):
+    lamp = Lamp(vit_b_16, LampConfig(k=4, s=4), trimming=WHOLE)
+    names = open_clip.IMAGENET_CLASSNAMES
+
+    def prepare(count):
+        more = (f"{name} {number}" for number in range(count // len(names)) for name in names)
+        prepared = lamp.prepare([*names, *more][:count], TEMPLATE)
+        return held_bytes(lamp, prepared), pieces(lamp, prepared)["train"]
+
+    def computed(count):
+        held, train = prepare(count)
+        return held + computed_peak(train)
+
+    def measure():
+        few, some, many = (computed(count) for count in (250, 500, 1000))
+        slope = (many - some) / 500
+        # Some names are longer than others.
+        assert few == pytest.approx(some - 250 * slope, rel=0.05), "memory is not linear"
+        count = int(1000 + (MEMORY - many) / slope) // 100 * 100
+        expected = many + slope * (count - 1000)
+        shown, measured = [f"{expected / 2**30:.1f}", "no GPU"], None
+        if torch.cuda.is_available():
+            held, train = prepare(count)
+            measured = held + measured_peak(train)
+            shown[1] = f"{measured / 2**30:.1f}"
+        shown.append(f"{MEMORY / 2**30:.1f}")
+        tables["imagenet memory"].append(["train, as many as fit", count, "whole", *shown])
+        benchmark.extra_info.update({"classes": count, "bytes": [expected, measured]})
 
     benchmark.pedantic(measure, rounds=1)

@@ -7,7 +7,7 @@ machine cannot run is an empty cell with the reason.
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ BACKENDS = {
 
 # bfloat16 has 8 bits; two honest programs differ by a few of its roundings.
 MOST_ERROR = 2e-2
+# Three bits of mantissa on both sides of a product: 2^-4 a factor at most, about 4% in the norm.
+MOST_FP8_ERROR = 6e-2
+FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Case:
         flops, moved: arithmetic and bytes of one call at least.
         draw: inputs on a device from a seed.
         contenders: by name, "ours" among them.
+        coarse: by contender, the error it is allowed where that is more than rounding's; shown
+            beside its time.
     """
 
     what: str
@@ -50,6 +55,7 @@ class Case:
     moved: float
     draw: Callable[[int], Inputs]
     contenders: dict[str, Callable[..., object]]
+    coarse: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,13 +65,24 @@ class Row:
     Attributes:
         floor: seconds.
         times: by contender.
+        errors: by contender, its relative error.
         refused: by contender, the first line of why it did not run.
     """
 
     case: Case
     floor: float
     times: dict[str, Time] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict:
+        """For the report; seconds."""
+        return {
+            "floor": self.floor,
+            "times": {name: asdict(each) for name, each in self.times.items()},
+            "errors": self.errors,
+            "refused": self.refused,
+        }
 
     def ratios(self) -> dict[str, float]:
         """How many times as long as ours each other contender takes."""
@@ -89,9 +106,10 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings) -> Row:
     for name, contender in case.contenders.items():
         try:
             error = relative_error(contender(*inputs[0]), wanted)
-            if not error <= MOST_ERROR:
+            if not error <= case.coarse.get(name, MOST_ERROR):
                 row.refused[name] = f"wrong: relative error {error:.1e}"
                 continue
+            row.errors[name] = error
             row.times[name] = time_call(contender, inputs, device)
         except (
             Exception
@@ -137,6 +155,12 @@ def cases(device: torch.device, *, small: bool = False) -> Iterator[Case]:
             for op in ("quick_gelu", "gelu")
         )
         yield norm_case(device, dtype, backward, rows=128 * 197 // few, width=768)
+    for rows, inner, outer in (
+        (128 * 197, 768, 3072),
+        (128 * 197, 3072, 768),
+        (128 * 170, 512, 2048),
+    ):
+        yield product_case(device, dtype, rows=rows // few, inner=inner, outer=outer)
 
 
 def _normal(device, dtype, seed, *shapes, grad=False) -> Inputs:
@@ -345,6 +369,58 @@ def norm_case(device, dtype, backward, *, rows: int, width: int) -> Case:
     )
 
 
+def product_case(device, dtype, *, rows: int, inner: int, outer: int) -> Case:
+    """A frozen matrix product with its bias, and what 8-bit floats would make of it.
+
+    FP8 has a scale for each row of x, found anew, and one for each output column of the weight,
+    found once. "fp8 product alone" takes an x that the kernel before it has written as FP8.
+    """
+    element = torch.finfo(dtype).bits // 8
+    weight, bias = _normal(device, dtype, 0, (outer, inner), (outer,))
+    weight = weight * inner**-0.5
+    small_weight, weight_scale = to_fp8(weight)
+
+    def draw(seed):
+        (x,) = _normal(device, dtype, seed + 1, (rows, inner))
+        return x, *to_fp8(x)
+
+    def fp8_product(x, scale):
+        return torch._scaled_mm(
+            x,
+            small_weight.t(),
+            scale_a=scale,
+            scale_b=weight_scale.t(),
+            bias=bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,
+        )
+
+    convert = torch.compile(to_fp8, fullgraph=True, dynamic=False)
+    return Case(
+        what=f"frozen product [{rows}, {inner}] x [{inner}, {outer}]",
+        target="",
+        flops=2 * rows * inner * outer,
+        moved=element * (rows * inner + inner * outer + rows * outer),
+        draw=draw,
+        contenders={
+            "ours": lambda x, *_: F.linear(x, weight, bias),
+            "eager": lambda x, *_: torch.addmm(bias, x, weight.t()),
+            "fp8, converted by torch.compile": lambda x, *_: fp8_product(*convert(x)),
+            "fp8 product alone": lambda _, *converted: fp8_product(*converted),
+        },
+        coarse={
+            "fp8, converted by torch.compile": MOST_FP8_ERROR,
+            "fp8 product alone": MOST_FP8_ERROR,
+        },
+    )
+
+
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, K] as FP8 and the float32 scale [N, 1] that each is to be multiplied with."""
+    scale = x.abs().amax(dim=1, keepdim=True).float() / torch.finfo(FP8).max
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return (x.float() / scale).to(FP8), scale
+
+
 def table(rows: list[Row]) -> list[list[str]]:
     """The table's lines: case, floor, ours, ratio to the floor, and to every alternative."""
     lines = []
@@ -353,7 +429,7 @@ def table(rows: list[Row]) -> list[list[str]]:
         if ours is None:
             lines.append([row.case.what, _us(row.floor), "", "", "", row.case.target])
             continue
-        others = (f"{name} {ratio:.2f}x" for name, ratio in row.ratios().items())
+        others = (f"{name} {ratio:.2f}x{_error(row, name)}" for name, ratio in row.ratios().items())
         refused = (f"{name}: {why}" for name, why in row.refused.items())
         lines.append(
             [
@@ -369,6 +445,10 @@ def table(rows: list[Row]) -> list[list[str]]:
 
 
 HEADER = ["case", "floor, us", "ours, us", "ours / floor", "others / ours", "target"]
+
+
+def _error(row: Row, name: str) -> str:
+    return f" (error {row.errors[name]:.1e})" if name in row.case.coarse else ""
 
 
 def _us(seconds: float) -> str:
