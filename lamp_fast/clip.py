@@ -159,6 +159,15 @@ def through(blocks: Sequence[Block], x: Tensor, **options) -> Tensor:
     return x if update is None else x + update
 
 
+def at_least_float32(features: Tensor) -> Tensor:
+    """Features as cosines need them.
+
+    A logit is 100 times a cosine, some 25 to 30. There bfloat16's neighbours lie an eighth apart,
+    more than classes often do: they would tie, and the first of them win.
+    """
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 class VisionTower:
     """The image side: embeds pictures, runs blocks, reads out cls."""
 
@@ -177,8 +186,11 @@ class VisionTower:
         return visual.ln_pre(torch.cat([cls, patches], dim=1) + visual.positional_embedding)
 
     def readout(self, cls: Tensor) -> Tensor:
-        """Joint-space feature of the last cls row: [..., width] -> [..., Ds], not normalised."""
-        return self.visual.ln_post(cls) @ self.visual.proj
+        """Joint-space feature of the last cls row: [..., width] -> [..., Ds], not normalised.
+
+        At least float32 whatever the tower computes in; see :func:`at_least_float32`.
+        """
+        return at_least_float32(self.visual.ln_post(cls) @ self.visual.proj)
 
 
 class TextTower:
@@ -216,9 +228,13 @@ class TextTower:
         return prefixes
 
     def readout(self, eot: Tensor) -> Tensor:
-        """Joint-space feature of the last eot row: [..., width] -> [..., Ds], not normalised."""
+        """Joint-space feature of the last eot row: [..., width] -> [..., Ds], not normalised.
+
+        At least float32 whatever the tower computes in; see :func:`at_least_float32`.
+        """
         rows, projection = self.text.ln_final(eot), self.text.text_projection
-        return projection(rows) if isinstance(projection, nn.Linear) else rows @ projection
+        linear = isinstance(projection, nn.Linear)
+        return at_least_float32(projection(rows) if linear else rows @ projection)
 
 
 class FrozenClip(nn.Module):
@@ -226,6 +242,8 @@ class FrozenClip(nn.Module):
 
     Attributes:
         vision, text: the towers, rebuilt whenever the model moves or is cast.
+        logit_scale: exp of the frozen logit scale as the model came, whatever it is cast to: a
+            float64 scalar that stays where it was, so that products with it keep their dtype.
         preprocessing: what it expects of pictures.
         identity: what it is; None for models wrapped directly.
     """
@@ -242,6 +260,7 @@ class FrozenClip(nn.Module):
         super().__init__()
         check_supported(model)
         self.model = model.eval().requires_grad_(False)
+        self.logit_scale = model.logit_scale.detach().double().exp()
         self.fold = fold
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer or open_clip.tokenizer.SimpleTokenizer()
@@ -268,11 +287,6 @@ class FrozenClip(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.logit_scale.dtype
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """exp of the frozen logit scale, a scalar."""
-        return self.model.logit_scale.exp()
 
     def eot_positions(self, token_ids: Tensor) -> Tensor:
         """Where each sequence of ids [C, L] is read out, by the model's own rule: int64 [C]."""

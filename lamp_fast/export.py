@@ -72,7 +72,7 @@ class _Encoder(nn.Module):
         # so that weights it does not read (folded ones) are not stored.
         object.__setattr__(self, "vision", clip.vision)
         object.__setattr__(self, "text", clip.text)
-        self.register_buffer("logit_scale", clip.logit_scale.clone())
+        self.logit_scale = float(clip.logit_scale)
         self.k = self.pool_size = 0
         self.layers: tuple[int, ...] = ()
         self.tables = nn.ModuleDict()

@@ -3,11 +3,14 @@
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from lamp_fast.clip import FrozenClip, activation_of, check_supported, fingerprint, load_clip
+from lamp_fast.config import TrainConfig
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
+from lamp_fast.methods import RunClasses, build_method
 from lamp_fast.methods.base import plain_image_features, plain_text_features
 from lamp_fast.tokens import tokenise
 
@@ -178,6 +181,27 @@ def test_unreachable_weights_say_how_to_give_a_local_file(small_models, monkeypa
     monkeypatch.setattr(open_clip, "download_pretrained", away)
     with pytest.raises(InputError, match=r"cannot be fetched.*--pretrained FILE"):
         load_clip("lampsmall", "quicktag")
+
+
+def test_cosines_and_their_scale_do_not_lose_what_the_towers_lose(small_clip):
+    """In bfloat16 a logit near 30 is a multiple of an eighth, and 100 itself becomes 99."""
+    clip = small_clip()
+    clip.model.logit_scale.fill_(100.0).log_()
+    clip = FrozenClip(clip.model, clip.preprocessing)
+    assert float(clip.logit_scale) == pytest.approx(100, rel=1e-15)
+    low = clip.to(torch.bfloat16)
+    assert float(low.logit_scale) == pytest.approx(100, rel=1e-15)
+    images = torch.randn(3, 3, 16, 16).bfloat16()
+    tokens = tokenise(low, ["cat", "dog"], "a photo of a {}.")
+    image = plain_image_features(low, images)
+    text = plain_text_features(low, tokens.trimmed_ids, tokens.eot)
+    assert image.dtype == text.dtype == torch.float32
+    method = build_method(low, TrainConfig(method="zeroshot"), RunClasses())
+    classes = method.prepare(["cat", "dog"], "a photo of a {}.")
+    cosine = F.cosine_similarity(image.double()[:, None], text.double()[None], dim=-1)
+    torch.testing.assert_close(
+        method.logits(images, classes), (100 * cosine).float(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_everything_is_frozen(small_clip):

@@ -327,6 +327,7 @@ def test_parameters_and_bias_stay_float32_under_a_bfloat16_clip(small_clip):
     step = lamp.step(
         images, torch.tensor([0, 1, 2]), lamp.prepare(*CLASS_SETS["mixed"]), F.cross_entropy
     )
+    assert step.logits.dtype == step.loss.dtype == torch.float32
     step.loss.backward()
     assert all(torch.isfinite(each.grad).all() for each in lamp.parameters())
 

@@ -611,11 +611,14 @@ def test_a_clip_in_bfloat16_leaves_parameters_and_gradients_in_float32(small_cli
     step = method.step(images.bfloat16(), labels, classes, F.cross_entropy)
     step.loss.backward()
     assert torch.isfinite(step.loss)
+    assert step.logits.dtype == step.loss.dtype == torch.float32
     for parameter, each in method.named_parameters():
         assert each.dtype == torch.float32, parameter
         assert torch.isfinite(each.grad).all(), parameter
     new = method.prepare(training.benchmark.new_names, training.benchmark.template)
-    assert torch.isfinite(method.logits(pictures(4).bfloat16(), new)).all()
+    logits = method.logits(pictures(4).bfloat16(), new)
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
 
 
 # Of the papers, or worked out in their public code, for ViT-B/16.

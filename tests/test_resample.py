@@ -245,6 +245,12 @@ def test_batches_keep_order_and_dtype_on_the_way_to_the_device():
         assert all(part.device.type == device for each in moved for part in each)
 
 
+def test_features_keep_their_precision_on_the_way_to_a_clip_of_less():
+    features = torch.rand(2, 5)
+    ((moved, _),) = on_device([[features, torch.tensor([0, 1])]], CPU, torch.bfloat16)
+    assert torch.equal(moved, features)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 def test_a_gpu_computes_what_the_cpu_does():
     packed = join([PackTransform(PREPROCESSING, random=False)(each) for each in pictures()])

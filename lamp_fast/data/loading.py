@@ -202,6 +202,8 @@ def on_device(
 ) -> Iterator[list[Tensor]]:
     """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S] in ``dtype``.
 
+    Features [b, Ds] that a method trains on keep their own.
+
     On a GPU one batch is ahead: its copy, and its transforms where they are the device's, run on a
     stream of their own beside the computation that the previous batch was given out for.
     """
@@ -226,7 +228,8 @@ def _move(batch: Batch, device: torch.device, dtype: torch.dtype) -> list[Tensor
     if isinstance(images, Packed):
         images = resample(images, device, dtype)
     else:
-        images = images.to(device, dtype, non_blocking=True)
+        kept = dtype if images.ndim == 4 else images.dtype
+        images = images.to(device, kept, non_blocking=True)
     return [images, *(each.to(device, non_blocking=True) for each in others)]
 
 

@@ -302,7 +302,7 @@ class TwoTowers(Method):
 
     def _scores(self, images: Tensor, text: Tensor) -> Tensor:
         features = self.image_features(images)
-        return self.clip.logit_scale * features @ text.to(features.dtype).T
+        return self.clip.logit_scale * features @ text.T
 
     def forget_text(self) -> None:
         """Drop the kept text features."""

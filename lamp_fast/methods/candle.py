@@ -151,7 +151,7 @@ class Candle(Method):
         rows = torch.cat([features, prototypes.raw[:n]])
         fused_rows = torch.cat([fused, visual])
         targets = torch.cat([labels, torch.arange(n, device=labels.device)])
-        scale = self.clip.logit_scale.to(rows.dtype)
+        scale = self.clip.logit_scale
         scores = {
             "text_loss": scale * _cosine(rows, prototypes.raw[n:]),
             "fused_text_loss": scale * _cosine(fused_rows, texts),
@@ -179,8 +179,7 @@ class Candle(Method):
         n = len(classes.texts)
         fused = self._fuse(self._features(images), prototypes, 0.0)
         visual, texts = (prototypes.fused[part][classes.columns] for part in _halves(n))
-        scale = self.clip.logit_scale.to(fused.dtype)
-        return scale * (
+        return self.clip.logit_scale * (
             _cosine(fused, texts) + self.config.prototype_scale * _cosine(fused, visual)
         )
 
