@@ -342,7 +342,8 @@ class MachineConfig:
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    """Compute type of the frozen CLIP: bf16 on a GPU, fp32 on a CPU; parameters stay fp32."""
+    """Compute type of the frozen CLIP: bf16 on a GPU, fp32 on a CPU; parameters, cosines and logits
+    stay at least fp32."""
     threads: IntOrNone = None
     """CPU threads; none leaves it to torch."""
     ops: Literal["auto", "reference"] = "auto"
