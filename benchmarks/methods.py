@@ -50,9 +50,9 @@ class MethodCell:
             lamp=replace(config.lamp, text_query=text_query, layers=layers_of(clip)),
             machine=replace(config.machine, path=path),
         )
-        names = class_names(classes)
+        names, new = class_names(classes), class_names(2 * classes)[classes:]
         torch.manual_seed(0)
-        self.method = build_method(clip, config, RunClasses(names, ("a new one", "another")))
+        self.method = build_method(clip, config, RunClasses(names, new))
         images = torch.randn(batch, 3, size, size, generator=generator)
         self.labels = torch.randint(classes, (batch,), generator=generator).to(device)
         self.inputs = self.images = images.to(device, dtype)
