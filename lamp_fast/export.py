@@ -6,6 +6,7 @@ Retrieval is inside. With ``--text-query class``, as for zero-shot, the text sid
 with ``image`` it is part of the graph, every picture with its own text.
 """
 
+import copy
 import importlib
 import io
 import logging
@@ -69,9 +70,10 @@ class _Encoder(nn.Module):
     def __init__(self, clip: FrozenClip, lamp: Lamp | None) -> None:
         super().__init__()
         # Not modules of this one: what of their weights the graph reads becomes its constants,
-        # so that weights it does not read (folded ones) are not stored.
-        object.__setattr__(self, "vision", clip.vision)
-        object.__setattr__(self, "text", clip.text)
+        # so that weights it does not read (folded ones) are not stored. torch 2.11 takes tensors
+        # for constants, not parameters.
+        plain = {id(weight): weight.detach() for weight in clip.parameters()}
+        self.vision, self.text = copy.deepcopy((clip.vision, clip.text), plain)
         self.logit_scale = float(clip.logit_scale)
         self.k = self.pool_size = 0
         self.layers: tuple[int, ...] = ()
