@@ -127,6 +127,23 @@ def test_kernels_say_what_they_do_not_take(call, words):
         assert words in contracts.IMPLEMENTATIONS[op]["triton"].objection(call)
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "refused"),
+    [("3.6.0", "2.4.0", True), ("3.6.0", "2.3.5", False), ("3.7.0", "2.5.5", False)],
+)
+def test_an_old_interpreter_with_a_new_numpy_is_refused(monkeypatch, triton, numpy, refused):
+    versions = {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr(contracts.importlib.metadata, "version", versions.__getitem__)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    contracts._interpreter_limits.cache_clear()
+    try:
+        reason = contracts.IMPLEMENTATIONS["retrieve"]["triton"].objection(CPU)
+    finally:
+        contracts._interpreter_limits.cache_clear()
+    assert (reason is not None) == refused
+    assert not refused or "numpy below 2.4, it is 2.4.0" in reason
+
+
 def test_every_rule_names_an_implementation_and_every_implementation_has_its_backward():
     for op, rules in contracts.RULES.items():
         known = contracts.IMPLEMENTATIONS[op]

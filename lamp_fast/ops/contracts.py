@@ -9,6 +9,7 @@ never import one another.
 """
 
 import importlib
+import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 REFERENCE = "reference"
 
@@ -87,6 +89,22 @@ def _kernel_limits(call: Call) -> str | None:
     return None
 
 
+def _triton_limits(call: Call) -> str | None:
+    return _kernel_limits(call) or (_interpreter_limits() if _interpreting() else None)
+
+
+@cache
+def _interpreter_limits() -> str | None:
+    """Triton before 3.7 makes a number of an array [1], as numpy up to 2.3 did."""
+    triton, numpy = (TorchVersion(importlib.metadata.version(p)) for p in ("triton", "numpy"))
+    if triton >= "3.7" or numpy < "2.4":
+        return None
+    return (
+        f"Triton {triton}'s interpreter expected numpy below 2.4, it is {numpy};"
+        " unset TRITON_INTERPRET, or install Triton 3.7 or newer"
+    )
+
+
 def _cuda_limits(call: Call) -> str | None:
     major, minor = torch.cuda.get_device_capability(call.device)
     if major < 8:
@@ -111,7 +129,7 @@ def _cpp() -> Implementation:
 
 def _triton(module: str) -> Implementation:
     return Implementation(
-        f"lamp_fast.kernels.{module}", ("cuda",), _TRITON, objection=_kernel_limits
+        f"lamp_fast.kernels.{module}", ("cuda",), _TRITON, objection=_triton_limits
     )
 
 
