@@ -355,11 +355,16 @@ def export(
 
 def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own deprecations, nothing of ours
-        return torch.export.export(
-            module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
-        )
+    # Whoever loads the graph has torch or ONNX Runtime, and none of our ops.
+    ops.prefer("reference")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own deprecations, nothing of ours
+            return torch.export.export(
+                module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
+            )
+    finally:
+        ops.prefer(None)
 
 
 def _plain_sort(

@@ -80,6 +80,16 @@ def test_the_module_is_the_method(runs, kind):
         check(load(run, kind), module, names)
 
 
+def test_a_graph_has_none_of_our_ops(runs):
+    """Text per image, whose short rows the C++ kernel serves outside of a graph."""
+    classifier = load(runs("image"), "image")
+    module, _ = build_module(classifier, ("one", "two"))
+    with torch.no_grad():
+        graph = exporting._traced(module, random_pictures(classifier, 3)).graph
+    targets = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert not [each for each in targets if "lamp_fast" in each]
+
+
 @pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "class"])
 def test_torch_export(runs, kind, tmp_path):
     out = tmp_path / "exported"
