@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, f1_score
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +30,9 @@ def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
         labels, predictions: integers [N] in 0..classes-1, N at least 1.
         classes: C, also counting classes that do not occur.
     """
+    # Here, because it takes seconds, and most commands score nothing.
+    from sklearn.metrics import confusion_matrix, f1_score
+
     every = np.arange(classes)
     confusion = confusion_matrix(labels, predictions, labels=every)
     shown = confusion.sum(axis=1)
