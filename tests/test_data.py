@@ -313,6 +313,21 @@ def test_folders_split_by_hand(tmp_path):
     assert [label for _, label in files_and_labels(source.test)] == [0, 0, 1]
 
 
+def test_parts_by_other_names(tmp_path):
+    """Not classes called Train and valid, which would train without a word."""
+    for part in ("Train", "valid", "TESTING"):
+        write_folders(tmp_path / part, {"ant": 2, "cup": 1})
+    source = load_source("folder", tmp_path)
+    assert source.classnames == ("ant", "cup")
+    assert source.train.names == ("Train/ant/0.png", "Train/ant/1.png", "Train/cup/0.png")
+    assert source.val.names[0] == "valid/ant/0.png"
+    assert source.test.names[0] == "TESTING/ant/0.png"
+    assert source.drawn == ()
+    write_folders(tmp_path / "val", {"ant": 1})
+    message = refusal(load_source, "folder", tmp_path)
+    assert message == f"--root {tmp_path}: val and valid, expected one folder of the part val"
+
+
 @pytest.mark.parametrize("with_val", [False, True])
 def test_folders_without_a_test_part(tmp_path, with_val):
     write_folders(tmp_path / "train", {"ant": 10, "cup": 20})

@@ -21,7 +21,7 @@ from lamp_fast.data.files import (
 from lamp_fast.data.layouts import PARTS, SPLIT_SEED
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
-from lamp_fast.data.table import Table, read_table
+from lamp_fast.data.table import PART_OF, Table, read_table
 from lamp_fast.errors import InputError
 
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
@@ -160,14 +160,16 @@ def _differences(source: DataSource, entry: DataSet) -> list[str]:
 
 
 def _folders(root: Path) -> DataSource:
-    folders = visible_folders(root)
     # A data set of vehicles may have a class "train"; then it has other folders beside it.
-    presplit = "train" in folders and set(folders) <= set(PARTS)
-    found = (
-        {part: pictures_by_class(root, part) for part in folders}
-        if presplit
-        else {"train": pictures_by_class(root, "")}
-    )
+    parts = {folder: PART_OF.get(folder.lower()) for folder in visible_folders(root)}
+    if "train" in parts.values() and None not in parts.values():
+        part, often = Counter(parts.values()).most_common(1)[0]
+        if often > 1:
+            both = " and ".join(folder for folder, of in parts.items() if of == part)
+            raise InputError(f"--root {root}: {both}, expected one folder of the part {part}")
+        found = {part: pictures_by_class(root, folder) for folder, part in parts.items()}
+    else:
+        found = {"train": pictures_by_class(root, "")}
     classes = sorted(set().union(*found.values()))
     if not classes:
         raise InputError(f"--root {root}: expected one folder of pictures a class")

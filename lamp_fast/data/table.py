@@ -10,7 +10,12 @@ from typing import Any
 from lamp_fast.errors import InputError
 
 SPLIT_COLUMN = "split"
-PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# What people call the parts, in columns of tables and as folders, in any case.
+PART_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,8 @@ class Table:
         file: .csv (UTF-8, comma, a header) or .parquet.
         path_column: a path per picture.
         label_column: a class name, or an integer, per picture.
-        split_column: train, val (valid, validation) or test, in any case, per picture; None takes
-            the column "split" where there is one.
+        split_column: train, val or test, or another word of :data:`PART_OF`, in any case, per
+            picture; None takes the column "split" where there is one.
     """
 
     file: Path
