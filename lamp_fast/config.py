@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lamp_fast.data import catalog
 from lamp_fast.errors import InputError
 
 
@@ -161,6 +162,10 @@ class DataConfig:
     downscale: IntOrNone = None
     """Scale larger pictures down to this shorter side when they are decoded: less to keep and to
     read, but other crops than from the files."""
+
+    def __post_init__(self) -> None:
+        # One name for a data set, whatever it was called: settings, folders and runs go by it.
+        object.__setattr__(self, "data", catalog.find(self.data) or self.data)
 
     def resolved(self) -> "DataConfig":
         """The same with the defaults of the data set filled in and absolute paths."""
@@ -376,7 +381,7 @@ class TrainConfig:
     """Defaults for the flags below: what --method was published with; for LAMP "tiny" without
     --clip, "table16-imb" with it."""
     config: Path | None = None
-    """Take the defaults from this saved config.json."""
+    """Take the defaults, but for --out, from this saved config.json."""
     seed: int = 1
     out: Path | None = None
     """Run folder; by default a new one under runs/."""
@@ -515,7 +520,8 @@ def default_config(argv: typing.Sequence[str]) -> TrainConfig:
     given = peek(argv, *CHOOSE_DEFAULTS)
     base = TrainConfig()
     if "config" in given:
-        base = replace(load_config(Path(given["config"])), config=Path(given["config"]))
+        # Its settings, not its folder: that one is full.
+        base = replace(load_config(Path(given["config"])), config=Path(given["config"]), out=None)
         if given.get("method", base.method) == base.method and "preset" not in given:
             return base
     if "preset" in given:
@@ -529,9 +535,12 @@ def default_config(argv: typing.Sequence[str]) -> TrainConfig:
     if method == "lamp":
         carried = given.get("clip", base.clip.clip) == "tiny"
         return apply_preset(base, "tiny" if carried else "table16-imb")
-    data = given.get("data", base.data.data)
-    split = given.get("split") or ("all" if data in OWN_DATA else "base-new")
-    return apply_published(base, method, data, split, given.get("shots"))
+    named = {name: given[name] for name in ("data", "split") if name in given}
+    data = replace(base.data, **named).resolved()
+    shots = given.get("shots", base.data.shots)
+    return apply_published(
+        base, method, data.data, data.split, None if shots is None else str(shots)
+    )
 
 
 def apply_preset(config: TrainConfig, name: str) -> TrainConfig:

@@ -183,6 +183,8 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         ("--method coop --split all --shots 4", {"epochs": 100}),
         ("--method coop --split all --shots 16", {"epochs": 200}),
         ("--method coop --data imagenet", {"epochs": 50}),
+        ("--method tcp --data ImageNet", {"epochs": 25}),
+        ("--method lfa --data OxfordPets", {"epochs": 10}),
         ("--method cocoop", {"epochs": 10, "batch": 1}),
         ("--method maple", {"epochs": 5, "lr": 3.5e-3, "batch": 4}),
         ("--method maple --split all", {"epochs": 2, "lr": 2.6e-3}),
@@ -214,6 +216,17 @@ def test_flags_override_a_methods_defaults_and_a_config_of_another_method_does_n
     other = settings.default_config(["--config", str(file), "--method", "mma"])
     assert (other.method, other.optim.lr, other.seed) == ("mma", 1.5e-3, 5)
     assert other.context == settings.ContextConfig()
+
+
+def test_a_methods_defaults_follow_the_data_of_a_config(tmp_path):
+    """Its split and shots decide as the flags would."""
+    data = settings.DataConfig(data="folder", shots=2).resolved()
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(settings.to_json(TrainConfig(data=data))))
+    config = settings.default_config(["--config", str(file), "--method", "coop"])
+    assert (config.preset, config.optim.epochs) == ("coop-all", 100)
+    again = settings.default_config(["--config", str(file), "--method", "coop", "--shots", "1"])
+    assert again.optim.epochs == 50
 
 
 def test_sgd_and_the_cosines_end():
