@@ -1,12 +1,14 @@
 """``python -m lamp_fast.evaluate RUN``: the closing table of a run, from its saved files alone.
 
 With ``--data NAME --root DIR``: what the run learned, tested on another data set (cross-dataset
-evaluation, domain generalisation).
+evaluation, domain generalisation). Those scores are kept in a folder of their own.
 """
 
+import contextlib
+import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast import checkpoint, cli, distributed, report
-from lamp_fast.config import DataConfig, load_config
+from lamp_fast.config import DataConfig, TrainConfig, load_config
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.distributed import ALONE, Ranks
 from lamp_fast.errors import InputError
 from lamp_fast.experiment import Checked, Experiment, assemble, check_target
 from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.metrics import Scores, group_accuracy, harmonic_mean, scores
+
+# Says what a folder of scores on another data set was scored on.
+TARGET = "target.json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,10 @@ def evaluate_rows(
 
 
 def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> str:
-    """Write table, per-class CSV, confusion matrices and the class-size plot; return the table."""
+    """Write table, per-class CSV, confusion matrices and the class-size plot; return the table.
+
+    No plot where nothing was trained on the data.
+    """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark.head) for each in rows]
     table = report.results_table(table_rows)
@@ -95,11 +103,12 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
                 ["true \\ predicted", *names],
                 ([name, *line] for name, line in zip(names, last.confusion.tolist(), strict=True)),
             )
-    report.plot_per_class(
-        folder / "per_class.png",
-        benchmark.counts,
-        {each.name: each.base.per_class for each in rows[:2]},
-    )
+    if benchmark.trained:
+        report.plot_per_class(
+            folder / "per_class.png",
+            benchmark.counts,
+            {each.name: each.base.per_class for each in rows[:2]},
+        )
     return table
 
 
@@ -109,17 +118,38 @@ def read_learned(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: training has not finished, or the file is missing or damaged.
     """
-    file = folder / checkpoint.LEARNED
+    return checkpoint.load_tensors(_finished(folder, checkpoint.LEARNED))
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the closing table of a finished run.
+
+    Raises:
+        InputError: as :func:`read_learned`.
+    """
+    return checkpoint.read_json(_finished(folder, checkpoint.RESULT))
+
+
+def _finished(folder: Path, name: str) -> Path:
+    """A file that a run writes when its training has ended."""
+    file = folder / name
     if not file.is_file() and (folder / checkpoint.CHECKPOINT).is_file():
         raise InputError(
             f"{folder}: training has not finished;"
             f" python -m lamp_fast.train --out {folder} --resume goes on"
         )
-    return checkpoint.load_tensors(file)
+    return file
 
 
-def load_run(folder: Path, ranks: Ranks = ALONE) -> tuple[Experiment, dict[str, Any]]:
+def load_run(
+    folder: Path, ranks: Ranks = ALONE, *, root: Path | None = None, table: Path | None = None
+) -> tuple[Experiment, dict[str, Any]]:
     """Rebuild a finished run from its folder, on this rank's device.
+
+    Args:
+        folder: of the run.
+        ranks: the processes that will share the pictures.
+        root, table: where its pictures lie now, if not where the run found them.
 
     Returns:
         The experiment with its learned state, and the facts stored with that state.
@@ -127,7 +157,9 @@ def load_run(folder: Path, ranks: Ranks = ALONE) -> tuple[Experiment, dict[str, 
     Raises:
         InputError: files missing or damaged, or data or CLIP that are no longer the run's.
     """
-    experiment, facts = _load_run(folder, ranks)
+    config = load_config(folder / checkpoint.CONFIG)
+    data = replace(config.data, root=root or config.data.root, table=table or config.data.table)
+    experiment, facts = _load_run(folder, replace(config, data=data), ranks)
     then = checkpoint.read_json(folder / checkpoint.CONFIG)["data"]["sha256"]
     _refuse_another("data", folder, experiment.data_hash, then)
     return experiment, facts
@@ -151,7 +183,8 @@ def load_run_on(
     """
     ranks.together(read_learned, folder)  # refused before a large data set is read
     checked = ranks.once(check_target, target)
-    experiment, facts = ranks.together(_load_run, folder, ranks, checked)
+    config = load_config(folder / checkpoint.CONFIG)
+    experiment, facts = ranks.together(_load_run, folder, config, ranks, checked)
     benchmark, unreadable, _ = checked
     return replace(experiment, benchmark=benchmark, unreadable=unreadable), facts
 
@@ -162,8 +195,44 @@ def transfer_rows(experiment: Experiment, seconds: float, ranks: Ranks = ALONE) 
     return [replace(row, name=f"{row.name} on {experiment.benchmark.name}") for row in rows]
 
 
+def hold_transfer(
+    stack: contextlib.ExitStack, folder: Path, experiment: Experiment, target: DataConfig
+) -> None:
+    """Own the folder for scores on another data set until ``stack`` closes, and say whose it is.
+
+    Raises:
+        InputError: it cannot be written, or holds something else, which is left alone.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file, expected a folder")
+    filled = folder.is_dir() and any(each.name != checkpoint.LOCK for each in folder.iterdir())
+    benchmark = experiment.benchmark
+    identity = {
+        "data": benchmark.name,
+        "template": benchmark.template,
+        "sha256": experiment.data_hash,
+    }
+    if filled:
+        file = folder / TARGET
+        held = checkpoint.read_json(file) if file.is_file() else None
+        if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
+            raise InputError(
+                f"--out {folder}: holds something else than scores on these pictures with this"
+                " template, expected a new folder"
+            )
+    stack.enter_context(checkpoint.hold_folder(folder))
+    record = {
+        **identity,
+        "root": None if target.root is None else str(target.root.expanduser().absolute()),
+        "table": None if target.table is None else str(target.table.expanduser().absolute()),
+        "unreadable": list(experiment.unreadable),
+        **{name: experiment.record()[name] for name in ("version", "commit", "torch")},
+    }
+    checkpoint.write_json(folder / TARGET, record)
+
+
 def _load_run(
-    folder: Path, ranks: Ranks, target: Checked | None = None
+    folder: Path, config: TrainConfig, ranks: Ranks, target: Checked | None = None
 ) -> tuple[Experiment, dict[str, Any]]:
     """A run with its learned state; with a target, over that one's pictures instead of its own."""
     record = checkpoint.read_json(folder / checkpoint.CONFIG)
@@ -173,8 +242,7 @@ def _load_run(
         own = ("base_names", "new_names")
         named = replace(target[0], **{each: tuple(record["data"][each]) for each in own})
         target = (named, *target[1:])
-    config = distributed.place(load_config(folder / checkpoint.CONFIG), ranks)
-    experiment = assemble(config, target)
+    experiment = assemble(distributed.place(config, ranks), target)
     clip = experiment.clip.identity.fingerprint
     _refuse_another("CLIP weights", folder, clip, record["clip"]["fingerprint"])
     checkpoint.load_into(experiment.method, tensors, folder / checkpoint.LEARNED)
@@ -268,13 +336,16 @@ class EvaluateConfig:
     """Test on all classes of this data set instead; a name that training takes, or one of
     imagenetv2, imagenet_sketch, imagenet_a and imagenet_r."""
     root: Path | None = None
-    """As in training, for --data."""
+    """As in training, for --data; without it, where the run's own pictures lie now."""
     table: Path | None = None
-    """As in training, for --data table."""
+    """As in training, for --data table; without --data, where the run's own table lies now."""
     template: str | None = None
     """Class prompt with {} for the name; by default the data set's own."""
     skip_unreadable: bool = False
     """Count unreadable pictures of --data and go on without them."""
+    out: Path | None = None
+    """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
+    default on_NAME in the run folder."""
 
     @property
     def target(self) -> DataConfig | None:
@@ -283,25 +354,31 @@ class EvaluateConfig:
         Raises:
             InputError: a flag of --data without it.
         """
-        given = {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if each.name != "run" and getattr(self, each.name) != each.default
-        }
-        if given and self.data is None:
-            name, value = next(iter(given.items()))
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {value}: expected --data with it, the data set to test on")
-        return DataConfig(**given) if given else None
+        if self.data is None:
+            for name in ("template", "skip_unreadable", "out"):
+                if value := getattr(self, name):
+                    flag = name.replace("_", "-")
+                    raise InputError(
+                        f"--{flag} {value}: expected --data with it, the data set to test on"
+                    )
+            return None
+        return DataConfig(
+            data=self.data,
+            root=self.root,
+            table=self.table,
+            template=self.template,
+            skip_unreadable=self.skip_unreadable,
+        )
 
 
 def main(config: EvaluateConfig) -> int:
-    """Print the table; nothing is written."""
+    """Print the table; scores on another data set are written, too."""
     file, target = config.run / checkpoint.CONFIG, config.target
     checkpoint.read_json(file)
     with distributed.join(load_config(file).machine.device) as ranks:
         if target is None:
-            experiment, facts = ranks.together(load_run, config.run, ranks)
+            load = functools.partial(load_run, root=config.root, table=config.table)
+            experiment, facts = ranks.together(load, config.run, ranks)
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         for line in experiment.describe():
@@ -309,10 +386,20 @@ def main(config: EvaluateConfig) -> int:
         seconds = facts["seconds"]
         if target is None:
             rows = evaluate_rows(experiment, seconds, facts["adaptation"] is not None, ranks)
-        else:
+            _print_table(experiment, rows)
+            return 0
+        out = config.out or config.run / f"on_{experiment.benchmark.name}"
+        with contextlib.ExitStack() as stack:
+            ranks.once(hold_transfer, stack, out, experiment, target)
             rows = transfer_rows(experiment, seconds, ranks)
-        print("\n" + report.results_table([each.row(experiment.benchmark.head) for each in rows]))
+            _print_table(experiment, rows)
+            ranks.once(write_results, out, experiment, rows)
+            print(f"\nwrote   {out}")
     return 0
+
+
+def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
+    print("\n" + report.results_table([each.row(experiment.benchmark.head) for each in rows]))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def quiet_cli(monkeypatch):
 
 @pytest.mark.usefixtures("quiet_cli")
 def test_the_command(run, target, capsys):
-    before = {each: each.stat().st_mtime_ns for each in run.iterdir()}
+    before = {each: each.stat().st_mtime_ns for each in run.iterdir() if each.is_file()}
     template = "a drawing of a {}."
     code, out, err = call(
         capsys, run, "--data", "ImageNetR", "--root", target.root, "--template", template
@@ -126,7 +126,32 @@ def test_the_command(run, target, capsys):
         "CLIP zero-shot on imagenet_r",
         "LAMP on imagenet_r",
     ]
-    assert {each: each.stat().st_mtime_ns for each in run.iterdir()} == before
+    folder = run / "on_imagenet_r"
+    assert {each: each.stat().st_mtime_ns for each in before} == before
+    assert {each.name for each in folder.iterdir()} == {
+        "confusion_base.csv",
+        "per_class.csv",
+        "result.json",
+        "table.md",
+        "target.json",
+    }
+    assert (folder / "table.md").read_text() in out
+    scored = json.loads((folder / "target.json").read_text())
+    assert (scored["data"], scored["template"]) == ("imagenet_r", template)
+    arguments = (run, "--data", "imagenet_r", "--root", target.root)
+    assert call(capsys, *arguments, "--template", template)[0] == 0
+    # Scores with another prompt do not take the place of these.
+    written = {each: each.read_bytes() for each in folder.iterdir()}
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert f"--out {folder}: holds something else" in err
+    assert {each: each.read_bytes() for each in folder.iterdir()} == written
+    elsewhere = run.parent / "elsewhere"
+    assert call(capsys, *arguments, "--out", elsewhere)[0] == 0
+    rows = json.loads((elsewhere / "result.json").read_text())
+    experiment, facts = load_run_on(run, target)
+    expected = [row.row(None) for row in transfer_rows(experiment, facts["seconds"])]
+    assert rows == json.loads(json.dumps(expected))
 
 
 @pytest.mark.usefixtures("quiet_cli")
@@ -153,7 +178,7 @@ def test_unreadable_pictures_of_the_target(run, target, capsys):
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
     assert str(damaged) in err
-    code, out, _ = call(capsys, *arguments, "--skip-unreadable")
+    code, out, _ = call(capsys, *arguments, "--skip-unreadable", "--out", target.root / "scores")
     assert code == 0
     assert "data    11 test pictures" in out
     assert "data    skipped 1 unreadable" in out
@@ -163,7 +188,8 @@ def test_unreadable_pictures_of_the_target(run, target, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--root", "x"], "--root x: expected --data with it"),
+        (["--root", "x"], "--root "),
+        (["--out", "x"], "--out x: expected --data with it"),
         (["--template", "{}"], "--template {}: expected --data with it"),
         (["--data", "imagenet_z", "--root", "x"], "--data imagenet_z: expected one of"),
         (["--data", "imagenet_a"], "--root: missing; --data imagenet_a needs"),

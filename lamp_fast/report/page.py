@@ -23,7 +23,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lamp_fast import checkpoint, report
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import load_run, read_learned
+from lamp_fast.evaluate import load_run, read_learned, read_results
 from lamp_fast.experiment import Experiment
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
 from lamp_fast.methods.lamp import exact
@@ -78,8 +78,8 @@ def build_page(run: Path) -> str:
         InputError: a file of the run that is missing or damaged.
     """
     record = checkpoint.read_json(run / checkpoint.CONFIG)
-    rows = checkpoint.read_json(run / checkpoint.RESULT)
     read_learned(run)
+    rows = read_results(run)
     method = METHODS[record["settings"]["method"]].title
     history = _read_history(run / checkpoint.METRICS)
     classes = _read_classes(run / "per_class.csv")
