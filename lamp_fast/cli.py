@@ -82,7 +82,7 @@ def run(
         print(f"error: {where}{' '.join(str(error.strerror or error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -176,8 +176,11 @@ def _check_outputs(config: PredictConfig) -> None:
             continue
         if file.is_dir():
             raise InputError(f"{flag} {file}: is a folder, expected a file to write")
-        if not file.absolute().parent.is_dir():
+        folder = file.absolute().parent
+        if not folder.is_dir():
             raise InputError(f"{flag} {file}: expected a file in a folder that exists")
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
     if config.csv is not None and config.csv == config.json:
         raise InputError(f"--json {config.json}: --csv writes there too")
 

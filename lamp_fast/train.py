@@ -29,6 +29,9 @@ from lamp_fast.graph import CapturedStep, CudaRecorder, Outcome
 from lamp_fast.methods.base import Criterion, TrainingSet
 from lamp_fast.report.tensorboard import EventWriter, need_tensorboard
 
+# What of a run's record says where files lie; a resumed run compares their content by hash.
+_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights")}
+
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
 
@@ -371,17 +374,26 @@ def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
 
 
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
-    """A resumed run must be the run that was begun."""
+    """A resumed run must be the run that was begun, wherever its files lie now."""
     then, now = checkpoint.read_json(folder / checkpoint.CONFIG), experiment.record()
-    free = ("out", "config", "machine", "tensorboard")
-    for name, value in now["settings"].items():
-        if name not in free and then["settings"].get(name) != value:
-            raise InputError(
-                f"--resume: {name} is {value}, but the run in {folder} has"
-                f" {then['settings'].get(name)}"
+    begun = settings.to_json(settings.load_config(folder / checkpoint.CONFIG))
+    for group, values in now["settings"].items():
+        if group in ("out", "config", "machine", "tensorboard"):
+            continue
+        grouped = isinstance(values, dict)
+        names = values.keys() - set(_PLACES.get(group, ())) if grouped else [group]
+        for name in sorted(names):
+            value, before = (
+                (values[name], begun[group][name]) if grouped else (values, begun[group])
             )
-    for kind in ("clip", "data"):
-        if then[kind] != now[kind]:
+            if value != before:
+                flag = name.replace("_", "-")
+                raise InputError(
+                    f"--resume --{flag} {value}: the run in {folder} was begun with {before}"
+                )
+    for kind, places in _PLACES.items():
+        found = [{**each[kind], **dict.fromkeys(places)} for each in (then, now)]
+        if found[0] != found[1]:
             raise InputError(f"--resume: the {kind} differs from the run in {folder}")
 
 
@@ -419,6 +431,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
         try:
             if trainer.parameters:
                 trainer.run()
+            finish(experiment, trainer.progress, folder, ranks)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after epoch {trainer.progress.epoch};"
@@ -427,7 +440,6 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
         except NonFiniteLossError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        finish(experiment, trainer.progress, folder, ranks)
     return 0
 
 

@@ -62,7 +62,7 @@ BAD_INPUT = [
     ("train", "--out {place}/void/x --resume", "--resume: {place}/void/x holds no run"),
     ("train", "--out {place}/note.txt", "--out {place}/note.txt: is a file"),
     ("train", "--out {run}", "--out {run}: not empty"),
-    ("train", "--out {run} --resume --k 3", "--resume: lamp is"),
+    ("train", "--out {run} --resume --k 3", "--resume --k 3: the run in {run} was begun with 2"),
     ("train", "--out {place} --overwrite", "--overwrite: {place} is not the folder of a run"),
     ("train", "--out /proc/nonexistent/run", "--out /proc/nonexistent/run: cannot be written"),
     ("evaluate", "", "run"),
@@ -70,6 +70,8 @@ BAD_INPUT = [
     ("evaluate", "{place}/unfinished", "{place}/unfinished: training has not finished"),
     ("evaluate", "{place}/cut", "{place}/cut/learned.safetensors: damaged"),
     ("evaluate", "{run} --fast", "--fast"),
+    ("evaluate", "{run} --data digits --out {place}", "--out {place}: holds something else than"),
+    ("evaluate", "{run} --data digits --out {place}/note.txt", "note.txt: is a file, expected"),
     ("pretrain", "--steps 0 --out {place}/new", "--steps 0: expected"),
     ("pretrain", "--letters 99 --out {place}/new", "--letters 99: expected 0.."),
     ("pretrain", "--warmup 9 --steps 9 --out {place}/new", "--warmup 9: expected 0..8"),
@@ -85,6 +87,7 @@ BAD_INPUT = [
     ("predict", "{run} {place}/cat.png --classes cat,,dog", "--classes 'cat,,dog'"),
     ("predict", "{run} {place}/cat.png --classes one,one", "'one' is named 2 times"),
     ("predict", "{run} {place}/cat.png --csv {place}/no/x.csv", "--csv {place}/no/x.csv"),
+    ("predict", "{run} {place}/cat.png --csv /proc/self/x.csv", "/proc/self/x.csv: cannot be"),
     ("predict", "{run} {place}/list.csv --path-column file", "--path-column file"),
     ("export", "{run}", "out"),
     ("export", "{run} {place}/new --format jpeg", "--format"),
@@ -97,6 +100,7 @@ BAD_INPUT = [
     ("export", "{place}/nowhere {place}/new --format torch", "{place}/nowhere/config.json"),
     ("report", "", "run"),
     ("report", "{place}/nowhere", "{place}/nowhere"),
+    ("report", "{place}/unscored", "{place}/unscored: training has not finished"),
     ("report", "{run} --out {place}/void", "--out {place}/void: is a folder"),
     ("data", "{place}/nowhere", "--root {place}/nowhere: does not exist"),
     ("data", "{place}/void", "--root {place}/void: is empty"),
@@ -151,6 +155,8 @@ def place(run, tmp_path_factory):
         (folder / "damaged" / "dog" / f"{number}.png").write_bytes(whole[:40])
     shutil.copytree(run, folder / "unfinished")
     (folder / "unfinished" / checkpoint.LEARNED).unlink()
+    shutil.copytree(run, folder / "unscored")
+    (folder / "unscored" / checkpoint.RESULT).unlink()
     shutil.copytree(run, folder / "cut")
     os.truncate(folder / "cut" / checkpoint.LEARNED, 1000)
     return folder

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
-from lamp_fast import checkpoint, cli, train
-from lamp_fast.config import TrainConfig, apply_preset
+from lamp_fast import checkpoint, cli, evaluate, train
+from lamp_fast.config import DataConfig, TrainConfig, apply_preset
 from lamp_fast.errors import InputError
 
 
@@ -84,6 +85,47 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, capsys, limit_
     assert command(settings(out, resume=True)) == 0
     expected, got = (checkpoint.load_tensors(each / checkpoint.LEARNED)[0] for each in (whole, out))
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_an_interrupt_says_what_it_left(tmp_path, capsys, monkeypatch):
+    """While it is scored a run can be gone on with; before it began there is nothing to say."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(train, "evaluate_rows", interrupt)
+    assert command(settings(out)) == cli.INTERRUPTED
+    assert f"--out {out} --resume goes on" in capsys.readouterr().err
+    monkeypatch.setattr(train, "assemble", interrupt)
+    assert command(settings(tmp_path / "other")) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_a_run_goes_on_where_its_pictures_have_moved(tmp_path, capsys):
+    """Their bytes say that they are the same; other bytes are refused."""
+    pictures, moved = tmp_path / "pictures", tmp_path / "moved"
+    for number in range(12):
+        folder = pictures / ("train", "test")[number % 2] / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    config = settings(tmp_path / "run", data=DataConfig(data="folder", root=pictures))
+    assert command(config) == 0
+    pictures.rename(moved)
+    there = replace(config, data=replace(config.data, root=moved), resume=True)
+    assert command(there) == 0
+    rows = checkpoint.read_json(tmp_path / "run" / checkpoint.RESULT)
+    experiment, facts = evaluate.load_run(tmp_path / "run", root=moved)
+    found = evaluate.evaluate_rows(experiment, facts["seconds"], False)
+    assert [each.row(experiment.benchmark.head)["acc_base"] for each in found] == [
+        row["acc_base"] for row in rows
+    ]
+    Image.new("RGB", (8, 8), (0, 99, 0)).save(moved / "train" / "a" / "0.png")
+    capsys.readouterr()
+    assert command(there) == 2
+    assert "--resume: the data differs" in capsys.readouterr().err
+    with pytest.raises(InputError, match="the data are not those of the run"):
+        evaluate.load_run(tmp_path / "run", root=moved)
 
 
 def test_a_full_disk_is_told_at_once(tmp_path, capsys, limit_file_size):

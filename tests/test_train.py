@@ -224,7 +224,7 @@ def test_a_filled_folder_is_refused_then_overwritten(tmp_path):
         train.main(settings(out, epochs=1))
     assert train.main(replace(settings(out, epochs=1), overwrite=True, seed=2)) == 0
     assert json.loads((out / "config.json").read_text())["settings"]["seed"] == 2
-    with pytest.raises(InputError, match=r"--resume: seed is 3, but the run in .* has 2"):
+    with pytest.raises(InputError, match=r"--resume --seed 3: the run in .* was begun with 2"):
         train.main(replace(settings(out, epochs=1), resume=True, seed=3))
 
 
@@ -257,6 +257,7 @@ def test_saved_settings_serve_as_defaults(finished):
     assert config.optim.epochs == 2
     assert config.lamp.layers == (3, 4, 5, 6)
     assert config.preset == "tiny"
+    assert config.out is None  # another run than the one whose settings it takes
 
 
 @pytest.mark.parametrize(
