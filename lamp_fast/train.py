@@ -7,9 +7,10 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -373,24 +374,25 @@ def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
     return settings.default_config(argv)
 
 
+def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Settings by group and name; one that is in no group by its name twice."""
+    return {
+        (group, name): value
+        for group, each in values.items()
+        for name, value in (each.items() if isinstance(each, dict) else [(group, each)])
+    }
+
+
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
     """A resumed run must be the run that was begun, wherever its files lie now."""
     then, now = checkpoint.read_json(folder / checkpoint.CONFIG), experiment.record()
-    begun = settings.to_json(settings.load_config(folder / checkpoint.CONFIG))
-    for group, values in now["settings"].items():
-        if group in ("out", "config", "machine", "tensorboard"):
+    begun = _by_flag(settings.to_json(settings.load_config(folder / checkpoint.CONFIG)))
+    for (group, name), value in _by_flag(now["settings"]).items():
+        free = group in ("out", "config", "machine", "tensorboard")
+        if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
             continue
-        grouped = isinstance(values, dict)
-        names = values.keys() - set(_PLACES.get(group, ())) if grouped else [group]
-        for name in sorted(names):
-            value, before = (
-                (values[name], begun[group][name]) if grouped else (values, begun[group])
-            )
-            if value != before:
-                flag = name.replace("_", "-")
-                raise InputError(
-                    f"--resume --{flag} {value}: the run in {folder} was begun with {before}"
-                )
+        flag, before = name.replace("_", "-"), begun[group, name]
+        raise InputError(f"--resume --{flag} {value}: the run in {folder} was begun with {before}")
     for kind, places in _PLACES.items():
         found = [{**each[kind], **dict.fromkeys(places)} for each in (then, now)]
         if found[0] != found[1]:
