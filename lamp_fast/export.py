@@ -356,7 +356,7 @@ def export(
 def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # Whoever loads the graph has torch or ONNX Runtime, and none of our ops.
-    ops.prefer("reference")
+    before = ops.prefer("reference")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own deprecations, nothing of ours
@@ -364,7 +364,7 @@ def _traced(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
                 module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
             )
     finally:
-        ops.prefer(None)
+        ops.prefer(before)
 
 
 def _plain_sort(

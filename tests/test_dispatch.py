@@ -97,12 +97,12 @@ def test_a_preferred_implementation_serves_where_it_can(table):
 
 def test_prefer_concerns_calls_that_name_nothing():
     query, keys, bias = torch.randn(3, 4), torch.randn(5, 4), torch.zeros(5)
-    ops.prefer("reference")
+    assert ops.prefer("reference") is None
     try:
         assert contracts.choose("retrieve", None, query.device, query.dtype) == ("reference", None)
         ops.retrieve(query, keys, bias, 2, impl="cpp")
     finally:
-        ops.prefer(None)
+        assert ops.prefer(None) == "reference"
 
 
 def test_a_gpu_below_sm_80_is_refused_in_one_line(monkeypatch):

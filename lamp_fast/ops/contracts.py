@@ -181,10 +181,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 _preferred: str | None = None
 
 
-def prefer(name: str | None) -> None:
-    """Let one implementation serve every call that names none; None goes back to the table."""
+def prefer(name: str | None) -> str | None:
+    """Let one implementation serve every call that names none; None goes back to the table.
+
+    Returns:
+        What was preferred before.
+    """
     global _preferred
-    _preferred = name
+    before, _preferred = _preferred, name
+    return before
 
 
 @cache
