@@ -70,10 +70,9 @@ class _Encoder(nn.Module):
     def __init__(self, clip: FrozenClip, lamp: Lamp | None) -> None:
         super().__init__()
         # Not modules of this one: what of their weights the graph reads becomes its constants,
-        # so that weights it does not read (folded ones) are not stored. torch 2.11 takes tensors
-        # for constants, not parameters.
-        plain = {id(weight): weight.detach() for weight in clip.parameters()}
-        self.vision, self.text = copy.deepcopy((clip.vision, clip.text), plain)
+        # so that weights it does not read (folded ones) are not stored.
+        constant = _without_parameters(clip)
+        self.vision, self.text = constant.vision, constant.text
         self.logit_scale = float(clip.logit_scale)
         self.k = self.pool_size = 0
         self.layers: tuple[int, ...] = ()
@@ -109,6 +108,17 @@ class _Encoder(nn.Module):
             return torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
         keys = getattr(self, f"pool_{index}")
         return ops.retrieve(queries, keys, self.bias[index], self.k, impl="reference")[0]
+
+
+def _without_parameters(clip: FrozenClip) -> FrozenClip:
+    """A copy that shares its weights as buffers: torch 2.11 refuses parameters of no module."""
+    plain = {id(weight): weight.detach() for weight in clip.parameters()}
+    clip = copy.deepcopy(clip, plain)
+    for module in clip.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, weight)
+    return clip
 
 
 class FixedText(_Encoder):

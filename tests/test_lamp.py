@@ -318,9 +318,11 @@ def test_accumulated_text_selections_count_once(small_clip):
         assert torch.equal(each, pieces.state_dict()[name]), name
 
 
-def test_parameters_and_bias_stay_float32_under_a_bfloat16_clip(small_clip):
+@pytest.mark.parametrize("path", ["exact", "literal"])
+@pytest.mark.parametrize("text_query", ["image", "class"])
+def test_parameters_and_bias_stay_float32_under_a_bfloat16_clip(small_clip, path, text_query):
     clip = small_clip(3, 3).to(torch.bfloat16)
-    lamp = Lamp(clip, LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3)))
+    lamp = Lamp(clip, LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query=text_query), path)
     assert {each.dtype for each in lamp.parameters()} == {torch.float32}
     assert lamp.image_balance.bias.dtype == torch.float32
     images = torch.randn(3, 3, 16, 16).to(torch.bfloat16)

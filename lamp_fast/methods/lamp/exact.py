@@ -106,7 +106,7 @@ def class_texts(lamp, classes: LampClasses, bias: Tensor) -> ClassTexts:
     The classes of a forest are one sequence whose prefix is the whole projected pool; the mask lets
     each row see the entries that its class chose.
     """
-    pools = _text_pools(lamp, classes, classes.states[0].dtype)
+    pools = _text_pools(lamp, classes)
     per_forest = [
         _encode_class_forest(lamp, classes, forest, states, pools, bias)
         for forest, states in zip(classes.forests, classes.states, strict=True)
@@ -165,7 +165,8 @@ class _Pool:
         return tuple(torch.cat(pair, dim=1) for pair in zip(projected, bots, strict=True))
 
 
-def _text_pools(lamp, classes: LampClasses, dtype: torch.dtype) -> list[_Pool]:
+def _text_pools(lamp, classes: LampClasses) -> list[_Pool]:
+    dtype = lamp.clip.dtype
     return [
         _Pool(lamp, block, lamp.prompts_of(number).text_rows(), dtype, classes.bot[number - 1])
         for number, block in enumerate(lamp.clip.text.blocks, 1)
@@ -206,7 +207,7 @@ def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> 
     limit = lamp.trimming.block or images * len(classes)
     if images == 0:
         return features.new_zeros(0, len(classes))
-    pools = _text_pools(lamp, classes, features.dtype)
+    pools = _text_pools(lamp, classes)
     images_at_once = max(1, min(images, limit // max(len(each.eot) for each in classes.forests)))
     pieces = -(-images // images_at_once) * len(classes.forests)
     recompute = torch.is_grad_enabled() and pieces > 1 and limit < images * len(classes)

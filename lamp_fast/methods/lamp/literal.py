@@ -60,8 +60,7 @@ def _encode_images(lamp, images, image_bias):
         length = x.shape[1]
         x = block(torch.cat([x, inserted], dim=1))[:, :length]
         chosen_by_layer.append(chosen.indices)
-    features = visual.ln_post(x[:, 0]) @ visual.proj
-    return features, chosen_by_layer, similarities, counts
+    return lamp.clip.vision.readout(x[:, 0]), chosen_by_layer, similarities, counts
 
 
 def _encode_texts_for_image(lamp, ids, eot, chosen_by_layer):
