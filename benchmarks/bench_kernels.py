@@ -6,12 +6,11 @@ with empty cells.
 """
 
 import pytest
-import torch
 
 from benchmarks import kernels
-from benchmarks.measure import measure_ceilings
+from benchmarks.measure import measure_ceilings, this_device
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = this_device()
 CASES = list(kernels.cases(DEVICE))
 
 

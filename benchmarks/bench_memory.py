@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.classes import TEMPLATE, numbered
 from benchmarks.fake_memory import PeakMemory
+from benchmarks.measure import this_device
 from benchmarks.steps import random_clip
 from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.methods import Lamp
@@ -35,7 +37,6 @@ BLOCKS = [1 << 16, 4096]
 BLOCK = 1600
 WHOLE = Trimming(block=1 << 30, share_routes=False)
 MEMORY = 80e9
-TEMPLATE = "a photo of a {}."
 
 STEP = """
 import json, resource, sys
@@ -106,8 +107,7 @@ def bench_memory(benchmark, tables, classes):
 
 @pytest.fixture(scope="module")
 def vit_b_16():
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return random_clip(device).to(torch.bfloat16)
+    return random_clip(this_device()).to(torch.bfloat16)
 
 
 def pieces(lamp, classes):
@@ -173,11 +173,9 @@ def bench_imagenet_memory(benchmark, tables, vit_b_16, classes):
 
 def bench_largest(benchmark, tables, vit_b_16):
     lamp = Lamp(vit_b_16, LampConfig(k=4, s=4), trimming=WHOLE)
-    names = open_clip.IMAGENET_CLASSNAMES
 
     def prepare(count):
-        more = (f"{name} {number}" for number in range(count // len(names)) for name in names)
-        prepared = lamp.prepare([*names, *more][:count], TEMPLATE)
+        prepared = lamp.prepare(numbered(open_clip.IMAGENET_CLASSNAMES, count), TEMPLATE)
         return held_bytes(lamp, prepared), pieces(lamp, prepared)["train"]
 
     def computed(count):

@@ -10,19 +10,15 @@ names.
 import statistics
 import time
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classes import CALTECH101
+from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.floor import step_floor
-from lamp_fast.clip import FrozenClip
+from benchmarks.steps import random_clip
 from lamp_fast.config import LampConfig, Trimming
-from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.methods import Lamp
-
-TEMPLATE = "a photo of a {}."
 
 # (batch, classes): rounds, and what is known of others: the targets of train and evaluation for
 # text per image, of train for text per class, a padded plain-PyTorch prototype, and the peers' own
@@ -36,9 +32,7 @@ CELLS = {
 
 @pytest.fixture(scope="module")
 def clip():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return FrozenClip(open_clip.create_model("ViT-B-16-quickgelu"), Preprocessing(size=224))
+    return random_clip(torch.device("cpu"))
 
 
 class Cell:

@@ -1,5 +1,8 @@
 """Caltech101's class names in label order, so that a benchmark needs no data set."""
 
+from collections.abc import Sequence
+
+TEMPLATE = "a photo of a {}."
 CALTECH101 = tuple(
     name.strip()
     for name in """
@@ -16,3 +19,9 @@ stegosaurus, stop sign, strawberry, sunflower, tick, trilobite, umbrella, watch,
 wheelchair, wild cat, windsor chair, wrench, yin yang
 """.replace("\n", " ").split(",")
 )
+
+
+def numbered(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """The first ``count`` names; beyond their end they begin again, each with a number."""
+    rounds = range(-(-count // len(names)))
+    return tuple(f"{name} {each}" if each else name for each in rounds for name in names)[:count]

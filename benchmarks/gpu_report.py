@@ -70,7 +70,7 @@ def _pytest(*arguments: str) -> tuple[str, ...]:
 
 
 def _benchmark(seconds: int, *arguments: str, needs_gpu: bool = True) -> Part:
-    command = _pytest("--benchmark-only", "-s", "-o", "timeout=0", *arguments)
+    command = _pytest("--benchmark-only", "-o", "timeout=0", *arguments)
     return Part(command, seconds, needs_gpu=needs_gpu, benchmark=True)
 
 
@@ -252,9 +252,7 @@ def machine() -> dict[str, object]:
     return found
 
 
-def markdown(
-    when: str, facts: dict[str, object], outcomes: dict[str, Outcome], plots: Sequence[str]
-) -> str:
+def markdown(when: str, facts: dict[str, object], outcomes: dict[str, Outcome]) -> str:
     """The report for people: the machine, a line a part, plots, then each part's output."""
     lines = ["# GPU report", "", f"{when}, `python -m benchmarks.gpu_report`", ""]
     lines += [f"- {name} {version}" for name, version in facts["versions"].items()]
@@ -264,7 +262,10 @@ def markdown(
     for name, each in outcomes.items():
         state = f"{each.state}: {each.why}" if each.why else each.state
         lines.append(f"| {name} | {state} | {each.seconds:.0f} | {each.clocks} |")
-    lines += [line for plot in plots for line in ("", f"![{plot}]({plot})")]
+    for name, each in outcomes.items():
+        plot = PARTS[name].plot
+        if plot and each.state == "ok":
+            lines += ["", f"![{plot}]({plot})"]
     for name, each in outcomes.items():
         if each.output:
             lines += ["", f"## {name}", "", "```", each.output, "```"]
@@ -299,9 +300,7 @@ def _write(out: Path, when: str, outcomes: dict[str, Outcome]) -> None:
     parts = {name: asdict(each) for name, each in outcomes.items()}
     record = {"when": when, "machine": facts, "parts": parts}
     (out / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    plots = [PARTS[name].plot for name, each in outcomes.items() if each.state == "ok"]
-    plots = [plot for plot in plots if plot]
-    (out / "report.md").write_text(markdown(when, facts, outcomes, plots), encoding="utf-8")
+    (out / "report.md").write_text(markdown(when, facts, outcomes), encoding="utf-8")
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -5,10 +5,12 @@ is larger than the L2, so that launches cost nothing and every call finds its da
 GPU time between events, the median over replays.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -54,6 +56,24 @@ class Ceilings:
     def record(self) -> dict:
         """For the report."""
         return asdict(self)
+
+
+def this_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a plot calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def write_record(file: Path, device: torch.device, numbers: dict) -> None:
+    """Numbers as JSON, with the day, the device and its threads, in a folder that it makes."""
+    where = {"device": device_name(device), "threads": torch.get_num_threads()}
+    record = {"when": time.strftime("%Y-%m-%d"), **where, **numbers}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_ceilings(device: torch.device, *, size: int = 8192, copied: int = 1 << 30) -> Ceilings:
@@ -105,29 +125,48 @@ def time_call(
     return Time(statistics.median(taken), min(taken), max(taken))
 
 
+def time_once(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Seconds of GPU and of wall time of one run, whose inputs are its own.
+
+    On a GPU as it is launched, so waits for the host count; on a CPU both are the clock's.
+    """
+    if device.type != "cuda":
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started,) * 2
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    first.record()
+    run()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1e3, time.perf_counter() - started
+
+
 def time_steps(
     run: Callable[[], object], device: torch.device, *, replays: int = 20
 ) -> tuple[float, float]:
-    """Seconds of GPU and of wall time of work that keeps its own inputs, medians.
-
-    On a GPU as it is launched, so waits for the host count; on a CPU both are the clock's, over a
-    tenth of the replays.
-    """
+    """Medians of :func:`time_once` over replays, a tenth of them on a CPU, after one run."""
     run()
-    on_gpu, on_wall = [], []
-    for _ in range(replays if device.type == "cuda" else max(1, replays // 10)):
-        if device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            first.record()
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            last.record()
-            torch.cuda.synchronize()
-            on_gpu.append(first.elapsed_time(last) / 1e3)
-        on_wall.append(time.perf_counter() - started)
-    return statistics.median(on_gpu or on_wall), statistics.median(on_wall)
+    replays = replays if device.type == "cuda" else max(1, replays // 10)
+    on_gpu, on_wall = zip(*(time_once(run, device) for _ in range(replays)), strict=True)
+    return statistics.median(on_gpu), statistics.median(on_wall)
+
+
+def against(
+    unit: Callable[[], object], run: Callable[[], object], device: torch.device, rounds: int
+) -> tuple[float, float]:
+    """How long a run takes in units, which run before and after each; and in seconds; medians."""
+    run()
+    unit()
+    ratios, taken, before = [], [], time_once(unit, device)[0]
+    for _ in range(rounds):
+        each, after = time_once(run, device)[0], time_once(unit, device)[0]
+        ratios.append(2 * each / (before + after))
+        taken.append(each)
+        before = after
+    return statistics.median(ratios), statistics.median(taken)
 
 
 def _time_graph(call: Call, inputs: Sequence[Inputs], replays: int) -> Time:

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classes import CALTECH101
+from benchmarks.classes import CALTECH101, TEMPLATE, numbered
+from benchmarks.steps import layers_of
 from lamp_fast import config as settings
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import TrainConfig, Trimming
 from lamp_fast.methods import RunClasses, build_method
 
-TEMPLATE = "a photo of a {}."
 # LAMP's own slow path is of the equations, not of anybody's code; the others have nothing to trim.
 AS_PUBLISHED = ("coop", "cocoop", "maple", "tcp", "mma")
 
@@ -50,7 +50,8 @@ class MethodCell:
             lamp=replace(config.lamp, text_query=text_query, layers=layers_of(clip)),
             machine=replace(config.machine, path=path),
         )
-        names, new = class_names(classes), class_names(2 * classes)[classes:]
+        names = numbered(CALTECH101, 2 * classes)
+        names, new = names[:classes], names[classes:]
         torch.manual_seed(0)
         self.method = build_method(clip, config, RunClasses(names, new))
         images = torch.randn(batch, 3, size, size, generator=generator)
@@ -58,7 +59,7 @@ class MethodCell:
         self.inputs = self.images = images.to(device, dtype)
         if name == "lfa":
             features = torch.randn(batch, clip.vision.visual.proj.shape[1], generator=generator)
-            self.inputs = F.normalize(features, dim=-1).to(device, dtype)
+            self.inputs = F.normalize(features, dim=-1).to(device)
         if name == "candle":
             with torch.no_grad():
                 for each in (self.method.visual, self.method.virtual):
@@ -83,15 +84,3 @@ class MethodCell:
     def image_forward(self) -> None:
         """open_clip's own image forward of the batch: the unit."""
         self.method.clip.model.encode_image(self.images)
-
-
-def class_names(count: int) -> tuple[str, ...]:
-    """Caltech101's first names; more of them beyond its end, each with a number."""
-    rounds = -(-count // len(CALTECH101))
-    names = [f"{name} {each}" if each else name for each in range(rounds) for name in CALTECH101]
-    return tuple(names[:count])
-
-
-def layers_of(clip: FrozenClip) -> tuple[int, ...]:
-    """3..12 of ViT-B/16; of a shallower CLIP from 3 on as far as it goes."""
-    return tuple(range(min(3, clip.depth), clip.depth + 1))

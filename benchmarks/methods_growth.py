@@ -7,23 +7,20 @@ compute as the methods' authors do (``--as-published``; LAMP's is ``--path liter
 as printed), solid ones as this package does, with the same results.
 """
 
-import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks.measure import time_steps
+from benchmarks.measure import against, device_name, this_device, write_record
 from benchmarks.methods import AS_PUBLISHED, MethodCell
 from benchmarks.steps import random_clip
+from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import Trimming
 from lamp_fast.graph import CapturedStep, CudaRecorder
@@ -40,7 +37,7 @@ class Settings:
 
     out: Path = Path("docs")
     """Folder for methods_growth.png and methods_growth.json."""
-    rounds: int = 3
+    rounds: int = 5
     """Of each point."""
     classes: tuple[int, ...] = ()
     """Numbers of classes; by default 10 to 100 on a CPU, 10 to 500 on a GPU."""
@@ -121,19 +118,9 @@ def _measure(clip, contender, classes, rounds, device) -> Point:
         torch.cuda.reset_peak_memory_stats()
     cell = contender.build(clip, classes)
     run = captured(cell, device) if contender.captured else cell.train
-
-    def seconds(piece: Callable[[], object]) -> float:
-        return time_steps(piece, device, replays=10)[0]
-
-    run()
-    ratios, taken, before = [], [], seconds(cell.image_forward)
-    for _ in range(rounds):
-        step, after = seconds(run), seconds(cell.image_forward)
-        ratios.append(2 * step / (before + after))
-        taken.append(step)
-        before = after
+    ratio, seconds = against(cell.image_forward, run, device, rounds)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    return Point(statistics.median(ratios), statistics.median(taken), peak)
+    return Point(ratio, seconds, peak)
 
 
 def captured(cell: MethodCell, device: torch.device) -> Callable[[], object]:
@@ -170,7 +157,7 @@ def draw(title: str, results: dict[str, dict[int, Point]], lines: list[Contender
 
 def main(settings: Settings) -> None:
     """Measure every point, print the table, and draw."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     clip, lines = random_clip(device), contenders(device)
     classes = settings.classes or CLASSES[device.type]
     points = [(line, count) for count in classes for line in lines]
@@ -183,22 +170,15 @@ def main(settings: Settings) -> None:
     ]
     header = ["step / image forward", *(f"C={count}" for count in classes)]
     print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    record = {
-        "when": time.strftime("%Y-%m-%d"),
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "batch": BATCH,
-        "steps": {
-            title: {count: asdict(each) for count, each in found.items()}
-            for title, found in results.items()
-        },
+    steps = {
+        title: {count: asdict(each) for count, each in found.items()}
+        for title, found in results.items()
     }
-    (settings.out / "methods_growth.json").write_text(json.dumps(record, indent=2) + "\n")
-    title = f"Training step of ViT-B/16, B={BATCH}, {name}"
+    numbers = {"batch": BATCH, "steps": steps}
+    write_record(settings.out / "methods_growth.json", device, numbers)
+    title = f"Training step of ViT-B/16, B={BATCH}, {device_name(device)}"
     draw(title, results, lines, settings.out / "methods_growth.png")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    cli.run(Settings, main, prog="python -m benchmarks.methods_growth", description=__doc__)

@@ -7,24 +7,23 @@ same batch, interleaved.
 
 import dataclasses
 import json
-import statistics
-import time
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
-import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.classes import CALTECH101
+from benchmarks.classes import CALTECH101, TEMPLATE
+from benchmarks.measure import against
+from benchmarks.steps import random_clip
+from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import LampConfig, Trimming, format_layers
-from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.methods import Lamp
 
+CPU = torch.device("cpu")
 BASE = {"batch": 4, "classes": 50, "words": 0, "layers": tuple(range(3, 13))}
 SWEEPS = {
     "classes": [5, 10, 25, 50, 100],
@@ -62,7 +61,7 @@ def measure(clip: FrozenClip, rounds: int, text_query: str, point: dict) -> floa
     ]
     config = LampConfig(layers=point["layers"], text_query=text_query)
     lamp = Lamp(clip, config, trimming=Trimming(share_routes=False))
-    prepared = lamp.prepare(names, "a photo of a {}.")
+    prepared = lamp.prepare(names, TEMPLATE)
 
     def image_forward():
         with torch.no_grad():
@@ -72,24 +71,13 @@ def measure(clip: FrozenClip, rounds: int, text_query: str, point: dict) -> floa
         lamp.zero_grad(set_to_none=True)
         lamp.step(images, labels, prepared, F.cross_entropy).loss.backward()
 
-    def seconds(function):
-        started = time.perf_counter()
-        function()
-        return time.perf_counter() - started
-
-    train()
-    ratios, before = [], seconds(image_forward)
-    for _ in range(rounds):
-        taken, after = seconds(train), seconds(image_forward)
-        ratios.append(2 * taken / (before + after))
-        before = after
-    return statistics.median(ratios)
+    return against(image_forward, train, CPU, rounds)[0]
 
 
 def main(settings: Settings) -> None:
     """Measure every sweep for both text queries, then draw."""
     torch.manual_seed(0)
-    clip = FrozenClip(open_clip.create_model("ViT-B-16-quickgelu"), Preprocessing(size=224))
+    clip = random_clip(CPU)
     points = [
         (query, axis, value)
         for query in ("image", "class")
@@ -131,4 +119,4 @@ def draw(results: dict[str, dict[str, list[float]]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    cli.run(Settings, main, prog="python -m benchmarks.step_growth", description=__doc__)

@@ -6,14 +6,11 @@ spends itself, on a GPU that of the kernels which it launches, is added up by pa
 rest of the step's time: Python between the ops of a CPU, launches that the GPU waits for.
 """
 
-import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -21,7 +18,13 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import measure_ceilings, time_steps
+from benchmarks.measure import (
+    device_name,
+    measure_ceilings,
+    this_device,
+    time_steps,
+    write_record,
+)
 from benchmarks.step_kernels import (
     ACTIVATION,
     ATTENTION,
@@ -31,6 +34,7 @@ from benchmarks.step_kernels import (
     floor_by_part,
 )
 from benchmarks.steps import Line, build_cell, random_clip
+from lamp_fast import cli
 
 LINES = {
     "cuda": (
@@ -43,6 +47,8 @@ LINES = {
         Line("B=4, C=50, text per class", 4, 50, "class", True),
     ),
 }
+# A matrix product and a copy large enough to reach the device's rates.
+SIZES = {"cuda": {}, "cpu": {"size": 2048, "copied": 1 << 28}}
 RETRIEVAL, OTHER, WAITS = "retrieval", "other ops", "waits"
 # By a word of torch's name for the op; the first that fits.
 WORDS = {
@@ -88,10 +94,6 @@ class Shares:
     seconds: dict[str, float]
     floor: dict[str, float]
     others: dict[str, float]
-
-    def record(self) -> dict:
-        """For JSON."""
-        return dict(vars(self))
 
     def rows(self) -> list[list[str]]:
         """Table rows in milliseconds, largest loss over the floor first."""
@@ -193,7 +195,7 @@ def draw(shares: Sequence[Shares], file: Path, title: str) -> None:
 
 def main(settings: Settings) -> None:
     """Measure every line of this device, print the table, and draw."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     clip, ceilings = random_clip(device), measure_ceilings(device, **SIZES[device.type])
     shares = []
     for line in LINES[device.type]:
@@ -202,21 +204,11 @@ def main(settings: Settings) -> None:
         shares.append(measure(line.what, cell.run, floor, device, settings.steps))
     rows = [row for each in shares for row in each.rows()]
     print(tabulate(rows, HEADER, tablefmt="github", disable_numparse=True))
-    settings.out.mkdir(parents=True, exist_ok=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    record = {
-        "when": time.strftime("%Y-%m-%d"),
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "ceilings": ceilings.record(),
-        "steps": [each.record() for each in shares],
-    }
-    (settings.out / "step_parts.json").write_text(json.dumps(record, indent=2) + "\n")
-    draw(shares, settings.out / "step_parts.png", f"LAMP training step, ViT-B/16, {name}")
+    numbers = {"ceilings": ceilings.record(), "steps": [asdict(each) for each in shares]}
+    write_record(settings.out / "step_parts.json", device, numbers)
+    title = f"LAMP training step, ViT-B/16, {device_name(device)}"
+    draw(shares, settings.out / "step_parts.png", title)
 
-
-# A matrix product and a copy large enough to reach the device's rates.
-SIZES = {"cuda": {}, "cpu": {"size": 2048, "copied": 1 << 28}}
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    cli.run(Settings, main, prog="python -m benchmarks.step_parts", description=__doc__)

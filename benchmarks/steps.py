@@ -10,7 +10,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classes import CALTECH101
+from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.step_kernels import Kernel, step_kernels
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import LampConfig, OptimConfig, Trimming
@@ -18,8 +18,6 @@ from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.graph import CapturedStep, Recorder
 from lamp_fast.methods import Lamp
 from lamp_fast.train import build_optimiser
-
-TEMPLATE = "a photo of a {}."
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,17 @@ def random_clip(device: torch.device) -> FrozenClip:
     return FrozenClip(model, Preprocessing(size=224)).to(device, dtype)
 
 
+def layers_of(clip: FrozenClip) -> tuple[int, ...]:
+    """3..12 of ViT-B/16; of a shallower CLIP from 3 on as far as it goes."""
+    return tuple(range(min(3, clip.depth), clip.depth + 1))
+
+
 def build_cell(clip: FrozenClip, line: Line, recorder: Recorder | None = None) -> Cell:
     """The step of a line; a training step is captured where there is a recorder."""
     device, dtype = next(clip.parameters()).device, clip.dtype
-    names = (*CALTECH101, *open_clip.IMAGENET_CLASSNAMES)[: line.classes]
-    if line.classes > len(CALTECH101):
-        names = open_clip.IMAGENET_CLASSNAMES[: line.classes]
-    config = LampConfig(
-        text_query=line.text_query, layers=tuple(range(min(3, clip.depth), clip.depth + 1))
-    )
+    known = CALTECH101 if line.classes <= len(CALTECH101) else open_clip.IMAGENET_CLASSNAMES
+    names = known[: line.classes]
+    config = LampConfig(text_query=line.text_query, layers=layers_of(clip))
     lamp = Lamp(clip, config, trimming=Trimming(share_routes=False, block=None))
     classes = lamp.prepare(names, TEMPLATE)
     size, generator = clip.preprocessing.size, torch.Generator().manual_seed(0)

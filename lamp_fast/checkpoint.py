@@ -75,6 +75,17 @@ def hold_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_filled(folder: Path) -> bool:
+    """Whether an ``--out`` holds anything but a lock; one that is not there does not.
+
+    Raises:
+        InputError: a file is in its place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file, expected a folder")
+    return folder.is_dir() and any(each.name != LOCK for each in folder.iterdir())
+
+
 def clear_folder(folder: Path) -> None:
     """Remove everything from a held folder."""
     for each in folder.iterdir():

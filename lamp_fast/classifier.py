@@ -298,9 +298,7 @@ class Classifier:
             logits = method.logits(images.to(self.config.machine.device, clip.dtype), classes)
         finally:
             method.use_adapted = False
-        # Half precision would round away what tells close classes apart.
-        probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-        values, order = probabilities.sort(dim=1, descending=True, stable=True)
+        values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
         return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
 
     def _classes(self, names: tuple[str, ...]) -> Any:

@@ -242,8 +242,8 @@ class FrozenClip(nn.Module):
 
     Attributes:
         vision, text: the towers, rebuilt whenever the model moves or is cast.
-        logit_scale: exp of the frozen logit scale as the model came, whatever it is cast to: a
-            float64 scalar that stays where it was, so that products with it keep their dtype.
+        logit_scale: exp of the frozen logit scale as the model came: a float64 scalar that moves
+            with the model and is not cast with it. Products with it keep the other's dtype.
         preprocessing: what it expects of pictures.
         identity: what it is; None for models wrapped directly.
     """
@@ -276,6 +276,7 @@ class FrozenClip(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
+        self.logit_scale = self.logit_scale.to(self.model.logit_scale.device)
         self._build_towers()
         return self
 

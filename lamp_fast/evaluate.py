@@ -203,10 +203,8 @@ def hold_transfer(
     Raises:
         InputError: it cannot be written, or holds something else, which is left alone.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file, expected a folder")
-    filled = folder.is_dir() and any(each.name != checkpoint.LOCK for each in folder.iterdir())
-    benchmark = experiment.benchmark
+    filled = checkpoint.is_filled(folder)
+    benchmark, program = experiment.benchmark, experiment.record()
     identity = {
         "data": benchmark.name,
         "template": benchmark.template,
@@ -226,7 +224,7 @@ def hold_transfer(
         "root": None if target.root is None else str(target.root.expanduser().absolute()),
         "table": None if target.table is None else str(target.table.expanduser().absolute()),
         "unreadable": list(experiment.unreadable),
-        **{name: experiment.record()[name] for name in ("version", "commit", "torch")},
+        **{name: program[name] for name in ("version", "commit", "torch")},
     }
     checkpoint.write_json(folder / TARGET, record)
 

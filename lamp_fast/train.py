@@ -344,11 +344,7 @@ def prepare_folder(config: TrainConfig) -> Path:
         runs = Path("runs")
         names = [name, *(f"{name}-{number}" for number in range(2, 1_000_000))]
         return next(runs / each for each in names if not (runs / each).exists())
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out}: is a file, expected a folder")
-    filled = config.out.is_dir() and any(
-        each.name != checkpoint.LOCK for each in config.out.iterdir()
-    )
+    filled = checkpoint.is_filled(config.out)
     ours = (config.out / checkpoint.CONFIG).is_file()
     if filled and not (config.resume or config.overwrite):
         raise InputError(

@@ -202,6 +202,7 @@ def test_cosines_and_their_scale_do_not_lose_what_the_towers_lose(small_clip):
     torch.testing.assert_close(
         method.logits(images, classes), (100 * cosine).float(), rtol=1e-5, atol=1e-5
     )
+    assert low.to("meta").logit_scale.is_meta  # it moves with the model
 
 
 def test_everything_is_frozen(small_clip):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu_step, methods_growth, step_parts, steps
+from benchmarks.classes import CALTECH101, numbered
 from benchmarks.fake_memory import PeakMemory
 from benchmarks.floor import step_floor
 from benchmarks.measure import Ceilings, time_steps
-from benchmarks.methods import class_names
 from benchmarks.step_kernels import (
     NORMS,
     PRODUCTS,
@@ -118,9 +118,9 @@ def test_what_does_not_fit_is_a_point_that_says_so(small_clip):
 
 
 def test_names_go_on_beyond_the_list():
-    names = class_names(250)
+    names = numbered(CALTECH101, 250)
     assert len(set(names)) == 250
-    assert names[:100] == class_names(100)
+    assert names[:100] == CALTECH101
 
 
 def test_a_line_of_an_epoch_runs(tmp_path, monkeypatch):

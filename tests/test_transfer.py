@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_unreadable_pictures_of_the_target(run, target, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--root", "x"], "--root "),
+        (["--root", "x"], f"--root {Path('x').absolute()}: does not exist"),
         (["--out", "x"], "--out x: expected --data with it"),
         (["--template", "{}"], "--template {}: expected --data with it"),
         (["--data", "imagenet_z", "--root", "x"], "--data imagenet_z: expected one of"),

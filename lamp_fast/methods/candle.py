@@ -118,7 +118,7 @@ class Candle(Method):
         benchmark, base = training.benchmark, len(self.visual)
         features = training.features(evaluation_transform(self.clip.preprocessing))
         labels = training.labels.to(features.device)
-        sums = torch.zeros_like(self.visual).index_add_(0, labels, features.to(self.visual.dtype))
+        sums = torch.zeros_like(self.visual).index_add_(0, labels, features)
         self.visual.copy_(sums / training.counts.to(sums)[:, None])
         # A prototype of each class is in every batch.
         self.counts.fill_(1)[:base] += training.counts.to(self.counts.device)
@@ -184,11 +184,9 @@ class Candle(Method):
         )
 
     def _features(self, images: Tensor) -> Tensor:
-        features = plain_image_features(self.clip, images).to(self.image_projection.dtype)
-        return features @ self.image_projection
+        return plain_image_features(self.clip, images) @ self.image_projection
 
     def _prototypes(self, texts: Tensor, dropout: float) -> _Prototypes:
-        texts = texts.to(self.text_projection.dtype)
         unknown = texts[len(self.names) :]
         visual = torch.cat([self.visual, self.virtual, unknown]) @ self.image_projection
         raw = torch.cat([visual, texts @ self.text_projection])

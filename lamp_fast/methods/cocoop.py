@@ -83,7 +83,7 @@ class CoCoOp(Method):
 
     def _cosine(self, features: Tensor, classes: Layout) -> Tensor:
         """[b, C] of normalised image features [b, Ds] and their own text features."""
-        shift = self.meta_net(features.to(self.context.dtype))  # [b, Dt]
+        shift = self.meta_net(features)  # [b, Dt]
         table = self.clip.text.text.positional_embedding
         words = self.context + shift[:, None] + table[1 : self.config.n_ctx + 1]
         changes = {1: partial(put_words, words=words)}

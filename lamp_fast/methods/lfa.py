@@ -76,11 +76,11 @@ class Lfa(Method):
     @torch.no_grad()
     def look_at(self, training: TrainingSet) -> Batches:
         """Encode the training set, start W, and train on the features."""
-        benchmark, precision = training.benchmark, self.weight.dtype
-        crops = training.features(five_crop_transform(self.clip.preprocessing)).to(precision)
+        benchmark = training.benchmark
+        crops = training.features(five_crop_transform(self.clip.preprocessing))
         crops = F.normalize(crops, dim=-1)  # [N, 5, Ds]
         labels = training.labels.to(crops.device)
-        texts = self.prepare(benchmark.base_names, benchmark.template).texts.to(precision)
+        texts = self.prepare(benchmark.base_names, benchmark.template).texts
         beta = self.config.procrustes_beta
         if beta is None:
             beta = cross_validated_beta(crops[:, -1], texts, labels, training.seed)
@@ -98,7 +98,7 @@ class Lfa(Method):
         self, images: Tensor, labels: Tensor, classes: LfaClasses, criterion: Criterion
     ) -> Step:
         """One iteration; ``images`` are features [B, Ds], ``criterion`` has no part in it."""
-        features, texts = (each.to(self.weight.dtype) for each in (images, classes.texts))
+        features, texts = images.to(self.weight.dtype), classes.texts
         noisy, dropped = (torch.rand(2) > 0.5).tolist()
         if noisy:
             features = features + self.config.feature_noise * torch.randn_like(features)
@@ -119,9 +119,8 @@ class Lfa(Method):
     @torch.no_grad()
     def logits(self, images: Tensor, classes: LfaClasses) -> Tensor:
         weight = self.weight if classes.trained else self.ema
-        features = frozen_image_features(self.clip, images).to(weight.dtype)
-        mapped = F.normalize(features @ weight, dim=-1)
-        return self.clip.logit_scale * mapped @ classes.texts.to(weight.dtype).T
+        mapped = F.normalize(frozen_image_features(self.clip, images) @ weight, dim=-1)
+        return self.clip.logit_scale * mapped @ classes.texts.T
 
 
 def procrustes(features: Tensor, targets: Tensor, beta: float) -> Tensor:

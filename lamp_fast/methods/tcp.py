@@ -119,7 +119,7 @@ class Tcp(TwoTowers):
 
     def class_words(self, knowledge: Tensor) -> Tensor:
         """[C, m, Dt] of zero-shot features [C, Ds]."""
-        hidden = ops.quick_gelu(self.narrow(knowledge.to(self.narrow.weight.dtype)))
+        hidden = ops.quick_gelu(self.narrow(knowledge))
         return self.widen(hidden).unflatten(-1, (self.n_ctx, -1))
 
     def regularisation(self, text: Tensor, classes: TcpClasses) -> dict[str, Tensor]:

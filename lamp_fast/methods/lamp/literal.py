@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lamp_fast.clip import at_least_float32
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import Forward, Selections
 
@@ -130,8 +131,8 @@ def _retrieve(lamp, rows, queries, bias_by_layer, layer_number) -> _Chosen:
         none = queries.new_zeros((len(queries), 0), dtype=torch.int64)
         return _Chosen(none, None, None)
     keys = rows()[: config.m]
-    precision = torch.promote_types(queries.dtype, torch.float32)
-    cosine = F.cosine_similarity(queries.to(precision)[:, None], keys.to(precision)[None], dim=-1)
+    queries = at_least_float32(queries)
+    cosine = F.cosine_similarity(queries[:, None], keys[None], dim=-1)
     bias = bias_by_layer[lamp.config.layers.index(layer_number)]
     indices = _top(cosine.detach() + bias, config.k)
     counted = indices if config.lbo_count == "biased" else _top(cosine.detach(), config.k)
