@@ -9,9 +9,13 @@ few rows are left out, so the sum stays below any program of such kernels.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
 
 from benchmarks.measure import Ceilings
 from lamp_fast.clip import FrozenClip
+from lamp_fast.methods.lamp.prompts import LayerPrompts
 
 PRODUCTS, ATTENTION, NORMS, ACTIVATION, OPTIMISER = (
     "matrix products",
@@ -51,7 +55,7 @@ class Sequences:
         last_pairs: the same where only ``read`` rows ask.
         prefix: prompts that each sequence reads.
         pool: rows that a layer projects to keys and values, once for all.
-        prompt_width: D.
+        phi: widths of a prompt on its way to ``width``.
         item: bytes of an element.
     """
 
@@ -63,13 +67,18 @@ class Sequences:
     last_pairs: int
     prefix: int
     pool: int
-    prompt_width: int
+    phi: tuple[int, ...]
     item: int
 
     def linear(self, name: str, rows: int, inner: int, outer: int) -> Kernel:
         """[rows, inner] times [inner, outer]; its bias is left out."""
         moved = self.item * (rows * inner + inner * outer + rows * outer)
         return Kernel(PRODUCTS, name, 2 * rows * inner * outer, moved)
+
+    def project(self, *, backward: bool = False) -> Iterator[Kernel]:
+        """The pool through phi."""
+        for inner, outer in pairwise([*self.phi, self.width]):
+            yield self.linear("phi", self.pool, *((outer, inner) if backward else (inner, outer)))
 
     def rowwise(self, part: str, name: str, rows: int, width: int, passes: int) -> Kernel:
         """A pass over rows that reads and writes ``passes`` tensors of their size, all told."""
@@ -103,7 +112,7 @@ def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:
         last_pairs=keys,
         prefix=config.k + config.s,
         pool=config.m + config.s,
-        prompt_width=config.d,
+        phi=config.phi_widths,
         item=clip.dtype.itemsize,
     )
 
@@ -126,7 +135,7 @@ def text_sequences(clip: FrozenClip, count: int, classes, config) -> Sequences:
         last_pairs=last_pairs + read * prefix,
         prefix=prefix,
         pool=config.m + config.s,
-        prompt_width=config.d,
+        phi=config.phi_widths,
         item=clip.dtype.itemsize,
     )
 
@@ -157,7 +166,7 @@ def layer_kernels(
     qkv = 2 * rows * width + asking * width
     if not backward:
         if prompts:
-            yield of.linear("phi", of.pool, of.prompt_width, width)
+            yield from of.project()
             yield of.linear("keys and values of prompts", of.pool, width, 2 * width)
         yield of.rowwise(NORMS, "add_layer_norm", rows, width, 4)
         if last:
@@ -188,7 +197,7 @@ def layer_kernels(
         yield of.rowwise(NORMS, "add_layer_norm", rows, width, 4)
     if prompts:
         yield of.linear("keys and values of prompts", of.pool, 2 * width, width)
-        yield of.linear("phi", of.pool, width, of.prompt_width)
+        yield from of.project(backward=True)
 
 
 def tower_kernels(
@@ -230,8 +239,8 @@ def step_kernels(
     text = text_sequences(clip, count, classes, config)
     yield from tower_kernels(text, depth, config.layers, start=start, train=train)
     if train:
-        width = clip.vision.width + clip.text.width
-        pools = (2 * config.m + config.s) * config.d
-        numbers = len(config.layers) * (pools + (config.d + 1) * width)
+        with torch.device("meta"):
+            layer = LayerPrompts(config, clip.vision.width, clip.text.width)
+        numbers = len(config.layers) * sum(each.numel() for each in layer.parameters())
         # Gradient, parameter and two moments read; the last three written; float32.
         yield Kernel(OPTIMISER, "optimiser", 0, 4 * 7 * numbers)

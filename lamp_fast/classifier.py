@@ -124,7 +124,7 @@ class Classifier:
         file = folder / checkpoint.CONFIG
         record = checkpoint.read_json(file)
         try:
-            saved = settings.from_json(TrainConfig, record["settings"], str(file))
+            saved = settings.saved_settings(record["settings"], str(file))
             fingerprint = record["clip"]["fingerprint"]
             missing = {"base_names", "new_names", "template"} - record["data"].keys()
         except (KeyError, TypeError, AttributeError):

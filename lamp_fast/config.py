@@ -211,10 +211,22 @@ class LampConfig:
     """printed: Eq. 9's own sign, which raises over-used prompts (for study)."""
     lbo_count: Literal["biased", "unbiased"] = "biased"
     """Which selection is counted: the activated one, or Eq. 10's without the bias (for study)."""
+    phi: Literal["mlp", "linear"] = "mlp"
+    """The projectors: D -> --phi-hidden, ReLU, -> the tower's width, or one affine map."""
+    phi_hidden: int = 32
+    """Width between the two layers of --phi mlp."""
     phi_bias: bool = True
-    """Off: projectors without bias (an ablation)."""
+    """Off: projectors without biases (an ablation)."""
+    similarity_gradient: Literal["keys", "both"] = "keys"
+    """What the similarity loss moves: the keys alone, or also the tokens that they are compared
+    with, and so the prompts of every layer below."""
     adapt_passes: int = 1
     """Passes over the unlabelled new-class pictures that adapt the bias (the transductive row)."""
+
+    @property
+    def phi_widths(self) -> tuple[int, ...]:
+        """Widths that a prompt passes through in phi before the tower's."""
+        return (self.d, self.phi_hidden) if self.phi == "mlp" else (self.d,)
 
 
 @dataclass(frozen=True)
@@ -592,6 +604,7 @@ def validate(config: TrainConfig) -> None:
         ("--s", lamp.s, 1),
         ("--d", lamp.d, 1),
         ("--m", lamp.m, 1),
+        ("--phi-hidden", lamp.phi_hidden, 1),
         ("--adapt-passes", lamp.adapt_passes, 1),
         ("--epochs", optim.epochs, 1),
         ("--batch", optim.batch, 1),
@@ -647,6 +660,8 @@ def validate(config: TrainConfig) -> None:
     _refuse_unread(config)
     if lamp.k > lamp.m:
         raise InputError(f"--k {lamp.k}: expected at most the pool size --m {lamp.m}")
+    if lamp.phi == "linear" and lamp.phi_hidden != LampConfig.phi_hidden:
+        raise InputError(f"--phi-hidden {lamp.phi_hidden}: --phi linear has no hidden layer")
     if not (lamp.mpp or lamp.msp):
         raise InputError("--no-mpp --no-msp: expected at least one of the two kinds of prompts")
     if config.resume and config.overwrite:
@@ -717,6 +732,21 @@ def from_json(config_class: type, values: Mapping[str, Any], where: str = "confi
     )
 
 
+def saved_settings(values: Any, where: str) -> TrainConfig:
+    """What a run saved of its settings, in this or an earlier version.
+
+    Before there was a setting, what it decides was fixed: phi was linear, and the similarity loss
+    moved keys and tokens.
+
+    Raises:
+        InputError: see :func:`from_json`.
+    """
+    lamp = values.get("lamp") if isinstance(values, Mapping) else None
+    if isinstance(lamp, Mapping) and values.get("method") == "lamp":
+        values = {**values, "lamp": {"phi": "linear", "similarity_gradient": "both", **lamp}}
+    return from_json(TrainConfig, values, where)
+
+
 def load_config(file: Path) -> TrainConfig:
     """Read the settings of a saved ``config.json`` (the object itself or its ``config`` entry)."""
     try:
@@ -724,7 +754,7 @@ def load_config(file: Path) -> TrainConfig:
     except (OSError, ValueError) as error:
         raise InputError(f"--config {file}: not a readable config.json ({error})") from None
     if isinstance(values, dict) and isinstance(values.get("settings"), dict):
-        values = values["settings"]
+        return saved_settings(values["settings"], str(file))
     return from_json(TrainConfig, values, str(file))
 
 

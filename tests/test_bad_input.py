@@ -17,6 +17,10 @@ from lamp_fast.config import TrainConfig, apply_preset
 BAD_INPUT = [
     ("train", "--k 21", "--k 21: expected at most the pool size --m 20"),
     ("train", "--k 0", "--k 0: expected at least 1"),
+    ("train", "--phi-hidden 0", "--phi-hidden 0: expected at least 1"),
+    ("train", "--phi linear --phi-hidden 64", "--phi-hidden 64: --phi linear has no hidden layer"),
+    ("train", "--phi affine", "--phi"),
+    ("train", "--similarity-gradient none", "--similarity-gradient"),
     ("train", "--layers 3..7", "--layers 3..7: expected layers within 1..6"),
     ("train", "--layers 7..3", "7..3: expected layers such as 3..12"),
     ("train", "--imb 0.5", "--imb 0.5: expected at least 1"),

@@ -11,11 +11,15 @@ from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.methods import Lamp, ZeroShot
 from lamp_fast.methods.lamp import exact as lamp_exact
+from lamp_fast.methods.lamp.prompts import LayerPrompts
+from lamp_fast.methods.lamp.state import similarity_loss
 from lamp_fast.tokens import tokenise
 
 # Both paths add up the same float64 numbers in another order: some hundred operations on values of
 # order 1 to 100 (logits), each rounded to 1.1e-16 relative.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+
+READINGS = list(itertools.product(["mlp", "linear"], ["keys", "both"]))
 
 CLASS_SETS = {
     "mixed": (["zero", "a very long name of some kind of bird", "cat"], "a photo of a {}."),
@@ -32,10 +36,9 @@ def lamp_pair(clip, config, seed=0):
     literal = Lamp(clip, config, "literal")
     for balance in (exact.image_balance, exact.text_balance):
         balance.bias.normal_(std=0.05)
-    for prompts in exact.prompts.values():
-        for phi in (prompts.phi_v, prompts.phi_t):
-            if phi.bias is not None:
-                torch.nn.init.normal_(phi.bias, std=0.1)
+    for name, each in exact.prompts.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(each, std=0.1)
     literal.load_state_dict(exact.state_dict())
     return exact, literal
 
@@ -78,9 +81,20 @@ def assert_same(exact, literal, images, labels, names, template):
 @pytest.mark.parametrize("text_query", ["image", "class"])
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("classes", CLASS_SETS.values(), ids=CLASS_SETS)
-def test_exact_equals_literal(small_clip, text_query, layers, classes):
+@pytest.mark.parametrize(("phi", "similarity_gradient"), READINGS)
+def test_exact_equals_literal(small_clip, text_query, layers, classes, phi, similarity_gradient):
     names, template = classes
-    config = LampConfig(k=2, s=2, d=6, m=5, layers=layers, text_query=text_query)
+    config = LampConfig(
+        k=2,
+        s=2,
+        d=6,
+        m=5,
+        layers=layers,
+        text_query=text_query,
+        phi=phi,
+        phi_hidden=32 if phi == "linear" else 7,
+        similarity_gradient=similarity_gradient,
+    )
     exact, literal = lamp_pair(small_clip(), config)
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, len(names) - 1, 0])
@@ -107,6 +121,7 @@ def test_towers_of_unequal_depth(small_clip, text_query, vision_layers, text_lay
         {"msp": False},
         {"lbo": False},
         {"phi_bias": False},
+        {"phi_bias": False, "phi": "linear"},
         {"beta": 0.0},
         {"lbo_count": "unbiased"},
         {"k": 5},
@@ -221,32 +236,98 @@ def test_unbiased_counting_ignores_the_bias(small_clip):
             assert counts[count][unused] == 6
 
 
-def test_default_parameter_count():
-    """435,840 for ViT-B/16 widths, D=32, ten layers, M=20, S=2 (SPEC); the paper prints 470K."""
-    from lamp_fast.methods.lamp.prompts import LayerPrompts
+@pytest.mark.parametrize("text_query", ["image", "class"])
+@pytest.mark.parametrize("path", ["exact", "literal"])
+@pytest.mark.parametrize("phi", ["mlp", "linear"])
+def test_the_similarity_loss_moves_keys_or_tokens_too(small_clip, path, phi, text_query):
+    """Under ``keys`` a layer's similarity reaches that layer's pool alone; under ``both`` the
+    prompts below it as well: of both towers where text retrieves with its own token."""
 
+    def moved(similarity_gradient):
+        torch.manual_seed(0)
+        config = LampConfig(
+            k=2,
+            s=1,
+            d=6,
+            m=5,
+            layers=(2, 3),
+            phi=phi,
+            similarity_gradient=similarity_gradient,
+            text_query=text_query,
+        )
+        lamp = Lamp(small_clip(3, 3), config, path)
+        images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+        result = lamp(images, lamp.prepare(*CLASS_SETS["mixed"]))
+        # Of the last layer alone: what it moves in the layer below must come through the tokens.
+        similarity_loss(
+            [each[-1] for each in (result.image_similarity, result.text_similarity) if each]
+        ).backward()
+        below, last = lamp.prompts["2"], lamp.prompts["3"]
+        queried = ["visual_pool", *(["text_pool"] if text_query == "class" else [])]
+        assert all(getattr(last, pool).grad.abs().sum() > 0 for pool in queried)
+        return [
+            getattr(below, pool).grad for pool in ["visual_pool", "text_pool", "shared"]
+        ], queried
+
+    gradients, _ = moved("keys")
+    assert all(each is None or not each.any() for each in gradients)
+    (visual, text, shared), queried = moved("both")
+    assert visual.abs().sum() > 0
+    assert shared.abs().sum() > 0
+    assert (text is not None and bool(text.any())) == ("text_pool" in queried)
+
+
+@pytest.mark.parametrize(("phi", "count"), [("mlp", 456_960), ("linear", 435_840)])
+def test_default_parameter_count(phi, count):
+    """ViT-B/16 widths, D=32, ten layers, M=20, S=2 (SPEC)."""
+    config = LampConfig(phi=phi)
+    layer = LayerPrompts(config, 768, 512)
+    assert len(config.layers) * sum(each.numel() for each in layer.parameters()) == count
+
+
+def test_how_the_papers_count_comes_about():
+    """Table 5 prints 470K: Eq. 8's bias counted as printed, R^{M x D} in both modalities."""
     config = LampConfig()
     layer = LayerPrompts(config, 768, 512)
-    assert len(config.layers) * sum(each.numel() for each in layer.parameters()) == 435_840
+    printed_bias = 2 * config.m * config.d
+    numbers = sum(each.numel() for each in layer.parameters()) + printed_bias
+    assert len(config.layers) * numbers == 469_760
 
 
-def test_initialisation():
+def deviation(draws, std):
+    """Standard deviations of n draws are within 5 / sqrt(2 n) of the truth."""
+    assert draws.std().item() == pytest.approx(std, rel=5 / (2 * draws.numel()) ** 0.5)
+
+
+def test_initialisation_of_a_linear_phi():
     """V, T, s ~ N(0, 0.02^2), phi ~ N(0, 1/D), biases 0."""
-    from lamp_fast.methods.lamp.prompts import LayerPrompts
-
     torch.manual_seed(0)
-    layer = LayerPrompts(LampConfig(m=256, s=64, d=64), 768, 512)
-    # Standard deviations of n draws are within 5 / sqrt(2 n) of the truth.
-    for each, std in (
-        (layer.visual_pool, 0.02),
-        (layer.text_pool, 0.02),
-        (layer.shared, 0.02),
-        (layer.phi_v.weight, 64**-0.5),
-        (layer.phi_t.weight, 64**-0.5),
-    ):
-        assert each.std().item() == pytest.approx(std, rel=5 / (2 * each.numel()) ** 0.5)
-    assert not layer.phi_v.bias.any()
-    assert not layer.phi_t.bias.any()
+    layer = LayerPrompts(LampConfig(m=256, s=64, d=64, phi="linear"), 768, 512)
+    for each in (layer.visual_pool, layer.text_pool, layer.shared):
+        deviation(each, 0.02)
+    for phi in (layer.phi_v, layer.phi_t):
+        deviation(phi.weight, 64**-0.5)
+        assert not phi.bias.any()
+
+
+def test_initialisation_of_a_perceptron_phi():
+    """Every layer uniform within 1/sqrt(inputs) of 0, torch's default; keys start close together,
+    since the biases are of the weights' size and V is small."""
+    torch.manual_seed(0)
+    lamp_layer = LayerPrompts(LampConfig(m=256, s=64, d=64, phi_hidden=48), 768, 512)
+    for each in (lamp_layer.visual_pool, lamp_layer.text_pool, lamp_layer.shared):
+        deviation(each, 0.02)
+    for phi, width in ((lamp_layer.phi_v, 768), (lamp_layer.phi_t, 512)):
+        first, activation, second = phi
+        assert isinstance(activation, torch.nn.ReLU)
+        assert (first.weight.shape, second.weight.shape) == ((48, 64), (width, 48))
+        for linear in (first, second):
+            bound = linear.in_features**-0.5
+            assert linear.weight.abs().max() <= bound
+            deviation(linear.weight, bound / 3**0.5)
+            deviation(linear.bias, bound / 3**0.5)
+    keys = F.normalize(lamp_layer.visual_rows()[:256], dim=-1)
+    assert (keys @ keys.T).min() > 0.9
 
 
 def test_zero_shot_is_open_clip(small_clip):

@@ -47,7 +47,7 @@ def main(config: AttemptConfig) -> int:
     """Train, or score a trained run, and leave ``outcome.json``."""
     _end_with_parent()
     task = checkpoint.read_json(config.job / TASK)
-    trained = settings.from_json(TrainConfig, task["settings"], str(config.job / TASK))
+    trained = settings.saved_settings(task["settings"], str(config.job / TASK))
     folder = config.job / f"attempt-{config.attempt}"
     if task["target"] is None:
         outcome = _train(trained, config.job, config.attempt)

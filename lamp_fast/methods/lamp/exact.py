@@ -297,6 +297,8 @@ def _retrieve(lamp, queries: Tensor, rows: Tensor, bias: Tensor, number: int):
         return queries.new_zeros((len(queries), 0), dtype=torch.int64), [], []
     keys = rows[: config.m]
     queries = queries.to(keys.dtype)
+    if config.similarity_gradient == "keys":
+        queries = queries.detach()
     layer_bias = bias[config.layers.index(number)]
     indices, similarity, counts = ops.retrieve(queries, keys, layer_bias, config.k)
     if config.lbo_count == "unbiased":

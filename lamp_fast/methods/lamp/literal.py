@@ -132,6 +132,8 @@ def _retrieve(lamp, rows, queries, bias_by_layer, layer_number) -> _Chosen:
         return _Chosen(none, None, None)
     keys = rows()[: config.m]
     queries = at_least_float32(queries)
+    if config.similarity_gradient == "keys":
+        queries = queries.detach()
     cosine = F.cosine_similarity(queries[:, None], keys[None], dim=-1)
     bias = bias_by_layer[lamp.config.layers.index(layer_number)]
     indices = _top(cosine.detach() + bias, config.k)

@@ -9,8 +9,8 @@ from lamp_fast.config import LampConfig
 class LayerPrompts(nn.Module):
     """Pools V, T [M, D], shared prompts s [S, D] and projectors phi_v, phi_t (SPEC, "Notation").
 
-    Projected rows come in pool order with the shared prompts last. Without MPP or MSP the
-    respective rows do not exist (zero of them).
+    V, T, s ~ N(0, 0.02^2). Projected rows come in pool order with the shared prompts last. Without
+    MPP or MSP the respective rows do not exist (zero of them).
     """
 
     def __init__(self, config: LampConfig, vision_width: int, text_width: int) -> None:
@@ -20,18 +20,9 @@ class LayerPrompts(nn.Module):
         self.visual_pool = nn.Parameter(torch.empty(pool_size, config.d))
         self.text_pool = nn.Parameter(torch.empty(pool_size, config.d))
         self.shared = nn.Parameter(torch.empty(shared, config.d))
-        self.phi_v = nn.Linear(config.d, vision_width, bias=config.phi_bias)
-        self.phi_t = nn.Linear(config.d, text_width, bias=config.phi_bias)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Prompts ~ N(0, 0.02^2), phi weights ~ N(0, 1/D), biases 0."""
         for prompts in (self.visual_pool, self.text_pool, self.shared):
             nn.init.normal_(prompts, std=0.02)
-        for phi in (self.phi_v, self.phi_t):
-            nn.init.normal_(phi.weight, std=phi.in_features**-0.5)
-            if phi.bias is not None:
-                nn.init.zeros_(phi.bias)
+        self.phi_v, self.phi_t = (_projector(config, width) for width in (vision_width, text_width))
 
     def visual_rows(self) -> Tensor:
         """phi_v([V; s]): [M + S, Dv]. The first M are the keys of retrieval."""
@@ -40,3 +31,22 @@ class LayerPrompts(nn.Module):
     def text_rows(self) -> Tensor:
         """phi_t([T; s]): [M + S, Dt]. The first M are the keys of ``text_query=class``."""
         return self.phi_t(torch.cat([self.text_pool, self.shared]))
+
+
+def _projector(config: LampConfig, width: int) -> nn.Module:
+    """phi: [.., D] -> [.., width], float32, freshly drawn.
+
+    ``mlp`` has PyTorch's own initialisation, under which keys begin close to each other; ``linear``
+    has weights ~ N(0, 1/D) and biases 0.
+    """
+    if config.phi == "mlp":
+        return nn.Sequential(
+            nn.Linear(config.d, config.phi_hidden, bias=config.phi_bias),
+            nn.ReLU(),
+            nn.Linear(config.phi_hidden, width, bias=config.phi_bias),
+        )
+    phi = nn.Linear(config.d, width, bias=config.phi_bias)
+    nn.init.normal_(phi.weight, std=config.d**-0.5)
+    if phi.bias is not None:
+        nn.init.zeros_(phi.bias)
+    return phi
