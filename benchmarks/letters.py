@@ -16,19 +16,21 @@ from lamp_fast.data import DataSource, Pictures, digits
 TEMPLATE = "a photo of the letter {}."
 
 
+# Wider angles and a thicker pen than any that pre-training drew.
+DISTORTION = glyphs.Distortion(rotation=0.45, slant=0.5, stretch=0.25, bend=0.16, pen=(3.0, 5.0))
+
+
 @dataclass(frozen=True)
 class Shift:
     """What a picture goes through after the held-out drawing.
 
     Attributes:
-        distortion: of the drawing; its angles and pen are wider than any that pre-training drew.
+        distortion: of the drawing.
         contrast: what is left of the ink's brightness.
         noise: standard deviation of the noise on every pixel, of a full range of 1.
     """
 
-    distortion: glyphs.Distortion = glyphs.Distortion(
-        rotation=0.45, slant=0.5, stretch=0.25, bend=0.16, pen=(3.0, 5.0)
-    )
+    distortion: glyphs.Distortion = DISTORTION
     contrast: float = 0.6
     noise: float = 0.08
 
