@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lamp_fast.reproduce import statistics
+from lamp_fast.reproduce import stats as statistics
 from lamp_fast.reproduce.jobs import Job
 from lamp_fast.reproduce.paper import paper_figure
 from lamp_fast.reproduce.plan import Plan
