@@ -1,4 +1,4 @@
-"""Every setting of a run, its presets, and how both become JSON.
+"""Every setting of a run, and its presets.
 
 The dataclasses are the single source of the command line, of the saved ``config.json`` and of the
 Python interface. Field names are the flags' names; SPEC numbers below are the paper's.

@@ -10,15 +10,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
-from scipy import stats
 
 from lamp_fast import cli, train
 from lamp_fast.errors import InputError
 from lamp_fast.files import load_tensors, write_json
 from lamp_fast.methods import METHODS
-from lamp_fast.reproduce import attempt, jobs, paper, render, results, tables
-from lamp_fast.reproduce import stats as statistics
+from lamp_fast.reproduce import attempt, jobs, paper, render, results, stats, tables
 from lamp_fast.reproduce.__main__ import main, split_flags
 from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job, change, code_identity, read_settings
@@ -505,10 +504,10 @@ def test_every_footnote_is_about_a_figure():
 
 
 def test_mean_and_spread():
-    assert statistics.mean((1.0, 2.0, 6.0)) == 3
-    assert statistics.spread((1.0, 2.0, 6.0)) == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / 2
-    assert statistics.spread((1.0,)) is None
-    assert statistics.mean(()) is None
+    assert stats.mean((1.0, 2.0, 6.0)) == 3
+    assert stats.spread((1.0, 2.0, 6.0)) == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / 2
+    assert stats.spread((1.0,)) is None
+    assert stats.mean(()) is None
 
 
 def test_the_permutation_test_counts_sign_flips():
@@ -534,7 +533,9 @@ def test_over_data_sets_it_is_wilcoxon_of_their_means():
     first = dict(zip(keys, rng.normal(1, 1, 16), strict=True))
     second = dict(zip(keys, rng.normal(0, 1, 16), strict=True))
     means = [np.mean([first[n, s] - second[n, s] for s in (1, 2)]) for n in "abcdefgh"]
-    assert paired_test(first, second).p_data_sets == pytest.approx(stats.wilcoxon(means).pvalue)
+    assert paired_test(first, second).p_data_sets == pytest.approx(
+        scipy.stats.wilcoxon(means).pvalue
+    )
 
 
 def test_what_does_not_differ_has_no_p():
