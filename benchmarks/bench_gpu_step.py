@@ -19,10 +19,10 @@ from benchmarks.bench_input import draw_pictures
 from benchmarks.measure import measure_ceilings, time_steps
 from benchmarks.step_kernels import floor_seconds
 from benchmarks.steps import Line, build_cell, random_clip
-from lamp_fast.config import ClipConfig, DataConfig, TrainConfig, apply_preset
-from lamp_fast.experiment import assemble
-from lamp_fast.graph import CudaRecorder
-from lamp_fast.train import Trainer
+from lamp_fast.runs.config import ClipConfig, DataConfig, TrainConfig, apply_preset
+from lamp_fast.runs.experiment import assemble
+from lamp_fast.runs.graph import CudaRecorder
+from lamp_fast.runs.trainer import Trainer
 
 NO_GPU = "no GPU"
 HAS_GPU = torch.cuda.is_available()

@@ -25,8 +25,8 @@ from benchmarks.classes import TEMPLATE, numbered
 from benchmarks.fake_memory import PeakMemory
 from benchmarks.measure import this_device
 from benchmarks.steps import random_clip
-from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.methods import Lamp
+from lamp_fast.runs.config import LampConfig, Trimming
 
 BATCH = 32
 TEST_BATCH = 100
@@ -43,9 +43,9 @@ import json, resource, sys
 import open_clip, torch
 import torch.nn.functional as F
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.methods import Lamp
+from lamp_fast.runs.config import LampConfig, Trimming
 
 classes, block = json.loads(sys.argv[1])
 torch.manual_seed(0)

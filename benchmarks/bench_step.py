@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.floor import step_floor
 from benchmarks.steps import random_clip
-from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.methods import Lamp
+from lamp_fast.runs.config import LampConfig, Trimming
 
 # (batch, classes): rounds, and what is known of others: the targets of train and evaluation for
 # text per image, of train for text per class, a padded plain-PyTorch prototype, and the peers' own

@@ -32,16 +32,16 @@ from lamp_fast.errors import InputError
 ROOT = Path(__file__).parents[1]
 OUT = "OUT"
 GPU_TESTS = (
-    "tests/test_on_gpu.py",
-    "tests/test_retrieve.py",
-    "tests/test_prefix_attention.py",
-    "tests/test_gelu.py",
-    "tests/test_add_layer_norm.py",
-    "tests/test_graph.py",
-    "tests/test_resample.py",
-    "tests/test_lamp.py",
+    "tests/ops/test_on_gpu.py",
+    "tests/ops/test_retrieve.py",
+    "tests/ops/test_prefix_attention.py",
+    "tests/ops/test_gelu.py",
+    "tests/ops/test_add_layer_norm.py",
+    "tests/runs/test_graph.py",
+    "tests/data/test_resample.py",
+    "tests/methods/test_lamp.py",
 )
-SANITIZED = ("tests/test_on_gpu.py", "-k", "replays and (retrieve or short or tree)")
+SANITIZED = ("tests/ops/test_on_gpu.py", "-k", "replays and (retrieve or short or tree)")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ PARTS: dict[str, Part] = {
         ("-m", "benchmarks.methods_growth", "--out", OUT), seconds=40, plot="methods_growth.png"
     ),
     "memory": _benchmark(20, "benchmarks/bench_memory.py", "-k", "imagenet or largest"),
-    "fuzz": Part(_pytest("-m", "slow", "tests/test_fuzz_ops.py"), seconds=35),
+    "fuzz": Part(_pytest("-m", "slow", "tests/ops/test_fuzz_ops.py"), seconds=35),
     "sanitizer": Part(
         _pytest(*SANITIZED),
         seconds=30,

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from benchmarks.classes import CALTECH101
 from benchmarks.measure import Ceilings, Inputs, Time, rotations, time_call
 from lamp_fast import ops
-from lamp_fast.forest import plant
+from lamp_fast.clip import plant
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

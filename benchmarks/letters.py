@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from lamp_fast import glyphs
-from lamp_fast.data import DataSource, Pictures, digits
+from lamp_fast.data import DataSource, Pictures
+from lamp_fast.data.sources import digits
+from lamp_fast.pretrain import glyphs
 
 TEMPLATE = "a photo of the letter {}."
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from benchmarks.classes import CALTECH101, TEMPLATE, numbered
 from benchmarks.steps import layers_of
-from lamp_fast import config as settings
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import TrainConfig, Trimming
 from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.runs import config as settings
+from lamp_fast.runs.config import TrainConfig, Trimming
 
 # LAMP's own slow path is of the equations, not of anybody's code; the others have nothing to trim.
 AS_PUBLISHED = ("coop", "cocoop", "maple", "tcp", "mma")

@@ -22,9 +22,9 @@ from benchmarks.methods import AS_PUBLISHED, MethodCell
 from benchmarks.steps import random_clip
 from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import Trimming
-from lamp_fast.graph import CapturedStep, CudaRecorder
 from lamp_fast.methods import METHODS
+from lamp_fast.runs.config import Trimming
+from lamp_fast.runs.graph import CapturedStep, CudaRecorder
 
 BATCH = 4
 CLASSES = {"cpu": (10, 25, 50, 100), "cuda": (10, 50, 100, 200, 500)}

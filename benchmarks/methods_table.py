@@ -21,11 +21,12 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from lamp_fast import checkpoint, cli, train
-from lamp_fast import config as settings
-from lamp_fast.config import TrainConfig
-from lamp_fast.data.catalog import CATALOG
+from lamp_fast import cli, train
+from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.methods import METHODS
+from lamp_fast.runs import config as settings
+from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.folder import CONFIG, RESULT
 
 # LFA's epochs are iterations over features, which cost next to nothing.
 WHOLE = ("lfa",)
@@ -90,7 +91,7 @@ def small_copy(root: Path, target: Path) -> Path:
 
 
 def finished(folder: Path) -> bool:
-    return (folder / checkpoint.RESULT).is_file()
+    return (folder / RESULT).is_file()
 
 
 def train_missing(runs: dict[tuple, Path], root: Path | None) -> None:
@@ -114,9 +115,9 @@ def rows_of(runs: dict[tuple, Path]) -> list[list[Any]]:
         if not finished(folder):
             continue
         # Zero-shot is the first row of every run; a method's own come behind it.
-        found = json.loads((folder / checkpoint.RESULT).read_text())
+        found = json.loads((folder / RESULT).read_text())
         for row in found if method == "zeroshot" else found[1:]:
-            epochs = json.loads((folder / checkpoint.CONFIG).read_text())["settings"]["optim"]
+            epochs = json.loads((folder / CONFIG).read_text())["settings"]["optim"]
             shown = 0 if method == "zeroshot" else epochs["epochs"]
             values[data, imb, row["name"]].append({**row, "epochs": shown})
     table = []

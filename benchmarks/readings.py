@@ -24,15 +24,18 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from benchmarks.letters import letters
-from lamp_fast import checkpoint, cli, report
-from lamp_fast import config as settings
-from lamp_fast.config import TrainConfig
+from lamp_fast import cli
 from lamp_fast.data import DataSource, build_benchmark
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import evaluate_rows
-from lamp_fast.experiment import assemble
-from lamp_fast.reproduce.statistics import mean, paired_test, spread
-from lamp_fast.train import Trainer
+from lamp_fast.files import write_json
+from lamp_fast.reproduce.stats import mean, paired_test, spread
+from lamp_fast.runs import config as settings
+from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.experiment import assemble
+from lamp_fast.runs.figures import save_figure
+from lamp_fast.runs.folder import LOCK
+from lamp_fast.runs.scoring import evaluate_rows
+from lamp_fast.runs.trainer import Trainer
 
 PRESET = "mlp, keys (the preset)"
 """What every other row is compared with."""
@@ -138,11 +141,11 @@ def train_missing(runs: Sequence[Run], out: Path) -> None:
         file = run.file(out)
         folder = file.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(Timeout), FileLock(folder / checkpoint.LOCK, timeout=0):
+        with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=0):
             if not file.is_file():
                 with contextlib.redirect_stderr(io.StringIO()):
                     result = train(run, source, folder)
-                checkpoint.write_json(file, result)
+                write_json(file, result)
 
 
 def results(runs: Sequence[Run], out: Path) -> dict[Run, dict[str, Any]]:
@@ -299,7 +302,7 @@ def main(config: ReadingsConfig) -> int:
         before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
         _, _, after = rest.partition(MARKS[1])
         page.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
-        report.save_figure(draw(found, config.imb[-1]), config.docs / "readings.png")
+        save_figure(draw(found, config.imb[-1]), config.docs / "readings.png")
     return 0
 
 

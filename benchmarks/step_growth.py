@@ -20,8 +20,9 @@ from benchmarks.measure import against
 from benchmarks.steps import random_clip
 from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import LampConfig, Trimming, format_layers
+from lamp_fast.fields import format_layers
 from lamp_fast.methods import Lamp
+from lamp_fast.runs.config import LampConfig, Trimming
 
 CPU = torch.device("cpu")
 BASE = {"batch": 4, "classes": 50, "words": 0, "layers": tuple(range(3, 13))}

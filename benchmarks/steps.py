@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.step_kernels import Kernel, step_kernels
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import LampConfig, OptimConfig, Trimming
 from lamp_fast.data.transforms import Preprocessing
-from lamp_fast.graph import CapturedStep, Recorder
 from lamp_fast.methods import Lamp
-from lamp_fast.train import build_optimiser
+from lamp_fast.runs.config import LampConfig, OptimConfig, Trimming
+from lamp_fast.runs.graph import CapturedStep, Recorder
+from lamp_fast.runs.trainer import build_optimiser
 
 
 @dataclass(frozen=True)

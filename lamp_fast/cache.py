@@ -16,9 +16,11 @@ import open_clip
 from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_cache_dir
 from tabulate import tabulate
 
-from lamp_fast import checkpoint, cli
+from lamp_fast import cli
 from lamp_fast.data.decoded import SUBFOLDER, default_folder
 from lamp_fast.errors import InputError
+from lamp_fast.files import read_json
+from lamp_fast.runs.folder import CONFIG
 
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
 OPEN_CLIP_FOLDER = Path("~/.cache/clip")
@@ -132,9 +134,9 @@ def _weights_of_open_clip() -> tuple[set[str], set[str]]:
 def _is_classifier(revision: CachedRevisionInfo) -> bool:
     """Whether a repository of the hub holds what this package saves there."""
     for file in revision.files:
-        if file.file_name == checkpoint.CONFIG:
+        if file.file_name == CONFIG:
             try:
-                record = checkpoint.read_json(file.file_path)
+                record = read_json(file.file_path)
             except InputError:
                 return False
             return isinstance(record, dict) and {"settings", "clip", "data"} <= record.keys()

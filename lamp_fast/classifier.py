@@ -20,15 +20,26 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lamp_fast import checkpoint, hub, train
-from lamp_fast import config as settings
-from lamp_fast.config import TrainConfig
+from lamp_fast import train
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import read_learned
-from lamp_fast.experiment import build_clip, resolve_machine
+from lamp_fast.fields import from_json, parse_layers, to_json
+from lamp_fast.files import load_tensors, read_json
 from lamp_fast.methods import Method, RunClasses, build_method
+from lamp_fast.runs import checkpoint, hub
+from lamp_fast.runs import config as settings
+from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.experiment import build_clip, resolve_machine
+from lamp_fast.runs.folder import (
+    CONFIG,
+    LEARNED,
+    RESULT,
+    prepare_folder,
+    read_learned,
+    resumed_defaults,
+)
+from lamp_fast.runs.trainer import NonFiniteLossError
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 Bias = Literal["trained", "adapted", "none"]
@@ -95,9 +106,9 @@ class Classifier:
             NonFiniteLossError: training diverged; the last good checkpoint is in the folder.
         """
         config = training_settings(flags)
-        config = replace(config, out=train.prepare_folder(config))
+        config = replace(config, out=prepare_folder(config))
         if train.main(config):
-            raise train.NonFiniteLossError(f"{config.out}: training diverged, nothing to load")
+            raise NonFiniteLossError(f"{config.out}: training diverged, nothing to load")
         return cls.load(config.out, device=config.machine.device)
 
     @classmethod
@@ -121,22 +132,22 @@ class Classifier:
                 not there.
         """
         folder = Path(run)
-        file = folder / checkpoint.CONFIG
-        record = checkpoint.read_json(file)
+        file = folder / CONFIG
+        record = read_json(file)
         try:
             saved = settings.saved_settings(record["settings"], str(file))
             fingerprint = record["clip"]["fingerprint"]
             missing = {"base_names", "new_names", "template"} - record["data"].keys()
         except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{file}: not the {checkpoint.CONFIG} of a run") from None
+            raise InputError(f"{file}: not the {CONFIG} of a run") from None
         if missing:
             raise InputError(f"{file}: data.{min(missing)} is missing")
         settings.validate(saved)
         weights = folder / hub.WEIGHTS
         if weights.is_file():
-            tensors, facts = checkpoint.load_tensors(weights)
+            tensors, facts = load_tensors(weights)
         else:
-            weights, (tensors, facts) = folder / checkpoint.LEARNED, read_learned(folder)
+            weights, (tensors, facts) = folder / LEARNED, read_learned(folder)
         config = _on_device(saved, device)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
@@ -152,8 +163,8 @@ class Classifier:
         with torch.random.fork_rng(devices=[]):  # a fresh method draws what is then overwritten
             method = build_method(clip, config, classes)
         checkpoint.load_into(method, tensors, weights)
-        results = folder / checkpoint.RESULT
-        rows = checkpoint.read_json(results) if results.is_file() else None
+        results = folder / RESULT
+        rows = read_json(results) if results.is_file() else None
         return cls(method, config, record, facts, rows)
 
     @classmethod
@@ -181,11 +192,11 @@ class Classifier:
         return cls.load(folder, device=device, pretrained=pretrained)
 
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
-        """Write the Hugging Face layout, see :func:`lamp_fast.hub.save`."""
+        """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""
         hub.save(self, Path(folder), license=license)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the same to the hub and return its address, see :func:`lamp_fast.hub.push`."""
+        """Upload the same to the hub and return its address (:func:`lamp_fast.runs.hub.push`)."""
         return hub.push(self, repo_id, **options)
 
     @property
@@ -333,11 +344,11 @@ def training_settings(flags: Mapping[str, Any]) -> TrainConfig:
         for part in (f"--{name}", str(given[name]))
     ]
     argv += ["--resume"] if given.get("resume") else []
-    values = settings.to_json(train.resumed_defaults(argv))
+    values = to_json(resumed_defaults(argv))
     for name in ("layers", "adapter_layers"):
         if isinstance(given.get(name), str):
             try:
-                given[name] = settings.parse_layers(given[name])
+                given[name] = parse_layers(given[name])
             except ValueError as error:
                 raise InputError(str(error)) from None
         if isinstance(given.get(name), Iterable):
@@ -350,7 +361,7 @@ def training_settings(flags: Mapping[str, Any]) -> TrainConfig:
                 target[flag.name] = given.pop(flag.name)
     if given:
         raise InputError(f"{next(iter(given))}: not a setting of training")
-    return settings.from_json(TrainConfig, values, "train")
+    return from_json(TrainConfig, values, "train")
 
 
 def _on_device(config: TrainConfig, device: str) -> TrainConfig:

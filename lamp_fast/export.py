@@ -26,10 +26,11 @@ import tyro
 from torch import Tensor, nn
 
 import lamp_fast
-from lamp_fast import checkpoint, cli, ops
+from lamp_fast import cli, ops
 from lamp_fast.classifier import Classifier
 from lamp_fast.clip import Block, FrozenClip
 from lamp_fast.errors import InputError
+from lamp_fast.files import write_json
 from lamp_fast.methods import Lamp, ZeroShot
 from lamp_fast.methods.lamp import exact
 from lamp_fast.methods.lamp.state import LampClasses
@@ -399,8 +400,8 @@ def _write_facts(
 ) -> None:
     clip = classifier.method.clip
     side, trained = clip.preprocessing.size, set(classifier.trained_names)
-    checkpoint.write_json(folder / "preprocessing.json", asdict(clip.preprocessing))
-    checkpoint.write_json(folder / "classes.json", list(names))
+    write_json(folder / "preprocessing.json", asdict(clip.preprocessing))
+    write_json(folder / "classes.json", list(names))
     facts = {
         "format": format,
         "file": FILES[format],
@@ -415,7 +416,7 @@ def _write_facts(
         "torch": torch.__version__,
         "clip": dict(classifier.record["clip"]),
     }
-    checkpoint.write_json(folder / "export.json", facts)
+    write_json(folder / "export.json", facts)
 
 
 @dataclass(frozen=True)

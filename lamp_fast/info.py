@@ -13,9 +13,9 @@ import torch
 from tabulate import tabulate
 
 from lamp_fast import __version__, cli
-from lamp_fast.config import default_config
 from lamp_fast.methods.parameters import parameter_lines
 from lamp_fast.ops import contracts
+from lamp_fast.runs.config import default_config
 
 PACKAGES = ("torch", "triton", "open_clip_torch", "torchvision", "numpy")
 

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from lamp_fast import checkpoint, cli
+from lamp_fast import cli
 from lamp_fast.classifier import Classifier, Prediction
 from lamp_fast.data.pictures import EXTENSIONS
 from lamp_fast.errors import InputError
+from lamp_fast.files import write_csv, write_json
 
 TABLE_SUFFIX = ".csv"
 # In place of a file: standard output.
@@ -215,7 +216,7 @@ def _write_csv(file: Path, predictions: Sequence[tuple[Path, Prediction]]) -> No
     if file == STDOUT:
         csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
     else:
-        checkpoint.write_csv(file, header, rows)
+        write_csv(file, header, rows)
 
 
 def _write_json(
@@ -241,7 +242,7 @@ def _write_json(
     if file == STDOUT:
         print(json.dumps(everything, indent=2))
     else:
-        checkpoint.write_json(file, everything)
+        write_json(file, everything)
 
 
 def _text(path: Path) -> str:

@@ -4,370 +4,38 @@ Without arguments: handwritten digits and the tiny CLIP that the package carries
 """
 
 import contextlib
-import math
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
-
-from lamp_fast import checkpoint, cli, distributed, graph, report
-from lamp_fast import config as settings
-from lamp_fast.checkpoint import Progress
-from lamp_fast.config import OptimConfig, TrainConfig
-from lamp_fast.data import evaluation_batches, training_batches
-from lamp_fast.distributed import ALONE, Ranks
+from lamp_fast import cli
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import Evaluated, evaluate_rows, write_results
-from lamp_fast.experiment import Experiment, assemble, check_data
-from lamp_fast.graph import CapturedStep, CudaRecorder, Outcome
-from lamp_fast.methods.base import Criterion, TrainingSet
-from lamp_fast.report.tensorboard import EventWriter, need_tensorboard
+from lamp_fast.fields import to_json
+from lamp_fast.files import read_json, save_tensors, write_json
+from lamp_fast.runs import config as settings
+from lamp_fast.runs import figures
+from lamp_fast.runs.checkpoint import Progress
+from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.experiment import Experiment, assemble, check_data
+from lamp_fast.runs.folder import (
+    CHECKPOINT,
+    CONFIG,
+    LEARNED,
+    choose_folder,
+    clear_folder,
+    hold_folder,
+    prepare_folder,
+    resumed_defaults,
+)
+from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
+from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
+from lamp_fast.runs.tensorboard import need_tensorboard
+from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
 _PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights")}
-
-# On a GPU reading a loss waits for the device, so finiteness is looked at this often.
-STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
-
-
-class NonFiniteLossError(Exception):
-    """Training diverged; the message names the step and the last good checkpoint."""
-
-
-def learning_rate(optim: OptimConfig, epoch: int) -> float:
-    """The rate of an epoch (from 0) as the peers step it: constant warm-up, then cosine.
-
-    lr / 2 (1 + cos(pi (e - W) / E)) with E all epochs, W the warm-up ones (none when E is 1), so it
-    never reaches 0. With ``lr_end`` the cosine falls from lr towards that.
-    """
-    warmup = optim.warmup_epochs if optim.epochs > 1 else 0
-    if epoch < warmup:
-        return optim.warmup_lr
-    height = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
-    return optim.lr_end + (optim.lr - optim.lr_end) * height
-
-
-def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.device) -> Criterion:
-    """Cross-entropy, with logit adjustment CE(logits + tau log prior) where it is on."""
-    if not optim.logit_adjustment:
-        return F.cross_entropy
-    prior = torch.tensor(counts, dtype=torch.float64, device=device)
-    shift = optim.tau * (prior / prior.sum()).log()
-    return lambda logits, labels: F.cross_entropy(logits + shift.to(logits.dtype), labels)
-
-
-def build_optimiser(
-    optim: OptimConfig, parameters: Sequence[Tensor], device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW or Adam with the paper's betas, or SGD with the peers' momentum.
-
-    On a GPU one fused kernel that reads its rate (and Adam's step count) there, captured or not.
-    """
-    # torch refuses an optimiser of nothing; a method without parameters takes the same road.
-    parameters = parameters or [torch.empty(0, device=device)]
-    common = {"lr": optim.lr, "weight_decay": optim.weight_decay}
-    if device.type == "cuda":
-        common |= {"lr": torch.tensor(optim.lr, device=device), "fused": True}
-    if optim.optimiser == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, **common)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
-    return kind(
-        parameters,
-        betas=(0.9, 0.999),
-        eps=optim.eps,
-        capturable=device.type == "cuda",
-        **common,
-    )
-
-
-class Trainer:
-    """The training loop of one run: :meth:`run` goes from the current epoch to the last.
-
-    With several ranks all of them run it, each on its rows of every batch.
-    """
-
-    def __init__(self, experiment: Experiment, folder: Path, ranks: Ranks = ALONE) -> None:
-        self.experiment = experiment
-        self.folder = folder
-        self.ranks = ranks
-        self.method = experiment.method
-        if ranks.device is not None:
-            self.method.sum_over_ranks = ranks.sum
-        self.optim = experiment.config.optim
-        benchmark, config = experiment.benchmark, experiment.config
-        self.parameters = [each for each in self.method.parameters() if each.requires_grad]
-        self.optimiser = build_optimiser(self.optim, self.parameters, experiment.device)
-        self.scaler = torch.amp.GradScaler(
-            experiment.device.type, enabled=config.machine.precision == "fp16"
-        )
-        self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
-        self.classes = self.method.prepare(benchmark.base_names, benchmark.template)
-        # Where a batch is not full, it is the only one.
-        rows = min(self.optim.batch, len(benchmark.train))
-        machine = config.machine
-        training = TrainingSet(
-            benchmark, experiment.clip, rows, config.seed, machine.test_batch, machine.workers
-        )
-        self.batches = self.method.look_at(training) or training_batches(
-            benchmark.train,
-            experiment.train_transform,
-            self.optim.batch,
-            seed=config.seed,
-            workers=machine.workers,
-        )
-        self.batch_sizes = [rows] * len(self.batches)
-        self.batches = ranks.share(self.batches)
-        self.planned_steps = self.optim.epochs * len(self.batch_sizes)
-        self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
-        # t / T of the step that is taken, where a captured step can read it.
-        self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
-        self.not_captured = graph.objection(config, self.method, experiment.device, ranks)
-        self.captured: CapturedStep | None = None
-        if self.not_captured is None:
-            self.capture(CudaRecorder(experiment.device))
-        self.events: EventWriter | None = None
-
-    def capture(self, recorder: graph.Recorder) -> None:
-        """Record the first step from here on, and replay it for every batch of its size."""
-        self.captured = CapturedStep(self._fixed_step, self._state, recorder)
-
-    def restore(self) -> None:
-        """Go on from the folder's checkpoint."""
-        self.progress = checkpoint.load_checkpoint(self.folder, self.method, self.optimiser)
-        if self.progress.scaler:
-            self.scaler.load_state_dict(self.progress.scaler)
-
-    def save(self) -> None:
-        """Write the checkpoint, then the log that belongs to it."""
-        self.progress.scaler = self.scaler.state_dict()
-        checkpoint.save_checkpoint(self.folder, self.method, self.optimiser, self.progress)
-        checkpoint.write_metrics(self.folder, self.progress.history)
-        if self.experiment.config.tensorboard and self.progress.history:
-            self.events = self.events or EventWriter(self.folder, self.progress.epoch - 1)
-            self.events.add(self.progress.history[-1])
-
-    def run(self) -> None:
-        """Train the remaining epochs, a checkpoint after each."""
-        for epoch in range(self.progress.epoch, self.optim.epochs):
-            line = self._epoch(epoch)
-            self.progress.history.append(line)
-            self.progress.epoch = epoch + 1
-            self.ranks.once(self.save)
-
-    def _epoch(self, epoch: int) -> dict:
-        started = time.perf_counter()
-        rate = learning_rate(self.optim, epoch)
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        self.method.train()
-        self.method.start_epoch()
-        device = self.experiment.device
-        every = STEPS_BETWEEN_CHECKS[device.type]
-        names: list[str] = []
-        outcomes: list[Tensor] = []
-        waited = 0.0
-        parts = self.ranks.parts(self.batches, self.batch_sizes, epoch)
-        batches = self.experiment.on_device(batch for batch, _ in parts)
-        bar = tqdm(
-            zip(batches, self.batch_sizes, strict=True),
-            desc=f"epoch {epoch + 1}/{self.optim.epochs}",
-            total=len(self.batch_sizes),
-            leave=False,
-            disable=None if self.ranks.first else True,
-        )
-        asked = time.perf_counter()
-        for (images, labels, _), rows in bar:
-            waited += time.perf_counter() - asked
-            outcome = self._take_step(images, labels, rows)
-            names = list(outcome)
-            # A vector of our own: a captured step overwrites its scalars.
-            outcomes.append(torch.stack(list(outcome.values())))
-            if len(outcomes) % every == 0:
-                self._check_finite(outcomes, every, epoch)
-                waiting = waited / (time.perf_counter() - started)
-                loss = f"{outcomes[-1][0].item():.3f}"
-                bar.set_postfix(loss=loss, waiting_for_data=f"{waiting:.0%}", refresh=False)
-            asked = time.perf_counter()
-        self._check_finite(outcomes, every, epoch)
-        columns = dict(zip(names, torch.stack(outcomes).T.contiguous(), strict=True))
-        losses, correct = columns.pop("loss"), columns.pop("correct").double().sum().item()
-        means = {name: values.mean().item() for name, values in columns.items()}
-        parts = self.ranks.gather((correct, means))
-        seconds = time.perf_counter() - started
-        return {
-            "epoch": epoch + 1,
-            "lr": rate,
-            "loss": losses.mean().item(),
-            **{name: sum(part.get(name, 0.0) for _, part in parts) for name in parts[0][1]},
-            "accuracy": sum(count for count, _ in parts) / sum(self.batch_sizes),
-            "seconds": seconds,
-            "waiting_for_data": waited / seconds,
-            "step_loss": losses.tolist(),
-            **self.method.epoch_log(),
-        }
-
-    def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> Outcome:
-        """One optimiser step, captured where it can be."""
-        self.elapsed.fill_(self.progress.steps / self.planned_steps)
-        if self.captured is not None and self.captured.fits(images, labels):
-            outcome, applied = self.captured(images, labels), True
-        else:
-            outcome, applied = self._step(images, labels, rows)
-        self.progress.steps += applied
-        return outcome
-
-    def _fixed_step(self, images: Tensor, labels: Tensor) -> Outcome:
-        """A step that looks at no value and whose shapes are those of the batch alone."""
-        self.method.fixed_shapes = True
-        try:
-            return self._step(images, labels, len(labels))[0]
-        finally:
-            self.method.fixed_shapes = False
-
-    def _state(self) -> list[Tensor]:
-        """Every tensor that a step changes."""
-        slots = [each for state in self.optimiser.state.values() for each in state.values()]
-        tensors = [each for each in slots if isinstance(each, Tensor)]
-        return [*self.method.parameters(), *self.method.buffers(), *tensors]
-
-    def _step(self, images: Tensor, labels: Tensor, rows: int) -> tuple[Outcome, bool]:
-        """One optimiser step over a batch of ``rows`` rows on all ranks, in ``accumulate`` pieces.
-
-        Returns:
-            Scalars: the whole batch's "loss" first, "correct" among this rank's rows and, where it
-            has any, its share of the method's terms. False where the loss scaler skipped the step.
-        """
-        self.optimiser.zero_grad(set_to_none=True)
-        share = len(labels) / rows
-
-        def scale(loss: Tensor) -> Tensor:
-            return self.scaler.scale(loss * share)
-
-        pieces = []
-        if len(labels):
-            pieces = self.method.accumulate(
-                images, labels, self.classes, self.criterion, self.optim.accumulate, scale
-            )
-        else:
-            # The scaler begins with the first loss that it scales.
-            scale(torch.zeros((), device=self.experiment.device))
-        loss = sum(
-            (len(each.logits) / rows * each.loss.detach() for each in pieces),
-            torch.zeros((), device=self.experiment.device),
-        )
-        loss = self.ranks.sum_gradients(self.parameters, loss)
-        if self.optim.clip_grad is not None:
-            self.scaler.unscale_(self.optimiser)
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        applied = self.scaler.get_scale() >= scale  # a smaller scale means a skipped step
-        if applied:
-            self.method.after_step([piece.observations for piece in pieces], self.elapsed)
-        outcome = {"loss": loss, "correct": loss.new_zeros(())}
-        if pieces:
-            logits = torch.cat([piece.logits for piece in pieces])
-            outcome["correct"] = (logits.argmax(1) == labels).sum().to(loss.dtype)
-            for name in pieces[0].terms:
-                value = sum(len(each.logits) / rows * each.terms[name] for each in pieces)
-                outcome[name] = value.to(loss.dtype)
-        return outcome, applied
-
-    def _check_finite(self, outcomes: Sequence[Tensor], every: int, epoch: int) -> None:
-        losses = [each[0] for each in outcomes[-every:]]
-        if bool(torch.isfinite(torch.stack(losses)).all()):
-            return
-        losses = [each[0] for each in outcomes]
-        step = next(index for index, loss in enumerate(losses, 1) if not math.isfinite(loss))
-        raise NonFiniteLossError(
-            f"the loss is {losses[step - 1].item()} at step {step} of epoch {epoch + 1}; stopped."
-            f" The last good checkpoint, of epoch {self.progress.epoch}, is in {self.folder}"
-        )
-
-
-def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict | None:
-    """Run the method's adaptation over the unlabelled training pictures of the new classes."""
-    benchmark = experiment.benchmark
-    if not len(benchmark.adapt):
-        return None
-    classes = experiment.method.prepare(benchmark.new_names, benchmark.template)
-    return experiment.method.adapt(_Images(experiment, ranks), classes)
-
-
-class _Images:
-    """Batches to adapt on, without labels, on the device, as often as they are asked for."""
-
-    def __init__(self, experiment: Experiment, ranks: Ranks) -> None:
-        self.experiment, self.ranks = experiment, ranks
-        config, pictures = experiment.config, experiment.benchmark.adapt
-        self.sizes = distributed.batch_sizes(len(pictures), config.optim.batch)
-        self.batches = ranks.share(
-            evaluation_batches(
-                pictures,
-                experiment.test_transform,
-                config.optim.batch,
-                workers=config.machine.workers,
-            )
-        )
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        batches = (batch for batch, _ in self.ranks.parts(self.batches, self.sizes))
-        for images, _, _ in self.experiment.on_device(batches):
-            yield images
-
-
-def prepare_folder(config: TrainConfig) -> Path:
-    """Choose the run folder and refuse one that would be overwritten; nothing is written.
-
-    Raises:
-        InputError: a non-empty ``--out`` without ``--resume`` or ``--overwrite``, a file in its
-            place, or ``--resume`` where there is nothing to go on from.
-    """
-    if config.out is None:
-        if config.resume:
-            raise InputError("--resume: expected --out with the folder of the run")
-        name = f"{config.data.data}-{config.method}-seed{config.seed}"
-        runs = Path("runs")
-        names = [name, *(f"{name}-{number}" for number in range(2, 1_000_000))]
-        return next(runs / each for each in names if not (runs / each).exists())
-    filled = checkpoint.is_filled(config.out)
-    ours = (config.out / checkpoint.CONFIG).is_file()
-    if filled and not (config.resume or config.overwrite):
-        raise InputError(
-            f"--out {config.out}: not empty; give --resume to go on, --overwrite to replace it"
-        )
-    if filled and config.overwrite and not ours:
-        raise InputError(f"--overwrite: {config.out} is not the folder of a run")
-    if config.resume and not ours:
-        raise InputError(f"--resume: {config.out} holds no run ({checkpoint.CONFIG} is missing)")
-    return config.out
-
-
-def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
-    """Defaults of the command line; with ``--resume``, the settings that the run was begun with.
-
-    So too where torchrun starts the ranks of a run again.
-    """
-    out = settings.peek(argv, "out").get("out")
-    saved = None if out is None else Path(out) / checkpoint.CONFIG
-    resuming = "--resume" in argv or (out is not None and _goes_on(Path(out)))
-    if resuming and saved is not None and saved.is_file():
-        return settings.load_config(saved)
-    return settings.default_config(argv)
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -381,8 +49,8 @@ def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
     """A resumed run must be the run that was begun, wherever its files lie now."""
-    then, now = checkpoint.read_json(folder / checkpoint.CONFIG), experiment.record()
-    begun = _by_flag(settings.to_json(settings.load_config(folder / checkpoint.CONFIG)))
+    then, now = read_json(folder / CONFIG), experiment.record()
+    begun = _by_flag(to_json(settings.load_config(folder / CONFIG)))
     for (group, name), value in _by_flag(now["settings"]).items():
         free = group in ("out", "config", "machine", "tensorboard")
         if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
@@ -399,7 +67,7 @@ def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
     if config.tensorboard:
         need_tensorboard()
-    with distributed.join(config.machine.device) as ranks:
+    with join(config.machine.device) as ranks:
         return _run(config, ranks)
 
 
@@ -407,7 +75,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     config, folder = ranks.once(choose_folder, config)
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
-    placed = distributed.place(replace(config, out=folder), ranks)
+    placed = place(replace(config, out=folder), ranks)
     experiment = ranks.together(assemble, placed, checked)
     for line in experiment.describe():
         print(line, flush=True)
@@ -419,7 +87,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
         print("step    one CUDA graph" if reason is None else f"step    not captured: {reason}")
     with contextlib.ExitStack() as stack:
         ranks.once(_enter, stack, config, folder)
-        if config.resume and ranks.once((folder / checkpoint.CHECKPOINT).is_file):
+        if config.resume and ranks.once((folder / CHECKPOINT).is_file):
             ranks.together(trainer.restore)
             epochs = experiment.config.optim.epochs
             print(f"resume  after epoch {trainer.progress.epoch} of {epochs}")
@@ -441,26 +109,9 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     return 0
 
 
-def choose_folder(config: TrainConfig) -> tuple[TrainConfig, Path]:
-    """The run's folder; settings that go on with it where torchrun starts its ranks again."""
-    if config.out is None and distributed.restarts():
-        raise InputError("--out: missing; torchrun --max-restarts needs it to find the run again")
-    if _goes_on(config.out):
-        config = replace(config, resume=True, overwrite=False)
-    return config, prepare_folder(config)
-
-
-def _goes_on(folder: Path | None) -> bool:
-    """Whether a run in ``folder`` was begun by the same torchrun, before it lost a rank."""
-    if folder is None or not distributed.restarted():
-        return False
-    file = folder / checkpoint.CONFIG
-    return file.is_file() and checkpoint.read_json(file).get("launch") == distributed.launch_id()
-
-
 def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
     """Own the folder until ``stack`` closes; another run may have filled it since it was chosen."""
-    stack.enter_context(checkpoint.hold_folder(folder))
+    stack.enter_context(hold_folder(folder))
     prepare_folder(replace(config, out=folder))
 
 
@@ -468,11 +119,11 @@ def _begin(trainer: Trainer) -> None:
     """Leave nothing of a run to be replaced, then write what this one starts from."""
     folder, experiment = trainer.folder, trainer.experiment
     if experiment.config.overwrite:
-        checkpoint.clear_folder(folder)
+        clear_folder(folder)
     record = experiment.record()
-    if (launch := distributed.launch_id()) is not None:
+    if (launch := launch_id()) is not None:
         record["launch"] = launch
-    checkpoint.write_json(folder / checkpoint.CONFIG, record)
+    write_json(folder / CONFIG, record)
     trainer.save()
 
 
@@ -482,7 +133,7 @@ def finish(experiment: Experiment, progress: Progress, folder: Path, ranks: Rank
     seconds = sum(line["seconds"] for line in progress.history)
     facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
     method = experiment.method
-    ranks.once(checkpoint.save_tensors, folder / checkpoint.LEARNED, method.state_dict(), facts)
+    ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
     rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
     ranks.once(_write_outcome, experiment, progress, folder, rows)
 
@@ -492,8 +143,8 @@ def _write_outcome(
 ) -> None:
     table = write_results(folder, experiment, rows)
     if progress.history:
-        report.plot_curves(folder / "curves.png", progress.history)
-        report.plot_activations(folder / "activations.png", progress.history)
+        figures.plot_curves(folder / "curves.png", progress.history)
+        figures.plot_activations(folder / "activations.png", progress.history)
     print("\n" + table)
     if experiment.clip.identity.random:
         print("\nThe CLIP's weights are random: these accuracies mean nothing.")

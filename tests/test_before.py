@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lamp_fast import Classifier, checkpoint, evaluate, train
-from lamp_fast.config import load_config
+from lamp_fast import Classifier, evaluate, train
+from lamp_fast.runs.config import load_config
+from lamp_fast.runs.folder import CHECKPOINT, LEARNED, RESULT, resumed_defaults
 
 BEFORE = Path(__file__).parent / "before"
 RUNS = sorted(each.name for each in BEFORE.iterdir())
@@ -61,10 +62,10 @@ def test_it_predicts(run):
 @pytest.mark.parametrize("run", TRAINED, indirect=True)
 def test_it_resumes_where_it_stopped(run):
     expected = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (run / "after_2.safetensors").rename(run / checkpoint.CHECKPOINT)
-    for name in (checkpoint.LEARNED, checkpoint.RESULT):
+    (run / "after_2.safetensors").rename(run / CHECKPOINT)
+    for name in (LEARNED, RESULT):
         (run / name).unlink()
-    config = replace(train.resumed_defaults(["--out", str(run), "--resume"]), out=run, resume=True)
+    config = replace(resumed_defaults(["--out", str(run), "--resume"]), out=run, resume=True)
     assert train.main(config) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]

@@ -11,7 +11,7 @@ from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.sources import DataSource, load_source
-from lamp_fast.data.table import Table
+from lamp_fast.data.sources.table import Table
 
 __all__ = [
     "Benchmark",

@@ -19,15 +19,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lamp_fast import cli, config
-from lamp_fast.checkpoint import write_bytes
-from lamp_fast.config import DataConfig, TrainConfig
-from lamp_fast.data import readiness
+from lamp_fast import cli
 from lamp_fast.data.describe import Description, describe, shown, to_text
-from lamp_fast.data.download import check_downloads, download
-from lamp_fast.data.readiness import Readiness, check_root
+from lamp_fast.data.sources import readiness
+from lamp_fast.data.sources.download import check_downloads, download
+from lamp_fast.data.sources.readiness import Readiness, check_root
 from lamp_fast.errors import InputError
-from lamp_fast.experiment import load_data
+from lamp_fast.files import write_bytes
+from lamp_fast.runs import config
+from lamp_fast.runs.config import DataConfig, TrainConfig
+from lamp_fast.runs.experiment import load_data
 
 COLOURS = {"head": "C0", "tail": "C1", "new": "C7", None: "C0"}
 # Bars of more classes are too thin for names beside them.

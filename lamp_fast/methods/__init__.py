@@ -1,7 +1,6 @@
 """Methods by name: one file and one line here each."""
 
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import TrainConfig
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import Method, RunClasses, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
@@ -13,6 +12,7 @@ from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.zeroshot import ZeroShot
+from lamp_fast.runs.config import TrainConfig
 
 METHODS: dict[str, type[Method]] = {
     "lamp": Lamp,

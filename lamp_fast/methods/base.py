@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, through
-from lamp_fast.config import TrainConfig
 from lamp_fast.data import Benchmark, evaluation_batches
 from lamp_fast.data.loading import Batches
+from lamp_fast.runs.config import TrainConfig
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Value = TypeVar("Value")

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.config import CandleConfig, TrainConfig
+from lamp_fast.clip import FrozenClip, tokenise
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import (
@@ -22,7 +21,7 @@ from lamp_fast.methods.base import (
     plain_image_features,
     plain_text_features,
 )
-from lamp_fast.tokens import tokenise
+from lamp_fast.runs.config import CandleConfig, TrainConfig
 
 RATIO = 0.1
 """First value of what the attention's output is multiplied by."""

@@ -8,14 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import ContextConfig, TrainConfig, Trimming
-from lamp_fast.methods.base import (
-    Criterion,
-    Method,
-    RunClasses,
-    Step,
-    frozen_image_features,
-)
+from lamp_fast.methods.base import Criterion, Method, RunClasses, Step, frozen_image_features
 from lamp_fast.methods.text import (
     Layout,
     context_start,
@@ -24,6 +17,7 @@ from lamp_fast.methods.text import (
     lay_out,
     put_words,
 )
+from lamp_fast.runs.config import ContextConfig, TrainConfig, Trimming
 
 # Memory of a pass: text rows grow with images times classes.
 PAIRS_AT_ONCE = 2048

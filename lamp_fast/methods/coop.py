@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import ContextConfig, TrainConfig, Trimming
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import (
     Layout,
@@ -21,6 +20,7 @@ from lamp_fast.methods.text import (
     lay_out,
     put_words,
 )
+from lamp_fast.runs.config import ContextConfig, TrainConfig, Trimming
 
 
 class CoOp(TwoTowers):

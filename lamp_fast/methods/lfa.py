@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.config import LfaConfig, TrainConfig
+from lamp_fast.clip import FrozenClip, tokenise
 from lamp_fast.data.loading import Batches, crop_feature_batches
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.methods.base import (
@@ -20,7 +19,7 @@ from lamp_fast.methods.base import (
     frozen_image_features,
     plain_text_features,
 )
-from lamp_fast.tokens import tokenise
+from lamp_fast.runs.config import LfaConfig, TrainConfig
 
 # Of the margin in the re-ranking loss.
 MARGIN_SCALE = 4.0

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
-from lamp_fast.config import ContextConfig, MapleConfig, TrainConfig, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import (
@@ -20,6 +19,7 @@ from lamp_fast.methods.text import (
     lay_out,
     put_words,
 )
+from lamp_fast.runs.config import ContextConfig, MapleConfig, TrainConfig, Trimming
 
 
 class MaPLe(TwoTowers):

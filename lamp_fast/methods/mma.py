@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import Block, FrozenClip, through
-from lamp_fast.config import MmaConfig, TrainConfig, Trimming, format_layers
 from lamp_fast.errors import InputError
+from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import Layout, encode, lay_out
+from lamp_fast.runs.config import MmaConfig, TrainConfig, Trimming
 
 TEMPLATE = "a photo of a {}."
 

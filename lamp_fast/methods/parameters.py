@@ -6,10 +6,10 @@ import open_clip
 import torch
 
 from lamp_fast.clip import FrozenClip, load_clip
-from lamp_fast.config import TrainConfig
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.runs.config import TrainConfig
 
 
 def parameter_lines(config: TrainConfig, new_classes: int = 0) -> list[str]:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip
-from lamp_fast.config import ContextConfig, TcpConfig, TrainConfig, Trimming
+from lamp_fast.clip import FrozenClip, tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import RunClasses, TwoTowers, plain_text_features
 from lamp_fast.methods.text import (
@@ -23,7 +22,7 @@ from lamp_fast.methods.text import (
     run_layers,
     separate,
 )
-from lamp_fast.tokens import tokenise
+from lamp_fast.runs.config import ContextConfig, TcpConfig, TrainConfig, Trimming
 
 # Where TCP's prompts are not those of other methods for the data set with a template: what its
 # zero-shot features are taken of, and what follows its learned words.

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import Block, FrozenClip, through
-from lamp_fast.config import Trimming
+from lamp_fast.clip import Block, FrozenClip, plant, through, tokenise
 from lamp_fast.errors import InputError
-from lamp_fast.forest import plant
-from lamp_fast.tokens import tokenise
+from lamp_fast.runs.config import Trimming
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,13 @@ def lay_out(
 
     Args:
         clip: the frozen CLIP.
-        names, template: as in :func:`lamp_fast.tokens.tokenise`.
+        names, template: as in :func:`lamp_fast.clip.tokenise`.
         trimming: ``as_published`` decides the kind; ``share_tokens``, ``most_rows``, ``last_row``
             and ``prepare_text`` hold for the trimmed kind.
         first_layer: the first layer that a method changes anything of.
 
     Raises:
-        InputError: see :func:`lamp_fast.tokens.tokenise`.
+        InputError: see :func:`lamp_fast.clip.tokenise`.
     """
     text, tokens = clip.text, tokenise(clip, names, template)
     device, count = tokens.ids.device, len(tokens)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lamp_fast.clip import tokenise
 from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
-from lamp_fast.tokens import tokenise
 
 
 class ZeroShot(Method):

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.checkpoint import write_bytes
 from lamp_fast.errors import InputError
+from lamp_fast.files import write_bytes
 from lamp_fast.report.page import build_page
 
 

@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
-from lamp_fast import checkpoint, report
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.errors import InputError
-from lamp_fast.evaluate import load_run, read_learned, read_results
-from lamp_fast.experiment import Experiment
+from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
 from lamp_fast.methods.lamp import exact
+from lamp_fast.runs import figures, scoring
+from lamp_fast.runs.experiment import Experiment, load_run
+from lamp_fast.runs.folder import CONFIG, METRICS, read_learned, read_results
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
@@ -77,11 +78,11 @@ def build_page(run: Path) -> str:
     Raises:
         InputError: a file of the run that is missing or damaged.
     """
-    record = checkpoint.read_json(run / checkpoint.CONFIG)
+    record = read_json(run / CONFIG)
     read_learned(run)
     rows = read_results(run)
     method = METHODS[record["settings"]["method"]].title
-    history = _read_history(run / checkpoint.METRICS)
+    history = _read_history(run / METRICS)
     classes = _read_classes(run / "per_class.csv")
     examples, routes, why_not = {}, None, None
     try:
@@ -160,7 +161,9 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
 def _result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Header and lines of the closing table, without columns that nothing fills."""
     columns = [
-        each for each in report.columns(rows) if any(row[each[0]] is not None for row in rows)
+        (key, title)
+        for key, title in scoring.columns(rows)
+        if any(row[key] is not None for row in rows)
     ]
     return {
         "header": [title for _, title in columns],
@@ -184,18 +187,18 @@ def _svgs(
     """The figures that this run has, as inline SVG."""
     with matplotlib.rc_context(_STYLE):
         trained = [each for each in classes if each["half"] != "new"]
-        figures = {"per_class": _draw_per_class(trained)}
+        drawings = {"per_class": _draw_per_class(trained)}
         if history:
-            figures["curves"] = report.draw_curves(history)
-            figures["activations"] = report.draw_activations(history)
+            drawings["curves"] = figures.draw_curves(history)
+            drawings["activations"] = figures.draw_activations(history)
         return {
-            name: _to_svg(figure, name) for name, figure in figures.items() if figure is not None
+            name: _to_svg(figure, name) for name, figure in drawings.items() if figure is not None
         }
 
 
 def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
     methods = list(trained[0]["accuracies"])[:2]
-    return report.draw_per_class(
+    return figures.draw_per_class(
         [each["training"] for each in trained],
         {name: [each["accuracies"][name] for each in trained] for name in methods},
     )

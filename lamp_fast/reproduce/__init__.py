@@ -6,7 +6,7 @@ queue.py       a folder of jobs that workers on several machines share
 attempt.py     one job, in a process of its own
 cluster.py     workers through submitit
 results.py     jobs' outcomes as the cells of a table
-statistics.py  mean, spread, and paired tests
+stats.py       mean, spread, and paired tests
 paper.py       the paper's figures, with what is odd in them
 render.py      Markdown, LaTeX, CSV, JSON and pictures
 theorem.py     Theorem A.2, certified and drawn

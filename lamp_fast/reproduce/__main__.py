@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import torch
 
 from lamp_fast import cli
-from lamp_fast.checkpoint import read_json
 from lamp_fast.errors import InputError
+from lamp_fast.files import read_json
 from lamp_fast.reproduce import attempt
 from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job

@@ -18,11 +18,15 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from lamp_fast import checkpoint, cli, train
-from lamp_fast import config as settings
-from lamp_fast.config import DataConfig, TrainConfig
-from lamp_fast.evaluate import load_run, load_run_on, score_method
+from lamp_fast import cli, train
+from lamp_fast.fields import from_json
+from lamp_fast.files import read_json, write_json
 from lamp_fast.reproduce.queue import OUTCOME, TASK
+from lamp_fast.runs import config as settings
+from lamp_fast.runs.config import DataConfig, TrainConfig
+from lamp_fast.runs.experiment import load_run, load_run_on
+from lamp_fast.runs.folder import CHECKPOINT, CONFIG, METRICS, RESULT
+from lamp_fast.runs.scoring import score_method
 
 RUN = "run"
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -46,31 +50,31 @@ class AttemptConfig:
 def main(config: AttemptConfig) -> int:
     """Train, or score a trained run, and leave ``outcome.json``."""
     _end_with_parent()
-    task = checkpoint.read_json(config.job / TASK)
+    task = read_json(config.job / TASK)
     trained = settings.saved_settings(task["settings"], str(config.job / TASK))
     folder = config.job / f"attempt-{config.attempt}"
     if task["target"] is None:
         outcome = _train(trained, config.job, config.attempt)
     else:
-        target = settings.from_json(DataConfig, task["target"], str(config.job / TASK))
+        target = from_json(DataConfig, task["target"], str(config.job / TASK))
         outcome = _score(trained, target, _trained_run(config.job.parent, task["needs"][0]))
     if outcome is None:
         return 1
-    checkpoint.write_json(folder / OUTCOME, outcome)
+    write_json(folder / OUTCOME, outcome)
     return 0
 
 
 def _train(config: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | None:
     run = job / f"attempt-{attempt}" / RUN
     _take_over(job, attempt)
-    begun = (run / checkpoint.CONFIG).is_file()
+    begun = (run / CONFIG).is_file()
     if begun:
         # With what was decided when it began, such as the block that fitted into memory.
-        config = settings.load_config(run / checkpoint.CONFIG)
+        config = settings.load_config(run / CONFIG)
     if train.main(replace(config, out=run, resume=begun)) != 0:
         return None
-    rows = checkpoint.read_json(run / checkpoint.RESULT)
-    history = (run / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()
+    rows = read_json(run / RESULT)
+    history = (run / METRICS).read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in history]
     # Zero-shot CLIP, the method, and the method with the adapted bias: what there is of them.
     names = ("method",) if len(rows) == 1 else ("zeroshot", "method", "transductive")
@@ -82,7 +86,7 @@ def _train(config: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | Non
             "training_seconds": median(seconds) if seconds else None,
             "training_bytes": _peak_memory() if seconds else None,
         },
-        "record": _facts(checkpoint.read_json(run / checkpoint.CONFIG)),
+        "record": _facts(read_json(run / CONFIG)),
     }
 
 
@@ -100,7 +104,7 @@ def _score(config: TrainConfig, target: DataConfig, run: Path) -> dict[str, Any]
         "run": str(run.relative_to(run.parents[2])),
         "rows": {"method": row.row(None)},
         "figures": {"inference_seconds": seconds, "inference_bytes": _peak_memory()},
-        "record": _facts(checkpoint.read_json(run / checkpoint.CONFIG)),
+        "record": _facts(read_json(run / CONFIG)),
     }
 
 
@@ -112,9 +116,9 @@ def _take_over(job: Path, attempt: int) -> None:
     """
     for earlier in range(attempt - 1, 0, -1):
         run = job / f"attempt-{earlier}" / RUN
-        if (run / checkpoint.CHECKPOINT).is_file():
+        if (run / CHECKPOINT).is_file():
             # The record last: without it this attempt begins anew.
-            names = (checkpoint.CHECKPOINT, checkpoint.METRICS, checkpoint.CONFIG)
+            names = (CHECKPOINT, METRICS, CONFIG)
             for name in names:
                 if (run / name).is_file():
                     new = job / f"attempt-{attempt}" / RUN
@@ -124,7 +128,7 @@ def _take_over(job: Path, attempt: int) -> None:
 
 
 def _trained_run(jobs: Path, address: str) -> Path:
-    return jobs / checkpoint.read_json(jobs / address / OUTCOME)["run"]
+    return jobs / read_json(jobs / address / OUTCOME)["run"]
 
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:

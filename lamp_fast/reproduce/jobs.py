@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 import lamp_fast
-from lamp_fast import config as settings
 from lamp_fast.clip import ClipIdentity, load_clip
-from lamp_fast.config import READS, ClipConfig, DataConfig, TrainConfig
 from lamp_fast.data import Pictures
-from lamp_fast.experiment import find_source
+from lamp_fast.fields import to_json
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
+from lamp_fast.runs.config import READS, ClipConfig, DataConfig, TrainConfig
+from lamp_fast.runs.experiment import find_source
 
 ZEROSHOT = "zeroshot"
 
@@ -48,9 +48,9 @@ _UNTRAINED_OF = {"data": ("imb", "cap", "shots")}
 # Sources that no result depends on. What they decide is in the settings (config, the registry), is
 # made of results (report), or comes after them; whatever is not listed counts.
 _WITHOUT_INFLUENCE = (
-    "cache", "classifier", "cli", "config", "errors", "export", "glyphs", "hub", "info",
-    "predict", "pretrain", "report", "reproduce", "data/__main__", "data/describe",
-    "data/names", "methods/__init__",
+    "cache", "classifier", "cli", "errors", "export", "fields", "info", "predict", "pretrain",
+    "report", "reproduce", "data/__main__", "data/describe", "data/names", "methods/__init__",
+    "runs/config", "runs/figures", "runs/hub", "runs/tensorboard",
 )  # fmt: skip
 
 
@@ -107,8 +107,8 @@ class Identities:
             title=job.title,
             content={
                 "identity": identity,
-                "settings": settings.to_json(job.settings),
-                "target": None if job.target is None else settings.to_json(job.target),
+                "settings": to_json(job.settings),
+                "target": None if job.target is None else to_json(job.target),
             },
             needs=needs,
         )
@@ -126,7 +126,7 @@ class Identities:
 
 def read_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings, as JSON values, that a run's result depends on."""
-    values = settings.to_json(config)
+    values = to_json(config)
     aside, aside_of = list(_ASIDE), {name: list(each) for name, each in _ASIDE_OF.items()}
     aside += unread_groups(config.method)
     if config.method == ZEROSHOT:

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lamp_fast import cli
-from lamp_fast import config as settings
-from lamp_fast.config import ClipConfig, DataConfig, TrainConfig
-from lamp_fast.data.catalog import find
+from lamp_fast.data.sources.catalog import find
 from lamp_fast.errors import InputError
+from lamp_fast.fields import format_layers
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.jobs import Job, change, describe_clip
 from lamp_fast.reproduce.tables import (
@@ -26,6 +25,8 @@ from lamp_fast.reproduce.tables import (
     imbalance_panels,
     shot_panels,
 )
+from lamp_fast.runs import config as settings
+from lamp_fast.runs.config import ClipConfig, DataConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
                 for seed in seeds:
                     trained = build(panel, row, column, seed)
                     if row.method == "lamp" and max(trained.lamp.layers) > depth:
-                        too_deep = settings.format_layers(trained.lamp.layers)
+                        too_deep = format_layers(trained.lamp.layers)
                         continue
                     settings.validate(trained)
                     target = None

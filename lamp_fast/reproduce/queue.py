@@ -31,7 +31,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lamp_fast.checkpoint import write_json
+from lamp_fast.files import write_json
 
 OUTCOME = "outcome.json"
 CLAIM, LOG, TASK = "claim.json", "log.txt", "task.json"

@@ -10,22 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from lamp_fast.checkpoint import write_bytes, write_csv, write_json
-from lamp_fast.config import format_layers
-from lamp_fast.report import save_figure
+from lamp_fast.fields import format_layers
+from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.reproduce import paper
 from lamp_fast.reproduce.plan import Plan
 from lamp_fast.reproduce.results import Cell, Key, best
-from lamp_fast.reproduce.statistics import PairedTest
-from lamp_fast.reproduce.tables import (
-    AVERAGE,
-    AVERAGE_TITLE,
-    METHOD,
-    Metric,
-    Panel,
-    Plot,
-    Row,
-)
+from lamp_fast.reproduce.stats import PairedTest
+from lamp_fast.reproduce.tables import AVERAGE, AVERAGE_TITLE, METHOD, Metric, Panel, Plot, Row
+from lamp_fast.runs.figures import save_figure
 
 # The paper prints so many data sets beside each other.
 COLUMNS_ABREAST = 6

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lamp_fast.reproduce import statistics
+from lamp_fast.reproduce import stats
 from lamp_fast.reproduce.jobs import Job
 from lamp_fast.reproduce.paper import paper_figure
 from lamp_fast.reproduce.plan import Plan
@@ -42,12 +42,12 @@ class Cell:
     @property
     def mean(self) -> float | None:
         """Over seeds."""
-        return statistics.mean(self.values)
+        return stats.mean(self.values)
 
     @property
     def spread(self) -> float | None:
-        """Over seeds, see :func:`.statistics.spread`."""
-        return statistics.spread(self.values)
+        """Over seeds, see :func:`.stats.spread`."""
+        return stats.spread(self.values)
 
     @property
     def missing(self) -> int:
@@ -117,7 +117,7 @@ def _beside_paper(plan: Plan, key: Key, cell: Cell) -> Cell:
 
 def compare(
     plan: Plan, cells: Mapping[Key, Cell], first: str, second: str
-) -> dict[tuple[str, str], statistics.PairedTest | None]:
+) -> dict[tuple[str, str], stats.PairedTest | None]:
     """Paired tests of two rows by (panel, metric key), over data sets and seeds."""
     table = plan.table
     columns = table.averaged or tuple(each.key for each in table.columns)
@@ -130,7 +130,7 @@ def compare(
         }
 
     return {
-        (panel.title, metric.key): statistics.paired_test(
+        (panel.title, metric.key): stats.paired_test(
             values(panel.title, first, metric.key), values(panel.title, second, metric.key)
         )
         for panel in table.panels

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from lamp_fast.config import format_layers
+from lamp_fast.fields import format_layers
 
 ELEVEN = (
     "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft",

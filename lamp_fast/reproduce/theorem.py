@@ -26,7 +26,7 @@ from torch import Tensor
 from lamp_fast import cli
 from lamp_fast.errors import InputError
 from lamp_fast.ops import retrieve
-from lamp_fast.report import save_figure
+from lamp_fast.runs.figures import save_figure
 
 ARMS = ("vanilla", "shared prompts only", "LAMP queried with x_0", "LAMP queried with x_i")
 ROUNDS = 10

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lamp_fast import ops
-from lamp_fast.clip import Block
-from lamp_fast.forest import TokenForest
+from lamp_fast.clip import Block, TokenForest
 from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections
 
 Prefix = tuple[Tensor, Tensor]

@@ -1,25 +1,25 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import Block, FrozenClip
-from lamp_fast.config import LampConfig, TrainConfig, Trimming, format_layers
+from lamp_fast.clip import Block, FrozenClip, plant, tokenise
 from lamp_fast.errors import InputError
-from lamp_fast.forest import plant
-from lamp_fast.memory import free_memory
+from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import Criterion, Kept, Method, RunClasses, Step
 from lamp_fast.methods.lamp import exact, literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections, similarity_loss
-from lamp_fast.tokens import tokenise
+from lamp_fast.runs.config import LampConfig, TrainConfig, Trimming
 
 # More at once gains nothing; so small runs do not depend on the memory of the machine.
 MOST_PAIRS = 1 << 16
@@ -92,7 +92,7 @@ class Lamp(Method):
         adds up in the same order."""
         if config.trim.block is not None:
             return config
-        budget = free_memory(next(self.clip.parameters()).device) // 2
+        budget = _free_memory(next(self.clip.parameters()).device) // 2
         block = self.affordable_block(names, template, budget)
         self.trimming = replace(config.trim, block=block)
         return replace(config, trim=self.trimming)
@@ -389,3 +389,20 @@ def _over_ranks(
         text.view(shape) // ranks if text_rows else None,
         text_rows // ranks,
     )
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take on ``device``.
+
+    On a GPU that is what the driver has free and what torch holds unused; on a CPU, what the
+    kernel calls available (it knows of caches that it can drop).
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line[:13] == "MemAvailable:")
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.config import LampConfig
+from lamp_fast.runs.config import LampConfig
 
 
 class LayerPrompts(nn.Module):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lamp_fast.forest import TokenForest
-from lamp_fast.tokens import ClassTokens
+from lamp_fast.clip import ClassTokens, TokenForest
 
 
 @dataclass(frozen=True)

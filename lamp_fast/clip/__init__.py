@@ -1,0 +1,33 @@
+"""The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
+
+from lamp_fast.clip.load import activation_of, fingerprint, load_clip, warn_if_random
+from lamp_fast.clip.prompts import ClassTokens, TokenForest, plant, tokenise
+from lamp_fast.clip.towers import (
+    Block,
+    ClipIdentity,
+    FrozenClip,
+    TextTower,
+    VisionTower,
+    at_least_float32,
+    check_supported,
+    through,
+)
+
+__all__ = [
+    "Block",
+    "ClassTokens",
+    "ClipIdentity",
+    "FrozenClip",
+    "TextTower",
+    "TokenForest",
+    "VisionTower",
+    "activation_of",
+    "at_least_float32",
+    "check_supported",
+    "fingerprint",
+    "load_clip",
+    "plant",
+    "through",
+    "tokenise",
+    "warn_if_random",
+]

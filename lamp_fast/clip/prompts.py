@@ -1,0 +1,175 @@
+"""Class prompts: the tokens of names in a template, and forests of what classes share.
+
+Under a causal mask a token's state depends on the tokens before it alone, so classes whose prompts
+begin alike share those tokens' states. Rows of a :class:`TokenForest` are the nodes of a prefix
+tree, and a row sees its ancestors and itself. That one mask stands for shared prefixes, for packing
+(branches do not see each other) and for cutting behind eot (no node is there). bot is not a node:
+it sees only itself, so its keys and values are constants of the CLIP
+(:class:`lamp_fast.clip.TextTower`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lamp_fast.clip import tiny
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClassTokens:
+    """The tokenised prompts of a list of classes.
+
+    Attributes:
+        names: the C class names.
+        ids: token ids, int64 [C, context], [bot, template and name, eot, padding].
+        eot: position of each eot, int64 [C].
+    """
+
+    names: tuple[str, ...]
+    ids: Tensor
+    eot: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def trimmed_ids(self) -> Tensor:
+        """ids cut after the last eot: under a causal mask nothing behind it is ever seen."""
+        return self.ids[:, : int(self.eot.max()) + 1]
+
+
+def tokenise(clip: FrozenClip, names: Sequence[str], template: str) -> ClassTokens:
+    """Put each name into ``template`` and tokenise it with the CLIP's own tokenizer.
+
+    Args:
+        clip: whose tokenizer and eot rule; the ids land on its device.
+        names: the class names, at least one.
+        template: with ``{}`` where the name goes.
+
+    Raises:
+        InputError: no name, or a prompt longer than the context.
+    """
+    if not names:
+        raise InputError("class names: got none, expected at least one")
+    prompts = [template.replace("{}", name) for name in names]
+    ids = clip.tokenizer(prompts)
+    eot = clip.eot_positions(ids)
+    context = ids.shape[1]
+    for prompt, position in zip(prompts, eot.tolist(), strict=True):
+        if position == context - 1 and _is_cut(clip, prompt, context):
+            raise InputError(f"class prompt {prompt[:60]!r}: longer than {context} tokens")
+    if clip.identity is not None and clip.identity.name == "tiny":
+        tiny.warn_unseen_tokens(ids)
+    device = next(clip.parameters()).device
+    return ClassTokens(tuple(names), ids.to(device), eot.to(device))
+
+
+def _is_cut(clip: FrozenClip, prompt: str, context: int) -> bool:
+    longer = clip.tokenizer([prompt], context_length=context + 1)
+    return bool(clip.eot_positions(longer) >= context)
+
+
+@dataclass(frozen=True)
+class TokenForest:
+    """The prefix tree of some classes' token sequences, without bot, in depth-first order.
+
+    Attributes:
+        token_ids: int64 [T], the token of each node.
+        positions: int64 [T], its position in its sequence; bot has 0, so these start at 1.
+        visible: bool [T, T], row i sees node j: j is i or an ancestor of i.
+        owner: int64 [T], which of the forest's classes a node belongs to (the first that has it).
+        eot: int64 [C], the node where each class ends.
+        classes: int64 [C], which class of the whole set each one is.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    visible: Tensor
+    owner: Tensor
+    eot: Tensor
+    classes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def to(self, device: torch.device) -> "TokenForest":
+        return TokenForest(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def plant(
+    sequences: Sequence[Sequence[int]], *, most_rows: int | None = None, share: bool = True
+) -> list[TokenForest]:
+    """Arrange token sequences (bot first, eot last, no padding) as forests.
+
+    Args:
+        sequences: the C classes' token ids.
+        most_rows: start a new forest rather than exceed this many nodes (a class longer than that
+            gets its own); None keeps all classes in one.
+        share: merge common beginnings; off, every class is a branch of its own.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: (list(sequences[index]), index))
+    forests, grown = [], _Growing()
+    for index in order:
+        branch = list(sequences[index])[1:]
+        if most_rows is not None and grown.eot and grown.rows_with(branch, share) > most_rows:
+            forests.append(grown.finish())
+            grown = _Growing()
+        grown.add(index, branch, share)
+    forests.append(grown.finish())
+    return forests
+
+
+class _Growing:
+    """A forest under construction; ``path`` is the last branch, the only one that can be shared
+    because sequences come sorted."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.ancestry: list[list[int]] = []
+        self.owner: list[int] = []
+        self.path: list[int] = []
+        self.eot: list[int] = []
+        self.classes: list[int] = []
+
+    def rows_with(self, branch: list[int], share: bool) -> int:
+        return len(self.tokens) + len(branch) - (self._common(branch) if share else 0)
+
+    def add(self, index: int, branch: list[int], share: bool) -> None:
+        path = self.path[: self._common(branch)] if share else []
+        for token in branch[len(path) :]:
+            node = len(self.tokens)
+            self.tokens.append(token)
+            self.positions.append(len(path) + 1)
+            path.append(node)
+            self.ancestry.append(list(path))
+            self.owner.append(len(self.classes))
+        self.path = path
+        self.eot.append(path[-1])
+        self.classes.append(index)
+
+    def finish(self) -> TokenForest:
+        rows = len(self.tokens)
+        visible = torch.zeros(rows, rows, dtype=torch.bool)
+        for row, seen in enumerate(self.ancestry):
+            visible[row, seen] = True
+        return TokenForest(
+            torch.tensor(self.tokens),
+            torch.tensor(self.positions),
+            visible,
+            torch.tensor(self.owner),
+            torch.tensor(self.eot),
+            torch.tensor(self.classes),
+        )
+
+    def _common(self, branch: list[int]) -> int:
+        common = 0
+        for node, token in zip(self.path, branch, strict=False):
+            if self.tokens[node] != token:
+                break
+            common += 1
+        return common

@@ -1,0 +1,1 @@
+"""How the tiny CLIP that the package carries was made."""

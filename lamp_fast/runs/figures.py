@@ -1,0 +1,124 @@
+"""Pictures of a run: its curves, its accuracy by class size, its activated prompts."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lamp_fast.files import write_bytes
+
+
+def plot_curves(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Loss terms, training accuracy and learning rate by epoch."""
+    save_figure(draw_curves(history), file)
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """The figure of :func:`plot_curves`."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    losses, accuracy, rate = figure.subplots(1, 3)
+    epochs = [line["epoch"] for line in history]
+    for key, label in (
+        ("loss", "loss"),
+        ("cross_entropy", "cross-entropy"),
+        ("similarity_loss", "similarity loss"),
+    ):
+        if history and key in history[0]:
+            losses.plot(epochs, [line[key] for line in history], label=label, marker=".")
+    losses.set(title="training loss", xlabel="epoch")
+    losses.legend(frameon=False)
+    accuracy.plot(epochs, [100 * line["accuracy"] for line in history], marker=".", color="C2")
+    accuracy.set(title="training accuracy (running)", xlabel="epoch", ylabel="%")
+    rate.plot(epochs, [line["lr"] for line in history], marker=".", color="C3")
+    rate.set(title="learning rate", xlabel="epoch")
+    return figure
+
+
+def plot_per_class(
+    file: Path, counts: Sequence[int], accuracies: Mapping[str, Sequence[float]]
+) -> None:
+    """Test accuracy of each base class against its number of training pictures.
+
+    Args:
+        file: the picture to write.
+        counts: training pictures of each class.
+        accuracies: per method, the accuracy in 0..1 of each class.
+    """
+    save_figure(draw_per_class(counts, accuracies), file)
+
+
+def draw_per_class(counts: Sequence[int], accuracies: Mapping[str, Sequence[float]]) -> Figure:
+    """The figure of :func:`plot_per_class`."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    order = np.argsort(counts, kind="stable")[::-1]
+    for index, (name, values) in enumerate(accuracies.items()):
+        shift = 1 + 0.02 * (index - (len(accuracies) - 1) / 2)
+        axes.scatter(
+            np.asarray(counts)[order] * shift,
+            100 * np.asarray(values)[order],
+            label=name,
+            alpha=0.75,
+            marker="os^D"[index % 4],
+            s=30,
+        )
+    axes.set_xscale("log")
+    axes.set(
+        title="trained classes: accuracy against class size",
+        xlabel="training pictures of the class",
+        ylabel="test accuracy, %",
+        ylim=(-3, 103),
+    )
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_activations(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """How often every prompt of every layer was activated, epoch by epoch."""
+    figure = draw_activations(history)
+    if figure is not None:
+        save_figure(figure, file)
+
+
+def draw_activations(history: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The figure of :func:`plot_activations`; None without a prompt pool."""
+    lines = [line for line in history if line.get("activations")]
+    if not lines:
+        return None
+    layers = lines[0]["layers"]
+    counts = np.array([line["activations"] for line in lines], dtype=float)  # [E, layers, M]
+    share = counts / counts.sum(axis=2, keepdims=True).clip(min=1)
+    columns = min(len(layers), 5)
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(2.6 * columns + 1, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    last_epoch = lines[-1]["epoch"] + 0.5
+    for axes, layer, values in zip(grid.flat, layers, share.transpose(1, 2, 0), strict=False):
+        image = axes.imshow(
+            values,
+            aspect="auto",
+            cmap="viridis",
+            vmin=0,
+            vmax=share.max(),
+            extent=(lines[0]["epoch"] - 0.5, last_epoch, values.shape[0] - 0.5, -0.5),
+            interpolation="nearest",
+        )
+        axes.set(title=f"layer {layer}", xlabel="epoch", ylabel="prompt")
+    for axes in grid.flat[len(layers) :]:
+        axes.set_axis_off()
+    figure.colorbar(
+        image, ax=grid, label=f"share of activations\n(even: {1 / counts.shape[2]:.3f})"
+    )
+    return figure
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG."""
+    FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_bytes(file, content.getvalue())

@@ -1,0 +1,225 @@
+"""``evaluate RUN --data NAME``: trained on one data set, tested on another."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import miniatures
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lamp_fast import cli, evaluate
+from lamp_fast.data import evaluation_batches, load_source
+from lamp_fast.errors import InputError
+from lamp_fast.evaluate import EvaluateConfig
+from lamp_fast.files import load_tensors, save_tensors, write_json
+from lamp_fast.methods import ZeroShot
+from lamp_fast.runs.config import DataConfig, default_config
+from lamp_fast.runs.experiment import assemble, load_run, load_run_on
+from lamp_fast.runs.folder import CONFIG, LEARNED
+from lamp_fast.runs.scoring import transfer_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:--data", "ignore:.*never seen in the tiny")
+
+
+def draw(file, seed):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The files of a run that b_new makes another method; the pictures it saw are gone."""
+    folder = tmp_path_factory.mktemp("transfer")
+    pictures = folder / "pictures"
+    for seed in range(24):
+        part = "train" if seed % 3 else "test"
+        draw(pictures / part / "abcd"[seed % 4] / f"{seed}.png", seed)
+    config = default_config([])
+    data = DataConfig(data="folder", root=pictures, split="base-new")
+    machine = replace(config.machine, threads=1)
+    experiment = assemble(replace(config, data=data, machine=machine))
+    torch.manual_seed(0)
+    for name, each in experiment.method.state_dict().items():
+        if name.endswith(("_pool", "shared")):
+            each.normal_(std=0.5)
+    experiment.method.new_image_balance.bias[:, ::2] = 10
+    write_json(folder / CONFIG, experiment.record())
+    save_tensors(
+        folder / LEARNED,
+        experiment.method.state_dict(),
+        {"seconds": 1.5, "epochs": 1, "adaptation": {"passes": 1}},
+    )
+    shutil.rmtree(pictures)
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path):
+    """Four wnids, more classes than the run trained, and three pictures of noise each."""
+    miniatures.write_names(tmp_path / "imagenet-rendition")
+    for seed, wnid in enumerate([*miniatures.CLASSNAMES] * 3):
+        images = tmp_path / "imagenet-rendition" / "imagenet-r"
+        draw(images / wnid / f"{seed}.png", 100 + seed)
+    return DataConfig(data="imagenet_r", root=tmp_path)
+
+
+def test_scores_are_those_of_the_trained_bias_over_the_targets_classes(run, target):
+    experiment, facts = load_run_on(run, target)
+    method = experiment.method
+    learned, _ = load_tensors(run / LEARNED)
+    assert all(torch.equal(each, learned[name]) for name, each in method.state_dict().items())
+    rows = transfer_rows(experiment, facts["seconds"])
+    assert [row.name for row in rows] == ["CLIP zero-shot on imagenet_r", "LAMP on imagenet_r"]
+    source = load_source("imagenet_r", target.root)
+    [(images, labels, _)] = evaluation_batches(source.test, experiment.test_transform, 100)
+
+    def logits(method):
+        names = ["tench", "great white shark", "missile", "missile"]
+        return method.logits(images, method.prepare(names, "a photo of a {}."))
+
+    for row, scored in zip(rows, (ZeroShot(experiment.clip), method), strict=True):
+        confusion = np.zeros((4, 4), int)
+        np.add.at(confusion, (labels.numpy(), logits(scored).argmax(1).numpy()), 1)
+        assert (row.base.confusion == confusion).all()
+        assert row.new is None
+    values = rows[1].row(experiment.benchmark.head)
+    assert values["acc_base"] == np.trace(confusion) / 12
+    assert values["acc_new"] is values["hm_a"] is values["head"] is None
+    before = logits(method)
+    method.use_adapted = True
+    # What was scored would have been other than this.
+    assert not torch.allclose(logits(method), before, atol=1e-3)
+
+
+def test_the_runs_own_table_needs_its_own_pictures(run):
+    with pytest.raises(InputError, match="pictures: does not exist"):
+        load_run(run)
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(EvaluateConfig, evaluate.main, list(map(str, arguments)))
+    output = capsys.readouterr()
+    return stop.value.code, output.out, output.err
+
+
+@pytest.fixture
+def quiet_cli(monkeypatch):
+    monkeypatch.setattr(cli, "_quieten", lambda: None)
+
+
+@pytest.mark.usefixtures("quiet_cli")
+def test_the_command(run, target, capsys):
+    before = {each: each.stat().st_mtime_ns for each in run.iterdir() if each.is_file()}
+    template = "a drawing of a {}."
+    code, out, err = call(
+        capsys, run, "--data", "ImageNetR", "--root", target.root, "--template", template
+    )
+    assert code == 0, err
+    assert 'data    imagenet_r: 4 classes, "a drawing of a {}.", tested only' in out
+    assert "data    12 test pictures" in out
+    header, *rows = (line for line in out.splitlines() if line.startswith("|"))
+    assert "accuracy" in header
+    assert "HM" not in header
+    assert [row.split("|")[1].strip() for row in rows[1:]] == [
+        "CLIP zero-shot on imagenet_r",
+        "LAMP on imagenet_r",
+    ]
+    folder = run / "on_imagenet_r"
+    assert {each: each.stat().st_mtime_ns for each in before} == before
+    assert {each.name for each in folder.iterdir()} == {
+        "confusion_base.csv",
+        "per_class.csv",
+        "result.json",
+        "table.md",
+        "target.json",
+    }
+    assert (folder / "table.md").read_text() in out
+    scored = json.loads((folder / "target.json").read_text())
+    assert (scored["data"], scored["template"]) == ("imagenet_r", template)
+    arguments = (run, "--data", "imagenet_r", "--root", target.root)
+    assert call(capsys, *arguments, "--template", template)[0] == 0
+    # Scores with another prompt do not take the place of these.
+    written = {each: each.read_bytes() for each in folder.iterdir()}
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert f"--out {folder}: holds something else" in err
+    assert {each: each.read_bytes() for each in folder.iterdir()} == written
+    elsewhere = run.parent / "elsewhere"
+    assert call(capsys, *arguments, "--out", elsewhere)[0] == 0
+    rows = json.loads((elsewhere / "result.json").read_text())
+    experiment, facts = load_run_on(run, target)
+    expected = [row.row(None) for row in transfer_rows(experiment, facts["seconds"])]
+    assert rows == json.loads(json.dumps(expected))
+
+
+@pytest.mark.usefixtures("quiet_cli")
+def test_any_data_set_is_a_target(run, tmp_path, capsys):
+    """Of a training data set the test part counts, all classes together."""
+    rows = [["path", "label", "split"]]
+    for seed, label in enumerate("ab" * 4):
+        draw(tmp_path / f"{seed}.png", seed)
+        rows.append([f"{seed}.png", label, "test" if seed < 4 else "train"])
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(map(",".join, rows)))
+    code, out, err = call(capsys, run, "--data", "table", "--table", table)
+    assert code == 0, err
+    assert 'data    table: 2 classes, "a photo of a {}.", tested only' in out
+    assert "data    4 test pictures" in out
+    assert "LAMP on table" in out
+
+
+@pytest.mark.usefixtures("quiet_cli")
+def test_unreadable_pictures_of_the_target(run, target, capsys):
+    damaged = next((target.root / "imagenet-rendition").rglob("*.png"))
+    damaged.write_bytes(b"")
+    arguments = (run, "--data", "imagenet_r", "--root", target.root)
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert str(damaged) in err
+    code, out, _ = call(capsys, *arguments, "--skip-unreadable", "--out", target.root / "scores")
+    assert code == 0
+    assert "data    11 test pictures" in out
+    assert "data    skipped 1 unreadable" in out
+
+
+@pytest.mark.usefixtures("quiet_cli")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--root", "x"], f"--root {Path('x').absolute()}: does not exist"),
+        (["--out", "x"], "--out x: expected --data with it"),
+        (["--template", "{}"], "--template {}: expected --data with it"),
+        (["--data", "imagenet_z", "--root", "x"], "--data imagenet_z: expected one of"),
+        (["--data", "imagenet_a"], "--root: missing; --data imagenet_a needs"),
+        (["--data", "imagenet_a", "--root", "x"], "--root "),
+        (["--data", "digits", "--template", "no name"], "--template 'no name': expected {} once"),
+    ],
+)
+def test_refusals(run, capsys, arguments, expected):
+    code, out, err = call(capsys, run, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {expected}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("quiet_cli")
+def test_a_run_that_has_not_finished(run, tmp_path, target, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "learned.safetensors").rename(copy / "checkpoint.safetensors")
+    code, _, err = call(capsys, copy, "--data", "imagenet_r", "--root", target.root)
+    assert code == 2
+    assert "training has not finished" in err
+    record = json.loads((run / "config.json").read_text())
+    record["clip"]["fingerprint"] = "0" * 64
+    shutil.copy(run / "learned.safetensors", copy)
+    (copy / "config.json").write_text(json.dumps(record))
+    code, _, err = call(capsys, copy, "--data", "imagenet_r", "--root", target.root)
+    assert code == 2
+    assert "the CLIP weights are not those of the run" in err

@@ -1,0 +1,276 @@
+"""Every method through training, resume, evaluation, prediction and saving, as LAMP goes."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lamp_fast import cli, methods, train
+from lamp_fast.classifier import Classifier
+from lamp_fast.errors import InputError
+from lamp_fast.fields import to_json
+from lamp_fast.files import load_tensors
+from lamp_fast.methods import METHODS
+from lamp_fast.runs import config as settings
+from lamp_fast.runs import figures
+from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.experiment import load_run
+from lamp_fast.runs.folder import LEARNED, resumed_defaults
+from lamp_fast.runs.scoring import evaluate_rows
+from lamp_fast.runs.trainer import Trainer, build_optimiser, learning_rate
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("bread", "cheese", "ham", "salad")  # two base, two new
+COMPARED = sorted(set(METHODS) - {"lamp", "zeroshot"})
+SHORT = ("--epochs", "2", "--batch", "3", "--warmup-epochs", "0", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Folders of noise; of the first class more than of the second."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for part, counts in (("train", (5, 2, 2, 2)), ("test", (2, 2, 2, 2))):
+        for name, count in zip(CLASSES, counts, strict=True):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = generator.integers(0, 256, (40, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / f"{number}.png")
+    return root
+
+
+def parse(method, pictures, out, *flags):
+    arguments = ["--method", method, "--data", "folder", "--root", str(pictures)]
+    arguments += ["--split", "base-new", "--out", str(out), *SHORT, *flags]
+    return cli.parse(TrainConfig, arguments, default=resumed_defaults(arguments))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_drawings():
+    """Other tests look at the drawings, which cost more than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_curves", "plot_per_class"):
+            patch.setattr(figures, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    """The folder of a finished run, once a method."""
+    folders = {}
+
+    def of(method):
+        if method not in folders:
+            folder = tmp_path_factory.mktemp("runs") / method
+            assert train.main(parse(method, pictures, folder)) == 0
+            folders[method] = folder
+        return folders[method]
+
+    return of
+
+
+def learned(folder):
+    return load_tensors(folder / LEARNED)[0]
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
+    folder = finished(method)
+    saved = learned(folder)
+    assert not any("model." in name or "visual." in name.split("visual.")[0] for name in saved)
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history] == [1, 2]
+    rows = json.loads((folder / "result.json").read_text())
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", METHODS[method].title]
+    parameters = sum(
+        each.numel()
+        for name, each in saved.items()
+        if name not in ("ema", "visual", "counts")  # what is kept beside what is learned
+    )
+    assert rows[1]["parameters"] == parameters
+    fresh = Classifier.load(folder).method
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        start = methods.build_method(fresh.clip, settings.load_config(folder / "config.json"))
+    moved = [
+        name
+        for name, each in start.named_parameters()
+        if each.shape == saved[name].shape and not torch.equal(each, saved[name])
+    ]
+    assert moved
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_a_stopped_run_goes_on_to_the_same_bits(method, finished, pictures, tmp_path, monkeypatch):
+    config = parse(method, pictures, tmp_path / "run")
+    epoch = Trainer._epoch
+
+    def stop(trainer, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return epoch(trainer, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", stop)
+        with pytest.raises(KeyboardInterrupt, match="stopped after epoch 1"):
+            train.main(config)
+    resumed = parse(method, pictures, tmp_path / "run", "--resume")
+    assert train.main(resumed) == 0
+    expected, got = learned(finished(method)), learned(config.out)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_evaluation_and_prediction_come_from_the_saved_files(method, finished, pictures):
+    folder = finished(method)
+    experiment, facts = load_run(folder)
+    rows = evaluate_rows(experiment, facts["seconds"], False)
+    table = [row.row(experiment.benchmark.head) for row in rows]
+    assert json.loads(json.dumps(table)) == json.loads((folder / "result.json").read_text())
+
+    classifier = Classifier.load(folder)
+    files = sorted((pictures / "test").rglob("*.png"))
+    wanted = (*CLASSES, "zebra")
+    answers = classifier.classify(files, wanted, top=5)
+    alone = classifier.classify(files[:1], wanted, top=5)[0]
+    assert alone.names == answers[0].names
+    assert alone.probabilities == pytest.approx(answers[0].probabilities, abs=1e-5)
+    assert {answer.bias for answer in answers} == {"none"}
+    assert [sorted(answer.names) for answer in answers] == [sorted(wanted)] * len(files)
+
+
+@pytest.mark.parametrize("method", COMPARED)
+def test_saved_settings_say_what_ran(method, finished):
+    config = settings.load_config(finished(method) / "config.json")
+    assert (config.method, config.preset, config.optim.epochs) == (method, method, 2)
+    assert config.optim.optimiser == settings.PRESETS[method].groups["optim"].get(
+        "optimiser", "adamw"
+    )
+    # Cut to the six layers of the carried CLIP.
+    if method == "maple":
+        assert config.maple.depth == 6
+    if method == "mma":
+        assert config.mma.adapter_layers == (5, 6)
+    if method == "tcp":
+        assert config.tcp.knowledge_layer == 5
+
+
+def test_another_methods_state_is_refused(finished, tmp_path):
+    shutil.copytree(finished("coop"), tmp_path / "run")
+    shutil.copy(finished("mma") / LEARNED, tmp_path / "run" / LEARNED)
+    with pytest.raises(InputError, match=r"learned\.safetensors: not the state of this model"):
+        load_run(tmp_path / "run")
+
+
+def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path):
+    """Another loss from the first step on."""
+    for method in ("coop", "tcp"):
+        losses = []
+        for flags in ((), ("--logit-adjustment",)):
+            config = parse(method, pictures, tmp_path / f"{method}{len(flags)}", *flags)
+            trainer = Trainer(train.assemble(config), config.out)
+            losses.append(trainer._epoch(0)["step_loss"][0])
+        assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--method coop", {"epochs": 200, "lr": 2e-3, "batch": 32, "optimiser": "sgd"}),
+        ("--method coop --split all --shots 1", {"epochs": 50}),
+        ("--method coop --split all --shots 4", {"epochs": 100}),
+        ("--method coop --split all --shots 16", {"epochs": 200}),
+        ("--method coop --data imagenet", {"epochs": 50}),
+        ("--method tcp --data ImageNet", {"epochs": 25}),
+        ("--method lfa --data OxfordPets", {"epochs": 10}),
+        ("--method cocoop", {"epochs": 10, "batch": 1}),
+        ("--method maple", {"epochs": 5, "lr": 3.5e-3, "batch": 4}),
+        ("--method maple --split all", {"epochs": 2, "lr": 2.6e-3}),
+        ("--method tcp", {"optimiser": "adam", "lr": 2e-3, "eps": 1e-3, "epochs": 50}),
+        ("--method mma", {"warmup_epochs": 0, "lr": 1.5e-3, "batch": 16}),
+        ("--method lfa --data caltech101", {"epochs": 40, "lr_end": 1e-7, "warmup_epochs": 0}),
+        ("--method lfa --data folder", {"epochs": 200}),
+        ("--method candle", {"lr": 3e-4, "batch": 128, "epochs": 50}),
+        ("--method zeroshot", {"lr": 3e-3}),
+    ],
+)
+def test_published_defaults(flags, expected):
+    config = settings.default_config(flags.split())
+    got = {name: getattr(config.optim, name) for name in expected}
+    assert got == expected
+    settings.validate(config)
+    if "coop " in f"{flags} " and "--split all" in flags and "cocoop" not in flags:
+        assert (config.context.n_ctx, config.context.ctx_init) == (16, None)
+
+
+def test_flags_override_a_methods_defaults_and_a_config_of_another_method_does_not_leak(tmp_path):
+    arguments = ["--method", "tcp", "--lr", "0.5"]
+    config = cli.parse(TrainConfig, arguments, default=settings.default_config(arguments))
+    assert (config.optim.lr, config.optim.optimiser, config.optim.eps) == (0.5, "adam", 1e-3)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_json(replace(config, seed=5))))
+    same = settings.default_config(["--config", str(file)])
+    assert (same.method, same.optim.lr, same.seed) == ("tcp", 0.5, 5)
+    other = settings.default_config(["--config", str(file), "--method", "mma"])
+    assert (other.method, other.optim.lr, other.seed) == ("mma", 1.5e-3, 5)
+    assert other.context == settings.ContextConfig()
+
+
+def test_a_methods_defaults_follow_the_data_of_a_config(tmp_path):
+    """Its split and shots decide as the flags would."""
+    data = settings.DataConfig(data="folder", shots=2).resolved()
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_json(TrainConfig(data=data))))
+    config = settings.default_config(["--config", str(file), "--method", "coop"])
+    assert (config.preset, config.optim.epochs) == ("coop-all", 100)
+    again = settings.default_config(["--config", str(file), "--method", "coop", "--shots", "1"])
+    assert again.optim.epochs == 50
+
+
+def test_sgd_and_the_cosines_end():
+    optim = settings.OptimConfig(optimiser="sgd", lr=1.0, lr_end=0.2, epochs=4, warmup_epochs=0)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optim_only = replace(optim, weight_decay=0.0)
+    optimiser = build_optimiser(optim_only, [weight], weight.device)
+    for _ in range(2):
+        weight.grad = torch.ones(1)
+        optimiser.step()
+    assert weight.item() == pytest.approx(1 - 1 - 1.9)  # momentum 0.9
+    assert [learning_rate(optim, epoch) for epoch in (0, 2)] == pytest.approx([1.0, 0.6])
+
+
+def test_help_shows_the_settings_of_every_method(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(TrainConfig, ["--help"])
+    text = capsys.readouterr().out
+    for flag in ("--n-ctx", "--depth", "--knowledge-layer", "--adapter-layers", "--neighbours"):
+        assert flag in text
+    for flag in ("--prototype-scale", "--as-published", "--optimiser"):
+        assert flag in text
+
+
+def test_contributings_worked_example_runs(pictures, tmp_path, monkeypatch):
+    """As written there: one file and one line, then trained, loaded and asked."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    source = re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1]
+    name, kind = re.search(r'^    "(\w+)": (\w+),$', text, re.M).groups()
+    example: dict = {}
+    exec(compile(source, "CONTRIBUTING.md", "exec"), example)
+    monkeypatch.setitem(METHODS, name, example[kind])
+    assert train.main(parse(name, pictures, tmp_path / "run")) == 0
+    classifier = Classifier.load(tmp_path / "run")
+    assert type(classifier.method) is example[kind]
+    assert sum(each.abs().sum() for each in classifier.method.parameters()) > 0
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", example[kind].title]
+    answers = classifier.classify(sorted((pictures / "test").rglob("*.png")), CLASSES)
+    assert all(sum(answer.probabilities) == pytest.approx(1, abs=1e-5) for answer in answers)

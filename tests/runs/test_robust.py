@@ -1,0 +1,215 @@
+"""A full disk, a folder that is taken, a process that dies: one line, nothing half-written."""
+
+import os
+import resource
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from lamp_fast import cli, train
+from lamp_fast.errors import InputError
+from lamp_fast.files import load_tensors, read_json, write_bytes, write_json
+from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.runs.experiment import load_run
+from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, LOCK, RESULT, hold_folder
+from lamp_fast.runs.scoring import evaluate_rows
+
+
+def settings(out, **changes) -> TrainConfig:
+    """Two epochs on two pictures a class."""
+    config = apply_preset(TrainConfig(out=out, **changes), "tiny")
+    return replace(
+        config,
+        data=replace(config.data, shots=2),
+        optim=replace(config.optim, epochs=2),
+        lamp=replace(config.lamp, adapt_passes=1),
+    )
+
+
+def command(config: TrainConfig) -> int:
+    """Exit code of the command with these settings."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(TrainConfig, train.main, [], default=lambda _: config)
+    return stop.value.code
+
+
+@pytest.fixture
+def limit_file_size():
+    """A function that stops files from growing beyond some bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def child():
+    """A function that runs another in a forked process, which is killed at the end."""
+    children = []
+
+    def start(function, *arguments):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                function(*arguments)
+            finally:
+                os._exit(1)
+        children.append(pid)
+        return pid
+
+    def kill(pid):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        children.remove(pid)
+
+    start.kill = kill
+    yield start
+    for pid in list(children):
+        kill(pid)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, capsys, limit_file_size):
+    """The first checkpoint fits; with the optimiser's state it is three times as large."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert command(settings(whole)) == 0
+    capsys.readouterr()
+    limit_file_size(200_000)
+    assert command(settings(out)) == 1
+    limit_file_size(resource.RLIM_INFINITY)
+    assert capsys.readouterr().err == f"error: {out / CHECKPOINT}: File too large\n"
+    assert {each.name for each in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "config.json",
+        "metrics.jsonl",
+    }
+    assert load_tensors(out / CHECKPOINT)[1]["epoch"] == 0
+    assert command(settings(out, resume=True)) == 0
+    expected, got = (load_tensors(each / LEARNED)[0] for each in (whole, out))
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_an_interrupt_says_what_it_left(tmp_path, capsys, monkeypatch):
+    """While it is scored a run can be gone on with; before it began there is nothing to say."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(train, "evaluate_rows", interrupt)
+    assert command(settings(out)) == cli.INTERRUPTED
+    assert f"--out {out} --resume goes on" in capsys.readouterr().err
+    monkeypatch.setattr(train, "assemble", interrupt)
+    assert command(settings(tmp_path / "other")) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_a_run_goes_on_where_its_pictures_have_moved(tmp_path, capsys):
+    """Their bytes say that they are the same; other bytes are refused."""
+    pictures, moved = tmp_path / "pictures", tmp_path / "moved"
+    for number in range(12):
+        folder = pictures / ("train", "test")[number % 2] / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    config = settings(tmp_path / "run", data=DataConfig(data="folder", root=pictures))
+    assert command(config) == 0
+    pictures.rename(moved)
+    there = replace(config, data=replace(config.data, root=moved), resume=True)
+    assert command(there) == 0
+    rows = read_json(tmp_path / "run" / RESULT)
+    experiment, facts = load_run(tmp_path / "run", root=moved)
+    found = evaluate_rows(experiment, facts["seconds"], False)
+    assert [each.row(experiment.benchmark.head)["acc_base"] for each in found] == [
+        row["acc_base"] for row in rows
+    ]
+    Image.new("RGB", (8, 8), (0, 99, 0)).save(moved / "train" / "a" / "0.png")
+    capsys.readouterr()
+    assert command(there) == 2
+    assert "--resume: the data differs" in capsys.readouterr().err
+    with pytest.raises(InputError, match="the data are not those of the run"):
+        load_run(tmp_path / "run", root=moved)
+
+
+def test_a_full_disk_is_told_at_once(tmp_path, capsys, limit_file_size):
+    out = tmp_path / "run"
+    limit_file_size(0)
+    code = command(settings(out))
+    limit_file_size(resource.RLIM_INFINITY)
+    assert code == 1
+    assert capsys.readouterr().err == f"error: {out / CONFIG}: File too large\n"
+    assert not list(out.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
+def test_a_read_only_folder(tmp_path, capsys):
+    (tmp_path / "shelf").mkdir(mode=0o500)
+    out = tmp_path / "shelf" / "run"
+    assert command(settings(out)) == 2
+    assert capsys.readouterr().err == f"error: --out {out}: cannot be written (Permission denied)\n"
+
+
+def test_a_killed_writer_leaves_the_old_file_or_the_new(tmp_path, child):
+    file, size = tmp_path / "run" / "file", 1 << 20
+
+    def write_for_ever():
+        while True:
+            for letter in (b"a", b"b"):
+                write_bytes(file, letter * size)
+
+    for moment in (0.03, 0.011, 0.027, 0.019, 0.041, 0.023):
+        writer = child(write_for_ever)
+        deadline = time.monotonic() + 30
+        while not file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(moment)
+        child.kill(writer)
+        assert file.read_bytes() in (b"a" * size, b"b" * size)
+    (file.parent / ".file.1.partial").write_text("what a killed process may leave")
+    with hold_folder(file.parent):
+        pass
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_two_runs_into_one_folder(tmp_path, child):
+    """Refused while the first lives, whatever the second is told; free once it is dead."""
+    out = tmp_path / "run"
+
+    def hold_for_ever():
+        with hold_folder(out):
+            write_json(out / CONFIG, {})
+            signal.pause()
+
+    holder = child(hold_for_ever)
+    deadline = time.monotonic() + 30
+    while not (out / CONFIG).is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    before = {each.name for each in out.iterdir()}
+    with pytest.raises(InputError, match=f"--out {out}: another run is writing there"):
+        train.main(settings(out, overwrite=True))
+    with pytest.raises(InputError, match=f"--out {out}: not empty"):
+        train.main(settings(out))
+    assert {each.name for each in out.iterdir()} == before
+    child.kill(holder)
+    with hold_folder(out):
+        assert (out / LOCK).exists()
+    assert not (out / LOCK).exists()
+
+
+def test_a_run_that_comes_second_by_a_moment(tmp_path, monkeypatch):
+    """Both found the folder empty; the one that fills it first keeps it."""
+    out = tmp_path / "run"
+    assemble = train.assemble
+
+    def slowly(*arguments):
+        write_json(out / CONFIG, {"of": "the other"})
+        return assemble(*arguments)
+
+    monkeypatch.setattr(train, "assemble", slowly)
+    with pytest.raises(InputError, match=f"--out {out}: not empty"):
+        train.main(settings(out))
+    assert read_json(out / CONFIG) == {"of": "the other"}
+    assert {each.name for each in out.iterdir()} == {CONFIG}
