@@ -1,6 +1,7 @@
 """What pages, docstrings and comments name is there: files, modules, links and their anchors."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -38,6 +39,7 @@ SOURCE_NAME = re.compile(
 DOTTED = re.compile(r"(?<![\w./~-])((?:lamp_fast|benchmarks)(?:\.\w+)+)")
 
 
+@functools.cache
 def words_of(path):
     """What a person wrote to people: a page, or the docstrings and comments of a source file."""
     text = path.read_text(encoding="utf-8")
