@@ -1,7 +1,7 @@
 """Every setting of a run, and its presets.
 
 The dataclasses are the single source of the command line, of the saved ``config.json`` and of the
-Python interface. Field names are the flags' names; SPEC numbers below are the paper's.
+Python interface. Field names are the flags' names; numbers of equations and tables are the paper's.
 """
 
 import json
