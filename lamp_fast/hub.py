@@ -43,7 +43,8 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder {folder}: is a file, expected a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+    saved = (folder / WEIGHTS).is_file() and is_record(folder / checkpoint.CONFIG)
+    if folder.is_dir() and any(folder.iterdir()) and not saved:
         raise InputError(
             f"folder {folder}: holds other files, expected a new folder or an earlier save"
         )
@@ -52,8 +53,19 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
     checkpoint.write_json(folder / checkpoint.CONFIG, record)
     if classifier.results is not None:
         checkpoint.write_json(folder / checkpoint.RESULT, classifier.results)
+    else:  # those of an earlier save would pass for this one's
+        (folder / checkpoint.RESULT).unlink(missing_ok=True)
     card = model_card(record, classifier.results, license=license)
     checkpoint.write_bytes(folder / CARD, card.encode())
+
+
+def is_record(file: Path) -> bool:
+    """Whether a file is the ``config.json`` of a run or a saved classifier of this package."""
+    try:
+        record = checkpoint.read_json(file)
+    except InputError:
+        return False
+    return isinstance(record, dict) and {"settings", "clip", "data"} <= record.keys()
 
 
 def fetch(

@@ -153,6 +153,15 @@ def test_other_files_are_left_alone(classifier, run, tmp_path):
     with pytest.raises(InputError, match="holds other files"):
         classifier.save_pretrained(run)
     assert sorted(each.name for each in run.iterdir()) == before
+    # Transformers and others call theirs by the same names.
+    other = tmp_path / "bert"
+    other.mkdir()
+    contents = {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"weights"}
+    for name, content in contents.items():
+        (other / name).write_bytes(content)
+    with pytest.raises(InputError, match="holds other files"):
+        classifier.save_pretrained(other)
+    assert {each.name: each.read_bytes() for each in other.iterdir()} == contents
     with pytest.raises(InputError, match="is a file"):
         classifier.save_pretrained(tmp_path / "README.md")
 
