@@ -9,7 +9,7 @@ import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
+from lamp_fast.ops.prefix_attention import SHORT_ROWS
 
 every_implementation = under_test.implementations("prefix_attention")
 every_float64 = under_test.implementations("prefix_attention", torch.float64)
@@ -363,33 +363,38 @@ def test_opcheck(impl):
         rest = *routes, call.options.get("causal", False), 0, 0.5
         # One test alone of the fake: the others trace the op many times over.
         checks = {"test_utils": ("test_schema", "test_faketensor")}
-        torch.library.opcheck(contracts.prefix_attention, (*tensors, *rest, impl), **checks)
-        out, lse = contracts.prefix_attention(*tensors, *rest, impl)
+        torch.library.opcheck(
+            torch.ops.lamp_fast.prefix_attention, (*tensors, *rest, impl), **checks
+        )
+        out, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *rest, impl)
         arguments = (out.clone(), *tensors, out, lse, *rest, True, True, impl)
-        torch.library.opcheck(contracts.prefix_attention_backward, arguments, **checks)
+        torch.library.opcheck(torch.ops.lamp_fast.prefix_attention_backward, arguments, **checks)
 
 
 @every_implementation
 @pytest.mark.parametrize("indexed", [False, True])
-def test_compiles_whole_forward_and_backward(impl, indexed):
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_whole_forward_and_backward(impl, indexed, dynamic):
+    """At several lengths, on both sides of what counts as short: sizes become symbols."""
     torch._dynamo.reset()
     index = torch.tensor([1, 1, 0, 0]) if indexed else None
 
     def causal(*tensors):
         return attend(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
 
-    compiled = torch.compile(causal, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(causal, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     dtype = torch.float64 if under_test.serves(impl, torch.float64) else torch.float32
-    ours = [tensor.requires_grad_() for tensor in draw(4, 2, 1, 5, 3, 4, dtype)]
-    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    out, wanted = compiled(*ours), causal(*theirs)
-    # A few hundred roundings of values of order 1, should the compiler order them otherwise.
-    atol = 1e3 * torch.finfo(dtype).eps
-    assert torch.allclose(out, wanted, rtol=0, atol=atol)
-    out.pow(2).sum().backward()
-    wanted.pow(2).sum().backward()
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a.grad, b.grad, rtol=0, atol=10 * atol)
+    for length in (5, 7, SHORT_ROWS + 1):
+        ours = [tensor.requires_grad_() for tensor in draw(4, 2, 1, length, 3, 4, dtype)]
+        theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+        out, wanted = compiled(*ours), causal(*theirs)
+        # A few hundred roundings of values of order 1, should the compiler order them otherwise.
+        atol = 1e3 * torch.finfo(dtype).eps
+        assert torch.allclose(out, wanted, rtol=0, atol=atol)
+        out.pow(2).sum().backward()
+        wanted.pow(2).sum().backward()
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a.grad, b.grad, rtol=0, atol=10 * atol)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
 
 every_implementation = under_test.implementations("retrieve")
 every_case = under_test.cases("retrieve", torch.float32, torch.float64)
@@ -392,12 +391,11 @@ def test_opcheck(impl, dtype):
         pytest.skip("called as it is, without an op")
     for batch in (0, 1, 6):
         query, keys, bias = (x.to(under_test.device(impl)) for x in draw(batch, 9, 5, dtype))
-        torch.library.opcheck(contracts.retrieve, (query, keys, bias, 3, impl))
-        indices, similarity, _ = contracts.retrieve(query, keys, bias, 3, impl)
-        backward = contracts.IMPLEMENTATIONS["retrieve"][impl].backward or impl
+        torch.library.opcheck(torch.ops.lamp_fast.retrieve, (query, keys, bias, 3, impl))
+        indices, similarity, _ = torch.ops.lamp_fast.retrieve(query, keys, bias, 3, impl)
         torch.library.opcheck(
-            contracts.retrieve_backward,
-            (query, keys, indices, similarity, similarity.clone(), backward),
+            torch.ops.lamp_fast.retrieve_backward,
+            (query, keys, indices, similarity, similarity.clone(), impl),
         )
 
 

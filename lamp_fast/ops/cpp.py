@@ -51,7 +51,7 @@ def retrieve_backward(
     grad_query: Tensor,
     grad_keys: Tensor,
 ) -> None:
-    """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`, summed in float64."""
+    """The closed form of ``lamp_fast.ops.retrieve``, summed in float64."""
     query, keys = contiguous_rows(query), contiguous_rows(keys)
     indices, similarity, grad = indices.contiguous(), similarity.contiguous(), grad.contiguous()
     _C.retrieve_backward(
