@@ -481,6 +481,7 @@ def test_prefix_attention_writes_its_outputs_alone(simulated, needs):
 def test_without_cuda_the_import_says_why():
     native = types.SimpleNamespace(
         build_info=lambda: {"cuda": False, "cuda_reason": "no nvcc in PATH"},
+        RetrieveParams=object,
         PrefixAttentionParams=object,
         PrefixAttentionBackwardParams=object,
     )

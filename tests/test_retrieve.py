@@ -346,24 +346,16 @@ def test_threads_change_no_bit():
 
 def test_native_writes_every_output_and_nothing_beside_it():
     _needs_cpp()
-    from lamp_fast import _C
+    from lamp_fast.ops import cpp
 
     query, keys, bias = draw(5, 7, 3)
     guard = -77
     indices = torch.full((7, 2), guard)
     similarity = torch.full((7, 2), math.nan)
     counts = torch.full((9,), guard)
-    _C.retrieve(
-        False,
-        query.data_ptr(),
-        keys.data_ptr(),
-        bias.data_ptr(),
-        indices[1:6].data_ptr(),
-        similarity[1:6].data_ptr(),
-        counts[1:8].data_ptr(),
-        *(3, 3, 5, 7, 3, 2, 1),
-    )
-    assert_matches_oracle((indices[1:6], similarity[1:6], counts[1:8]), query, keys, bias, 2)
+    outputs = indices[1:6], similarity[1:6], counts[1:8]
+    cpp.retrieve(query, keys, bias, 2, *outputs)
+    assert_matches_oracle(outputs, query, keys, bias, 2)
     assert indices[[0, 6]].tolist() == [[guard] * 2] * 2
     assert similarity[[0, 6]].isnan().all()
     assert counts[[0, 8]].tolist() == [guard] * 2
