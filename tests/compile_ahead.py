@@ -65,23 +65,28 @@ def compile_launch(kernel, given, named, target: int):
     names = kernel.arg_names
     values = dict(zip(names, given, strict=False)) | {n: v for n, v in named.items() if n in names}
     options = {name: value for name, value in named.items() if name not in names}
-    signature, constants, facts = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
+    constants, facts = {}, {}
+
+    def describe(value, parameter, path):
+        """The type of an argument, or of those in a tuple."""
+        if isinstance(value, tuple):
+            return tuple(describe(x, parameter, (*path, i)) for i, x in enumerate(value))
         known = isinstance(value, int) and not parameter.do_not_specialize
-        aligned = isinstance(value, torch.Tensor) or (known and value % 16 == 0)
         if parameter.is_constexpr or value is None or (known and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-            continue
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or (known and value % 16 == 0):
+            facts[path] = [["tt.divisibility", 16]]
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-        if aligned:
-            facts[(index,)] = [["tt.divisibility", 16]]
+            return POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        return "i32" if abs(value) < 2**31 else "i64"
+
+    signature = {
+        parameter.name: describe(values[parameter.name], parameter, (index,))
+        for index, parameter in enumerate(kernel.params)
+    }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=facts)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import calls
 import cuda_on_cpu
 import pytest
+import test_prefix_attention
 import test_retrieve
 import torch
 import under_test
@@ -251,6 +252,12 @@ def test_prefix_attention_against_float64(simulated, name, dtype):
 def test_prefix_attention_of_random_shapes(simulated, seed):
     call = calls.draw("prefix_attention", seed, large=False)
     calls.assert_accurate(call, SIMULATED, DTYPES[seed % 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [12, 40])
+def test_gradients_of_a_saturated_softmax(simulated, dtype, length):
+    test_prefix_attention.test_gradients_of_a_saturated_softmax(SIMULATED, dtype, length)
 
 
 def test_prefix_attention_opcheck(simulated):

@@ -160,6 +160,72 @@ def test_as_accurate_as_eager(impl, dtype, name):
         calls.assert_accurate(call, impl, dtype)
 
 
+def saturated_bounds(call, above, dtype):
+    """What the gradients of the scores' operands may be off by, where half precision enters only
+    with the operands, once with each slope and once with the result.
+
+    With u of the dtype and u' of float32, n keys and absolute values in products: a score errs by
+    e = (d + 4) u' scale |q| |k|, and a weight p by r = e + sum p e + 4 u' (1 + |score| + |lse|),
+    relatively. dp = grad v errs by a = d u' |grad| |v|. delta = sum p dp / sum p errs by
+    D = sum p (a + r |dp - delta| + n u' |dp|). So a slope p (dp - delta) errs by
+    p ((u + r) |dp - delta| + a + D + 2 u' (|dp| + |delta|)), or by half the smallest number. There
+    is no u |delta|: one key has nearly all the weight, and its dp - delta is far below delta.
+    """
+    q, k, v, prefix_k, prefix_v = call.tensors
+    keys, values = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
+    count, width, scale = keys.shape[2], q.shape[3], q.shape[3] ** -0.5
+    unit, unit32 = torch.finfo(dtype).eps / 2, calls.UNIT32 / 2
+    scores = scale * q @ keys.mT
+    weights, lse = scores.softmax(-1), scores.logsumexp(-1, keepdim=True)
+    assert weights.amax(-1).median() > 0.999
+
+    def mean(x):
+        return (weights * x).sum(-1, keepdim=True)
+
+    score = (width + 4) * unit32 * scale * (q.abs() @ keys.abs().mT)
+    relative = score + mean(score) + 4 * unit32 * (1 + scores.abs() + lse.abs())
+    raised = above @ values.mT
+    delta = mean(raised)
+    spread = (raised - delta).abs()
+    product = width * unit32 * (above.abs() @ values.abs().mT)
+    error = mean(product + relative * spread + count * unit32 * raised.abs())
+    error = (unit + relative) * spread + product + error + 2 * unit32 * (raised.abs() + delta.abs())
+    smallest = torch.finfo(dtype).smallest_normal * unit
+    # A sum over keys, or over the rows of all sequences, adds as many roundings of its terms.
+    error = error + (count + len(q) * q.shape[2]) * unit32 * spread
+    slopes = scale * (weights * error + smallest)
+    to_keys = slopes.mT @ q.abs()
+    prefix = prefix_k.shape[2]
+    return {
+        "gradient 0": slopes @ keys.abs(),
+        "gradient 1": to_keys[:, :, prefix:],
+        "gradient 3": to_keys[:, :, :prefix].sum(0, keepdim=True),
+    }
+
+
+@under_test.cases("prefix_attention", torch.float16, torch.bfloat16)
+@pytest.mark.parametrize("length", [12, 40])
+def test_gradients_of_a_saturated_softmax(impl, dtype, length):
+    """An output that was rounded to half precision does not tell a row's sum of p dp."""
+    if impl == "reference":
+        pytest.skip("has the numerics of torch's attention")
+    call = calls.prefix_attention(3, 1, 2, length, 4, 32, size=6.0)
+    call.tensors = [each.to(dtype).double() for each in call.tensors]
+    # The prefix once a sequence, so that its keys broadcast.
+    whole = [each.expand(3, -1, -1, -1) for each in call.tensors[3:]]
+    (above,) = calls.gradients_from_above(call, [call.tensors[0]])
+    above = above.to(dtype).double()
+    call.rounding = dtype
+    got = calls.run(call, impl, dtype, under_test.device(impl))
+    exact = calls.run(call, "reference", torch.float64, torch.device("cpu"))
+    call.tensors = [*call.tensors[:3], *whole]
+    unit, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
+    for name, bound in saturated_bounds(call, above, dtype).items():
+        bound = bound + unit * exact[name].abs() + smallest * unit
+        excess = ((got[name].double() - exact[name]).abs() / bound).max()
+        assert excess <= 1, f"{name}: {excess:.2f} times the bound"
+
+
 @every_implementation
 @pytest.mark.parametrize("options", [{}, {"index": [1, 0, 0, 1, 1]}, {"tree": 0.2}], ids=str)
 def test_two_runs_give_the_same_bits(impl, options):
