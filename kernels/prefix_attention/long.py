@@ -105,14 +105,7 @@ def prefix_attention_fwd_kernel(
         sees = sees_sequence(
             row[:, None], key[None, :], mask, rows, length, prefix_length, CAUSAL, MASKED
         )
-        if MASKED:
-            if _any(sees):
-                keys = load_rows(k_base, k_strides[2], key, length, column, WIDTH)
-                values = load_rows(v_base, v_strides[2], key, length, column, WIDTH)
-                peak, total, attended = absorb(
-                    queries, keys, values, sees, scale, peak, total, attended
-                )
-        else:
+        if not MASKED or _any(sees):
             keys = load_rows(k_base, k_strides[2], key, length, column, WIDTH)
             values = load_rows(v_base, v_strides[2], key, length, column, WIDTH)
             peak, total, attended = absorb(
@@ -123,81 +116,6 @@ def prefix_attention_fwd_kernel(
     store_rows(out_base, out_strides[2], row, rows, column, attended / total[:, None], WIDTH)
     at = (sequence * heads + head) * rows + row
     tl.store(lse + at, (peak + tl.log2(total)) * 0.6931471805599453, mask=row < rows)
-
-
-@triton.jit
-def _add_products(queries, keys, grad, values, sees, level, scale, total, products):
-    """Take more keys into the sums of p and of p dp, both [R]."""
-    weights, above = weigh(queries, keys, grad, values, sees, level, scale)
-    return total + tl.sum(weights, axis=1), products + tl.sum(weights * above, axis=1)
-
-
-@triton.jit
-def _delta_by_walk(
-    queries,
-    grad,
-    k_prefix,
-    v_prefix,
-    k_own,
-    v_own,
-    k_prefix_stride,
-    v_prefix_stride,
-    k_stride,
-    v_stride,
-    level,
-    row,
-    end,
-    mask,
-    rows,
-    length,
-    prefix_length,
-    blind,
-    scale,
-    CAUSAL: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-):
-    """delta [R] in float32, by a walk over all keys before the one that needs it.
-
-    It equals the sum of grad * out; but an output that was rounded to half precision is off by more
-    than all slopes of a row whose softmax is saturated. Dividing by the sum of p takes out what lse
-    was rounded by.
-    """
-    MASKED: tl.constexpr = mask is not None
-    column = tl.arange(0, BLOCK_D)
-    total = tl.zeros([row.shape[0]], tl.float32)
-    products = tl.zeros([row.shape[0]], tl.float32)
-    for start in range(0, prefix_length, BLOCK_P):
-        key = start + tl.arange(0, BLOCK_P)
-        sees = sees_prefix(
-            row[:, None], key[None, :], mask, rows, length, prefix_length, blind, MASKED
-        )
-        keys = load_rows(k_prefix, k_prefix_stride, key, prefix_length, column, WIDTH)
-        values = load_rows(v_prefix, v_prefix_stride, key, prefix_length, column, WIDTH)
-        total, products = _add_products(
-            queries, keys, grad, values, sees, level, scale, total, products
-        )
-    for start in range(0, end, BLOCK_L):
-        key = start + tl.arange(0, BLOCK_L)
-        sees = sees_sequence(
-            row[:, None], key[None, :], mask, rows, length, prefix_length, CAUSAL, MASKED
-        )
-        if MASKED:
-            if _any(sees):
-                keys = load_rows(k_own, k_stride, key, length, column, WIDTH)
-                values = load_rows(v_own, v_stride, key, length, column, WIDTH)
-                total, products = _add_products(
-                    queries, keys, grad, values, sees, level, scale, total, products
-                )
-        else:
-            keys = load_rows(k_own, k_stride, key, length, column, WIDTH)
-            values = load_rows(v_own, v_stride, key, length, column, WIDTH)
-            total, products = _add_products(
-                queries, keys, grad, values, sees, level, scale, total, products
-            )
-    return products / tl.where(total == 0, 1.0, total)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -264,101 +182,69 @@ def prefix_attention_bwd_query_kernel(
     end = length
     if CAUSAL:
         end = tl.minimum(length, first_row + BLOCK_R + length - rows)
-    if out.dtype.element_ty == tl.float32:
+    # delta = sum p dp over a row's keys. It equals the sum of grad * out; but an output that was
+    # rounded to half precision is off by more than all slopes of a row whose softmax is saturated.
+    # Then a first walk over all keys forms it, and divides by the sum of p, which takes out what
+    # lse was rounded by.
+    WALKS: tl.constexpr = 1 if out.dtype.element_ty == tl.float32 else 2
+    total = tl.zeros([BLOCK_R], tl.float32)
+    change = tl.zeros([BLOCK_R], tl.float32)
+    if WALKS == 1:
         attended = load_rows(
             head_of(out, out_strides, sequence, head), out_strides[2], row, rows, column, WIDTH
         )
         change = tl.sum(above * attended, axis=1)
-    else:
-        change = _delta_by_walk(
-            queries, above, k_prefix, v_prefix, k_own, v_own, prefix_k_strides[2],
-            prefix_v_strides[2], k_strides[2], v_strides[2], level, row, end, mask, rows, length,
-            prefix_length, blind, scale * log2_e, CAUSAL, WIDTH, BLOCK_D, BLOCK_P, BLOCK_L,
-        )  # fmt: skip
-    # What lives through both walks: queries, their gradient from above and the one that grows,
+    # What lives through the last walk: queries, their gradient from above and the one that grows,
     # [R, d] each, and the rows' level and change. A prefix tile's own gradients, [P, d] each, are
     # whole after one step and leave as partial sums.
     slope = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     piece = ((sequence * heads + head) * row_blocks + row_block) * prefix_length * WIDTH
-    for start in range(0, prefix_length, BLOCK_P):
-        key = start + tl.arange(0, BLOCK_P)
-        sees = sees_prefix(
-            row[:, None], key[None, :], mask, rows, length, prefix_length, blind, MASKED
-        )
-        keys = load_rows(k_prefix, prefix_k_strides[2], key, prefix_length, column, WIDTH)
-        values = load_rows(v_prefix, prefix_v_strides[2], key, prefix_length, column, WIDTH)
-        weights, raised = weigh(queries, keys, above, values, sees, level, scale * log2_e)
-        slopes = slopes_of(weights, raised, sees, change[:, None]).to(q.dtype.element_ty)
-        if NEEDS_OWN:
-            slope = tl.dot(slopes, keys, slope, input_precision="ieee")
-        if NEEDS_PREFIX:
-            weights = weights.to(q.dtype.element_ty)
-            tile = tl.dot(tl.trans(slopes), queries, input_precision="ieee") * scale
-            store_rows(partial_k + piece, WIDTH, key, prefix_length, column, tile, WIDTH)
-            tile = tl.dot(tl.trans(weights), above, input_precision="ieee")
-            store_rows(partial_v + piece, WIDTH, key, prefix_length, column, tile, WIDTH)
-    if NEEDS_OWN:
-        tl.store(delta + at, change, mask=row < rows)
-        for start in range(0, end, BLOCK_L):
-            key = start + tl.arange(0, BLOCK_L)
-            sees = sees_sequence(
-                row[:, None], key[None, :], mask, rows, length, prefix_length, CAUSAL, MASKED
+    for walk in tl.static_range(WALKS):
+        for start in range(0, prefix_length, BLOCK_P):
+            key = start + tl.arange(0, BLOCK_P)
+            sees = sees_prefix(
+                row[:, None], key[None, :], mask, rows, length, prefix_length, blind, MASKED
             )
-            if MASKED:
-                if _any(sees):
+            keys = load_rows(k_prefix, prefix_k_strides[2], key, prefix_length, column, WIDTH)
+            values = load_rows(v_prefix, prefix_v_strides[2], key, prefix_length, column, WIDTH)
+            weights, raised = weigh(queries, keys, above, values, sees, level, scale * log2_e)
+            if walk < WALKS - 1:
+                total += tl.sum(weights, axis=1)
+                change += tl.sum(weights * raised, axis=1)
+            else:
+                slopes = slopes_of(weights, raised, sees, change[:, None]).to(q.dtype.element_ty)
+                if NEEDS_OWN:
+                    slope = tl.dot(slopes, keys, slope, input_precision="ieee")
+                if NEEDS_PREFIX:
+                    weights = weights.to(q.dtype.element_ty)
+                    tile = tl.dot(tl.trans(slopes), queries, input_precision="ieee") * scale
+                    store_rows(partial_k + piece, WIDTH, key, prefix_length, column, tile, WIDTH)
+                    tile = tl.dot(tl.trans(weights), above, input_precision="ieee")
+                    store_rows(partial_v + piece, WIDTH, key, prefix_length, column, tile, WIDTH)
+        if NEEDS_OWN or walk < WALKS - 1:
+            for start in range(0, end, BLOCK_L):
+                key = start + tl.arange(0, BLOCK_L)
+                sees = sees_sequence(
+                    row[:, None], key[None, :], mask, rows, length, prefix_length, CAUSAL, MASKED
+                )
+                if not MASKED or _any(sees):
                     keys = load_rows(k_own, k_strides[2], key, length, column, WIDTH)
                     values = load_rows(v_own, v_strides[2], key, length, column, WIDTH)
-                    slope = _absorb_keys(
-                        queries, keys, above, values, sees, level, change, scale * log2_e, slope
+                    weights, raised = weigh(
+                        queries, keys, above, values, sees, level, scale * log2_e
                     )
-            else:
-                keys = load_rows(k_own, k_strides[2], key, length, column, WIDTH)
-                values = load_rows(v_own, v_strides[2], key, length, column, WIDTH)
-                slope = _absorb_keys(
-                    queries, keys, above, values, sees, level, change, scale * log2_e, slope
-                )
+                    if walk < WALKS - 1:
+                        total += tl.sum(weights, axis=1)
+                        change += tl.sum(weights * raised, axis=1)
+                    else:
+                        slopes = slopes_of(weights, raised, sees, change[:, None])
+                        slope = tl.dot(slopes.to(keys.dtype), keys, slope, input_precision="ieee")
+        if walk < WALKS - 1:
+            change = change / tl.where(total == 0, 1.0, total)
+    if NEEDS_OWN:
+        tl.store(delta + at, change, mask=row < rows)
         base = head_of(grad_q, grad_q_strides, sequence, head)
         store_rows(base, grad_q_strides[2], row, rows, column, slope * scale, WIDTH)
-
-
-@triton.jit
-def _absorb_keys(queries, keys, grad, values, sees, level, change, scale, slope):
-    """What a tile of keys adds to the gradient [R, d] of the queries."""
-    weights, above = weigh(queries, keys, grad, values, sees, level, scale)
-    slopes = slopes_of(weights, above, sees, change[:, None])
-    return tl.dot(slopes.to(keys.dtype), keys, slope, input_precision="ieee")
-
-
-@triton.jit
-def _absorb_rows(
-    q,
-    grad,
-    lse,
-    delta,
-    q_stride,
-    grad_stride,
-    row,
-    rows,
-    column,
-    keys,
-    values,
-    sees,
-    scale,
-    key_slope,
-    value_slope,
-    WIDTH: tl.constexpr,
-):
-    """What a block of query rows adds to the gradients [L, d] of keys and values."""
-    log2_e: tl.constexpr = 1.4426950408889634
-    queries = load_rows(q, q_stride, row, rows, column, WIDTH)
-    above = load_rows(grad, grad_stride, row, rows, column, WIDTH)
-    level = tl.load(lse + row, mask=row < rows, other=0)[None, :] * log2_e
-    change = tl.load(delta + row, mask=row < rows, other=0)[None, :]
-    weights, raised = weigh(keys, queries, values, above, sees, level, scale * log2_e)
-    slopes = slopes_of(weights, raised, sees, change)
-    value_slope = tl.dot(weights.to(above.dtype), above, value_slope, input_precision="ieee")
-    key_slope = tl.dot(slopes.to(queries.dtype), queries, key_slope, input_precision="ieee")
-    return key_slope, value_slope
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -394,6 +280,7 @@ def prefix_attention_bwd_keys_kernel(
     What lives through the walk over query rows: keys, values and their two gradients, [L, d] each.
     """
     MASKED: tl.constexpr = mask is not None
+    log2_e: tl.constexpr = 1.4426950408889634
     key_block, head, sequence = _place(tl.cdiv(length, BLOCK_L), heads)
     first_key = key_block * BLOCK_L
     key = first_key + tl.arange(0, BLOCK_L)
@@ -418,17 +305,16 @@ def prefix_attention_bwd_keys_kernel(
         sees = sees_sequence(
             row[None, :], key[:, None], mask, rows, length, prefix_length, CAUSAL, MASKED
         )
-        if MASKED:
-            if _any(sees):
-                key_slope, value_slope = _absorb_rows(
-                    q, grad, lse, delta, q_strides[2], grad_strides[2], row, rows, column,
-                    keys, values, sees, scale, key_slope, value_slope, WIDTH,
-                )  # fmt: skip
-        else:
-            key_slope, value_slope = _absorb_rows(
-                q, grad, lse, delta, q_strides[2], grad_strides[2], row, rows, column,
-                keys, values, sees, scale, key_slope, value_slope, WIDTH,
-            )  # fmt: skip
+        if not MASKED or _any(sees):
+            queries = load_rows(q, q_strides[2], row, rows, column, WIDTH)
+            above = load_rows(grad, grad_strides[2], row, rows, column, WIDTH)
+            level = tl.load(lse + row, mask=row < rows, other=0)[None, :] * log2_e
+            change = tl.load(delta + row, mask=row < rows, other=0)[None, :]
+            weights, raised = weigh(keys, queries, values, above, sees, level, scale * log2_e)
+            slopes = slopes_of(weights, raised, sees, change).to(queries.dtype)
+            weights = weights.to(above.dtype)
+            value_slope = tl.dot(weights, above, value_slope, input_precision="ieee")
+            key_slope = tl.dot(slopes, queries, key_slope, input_precision="ieee")
     base = head_of(grad_k, grad_k_strides, sequence, head)
     store_rows(base, grad_k_strides[2], key, length, column, key_slope * scale, WIDTH)
     base = head_of(grad_v, grad_v_strides, sequence, head)

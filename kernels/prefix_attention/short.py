@@ -208,7 +208,7 @@ def prefix_attention_short_bwd_kernel(
     prompt = tl.arange(0, BLOCK_P)
     log2_e: tl.constexpr = 1.4426950408889634
     # An output in float32 gives delta as grad * out; of a rounded one it would be too coarse, see
-    # _delta_by_walk in long.py, and takes the weights of all keys.
+    # long.py, and delta takes the weights of all keys.
     ROUNDED: tl.constexpr = out.dtype.element_ty != tl.float32
     prompts = load_rows(
         head_of(prefix_k, prefix_k_strides, group, head),
