@@ -7,7 +7,7 @@ that tensor cores see full tiles, and its backward is a single pass. Both write 
 shared prefix into float32 partial sums, which one kernel (:mod:`.sums`) adds in the order of the
 sequences: two runs give the same bits.
 
-A tensor comes with its strides of sequence, head and row as a tuple; d is contiguous. In shapes, R
+A tensor comes as a tuple with its strides of sequence, head and row; d is contiguous. In shapes, R
 is a tile's query rows, L its keys of the sequence, P its rows of the prefix, and d the padded width
 of a head.
 """

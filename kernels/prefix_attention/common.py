@@ -9,20 +9,19 @@ UNSPECIALIZED += ["packing", "chunks", "tiles_a_chunk", "pieces"]
 
 
 @triton.jit
-def head_of(base, strides, sequence, head):
+def head_of(rows, sequence, head):
     """Where one head of one sequence, or of one prefix, begins."""
-    return base + sequence * strides[0] + head * strides[1]
+    return rows[0] + sequence * rows[1] + head * rows[2]
 
 
 @triton.jit
-def load_rows(base, stride, row, count, column, WIDTH: tl.constexpr):
-    """[rows, columns] of rows that lie `stride` apart; zeros beyond `count` rows and WIDTH."""
+def load_rows(rows, sequence, head, row, count, column, WIDTH: tl.constexpr):
+    """[rows, columns] of one head; zeros beyond `count` rows and WIDTH."""
     inside = (row < count)[:, None]
     if column.shape[0] != WIDTH:
         inside = inside & (column < WIDTH)[None, :]
-    return tl.load(
-        base + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0
-    )
+    at = head_of(rows, sequence, head) + row.to(tl.int64)[:, None] * rows[3] + column[None, :]
+    return tl.load(at, mask=inside, other=0)
 
 
 @triton.jit

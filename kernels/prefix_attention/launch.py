@@ -89,7 +89,7 @@ def prefix_attention(
     tensors = [_adjacent(each) for each in (q, k, v, prefix_k, prefix_v)]
     mask = None if mask is None else mask.contiguous()
     sizes = _Sizes.of(*tensors, prefix_index, mask)
-    tensors = *tensors, out, *_strides(*tensors, out)
+    tensors = _rows(*tensors, out)
     numbers = *sizes.numbers, blind, scale * LOG2_E
     if sizes.packed:
         blocks, tiles = sizes.packed_blocks(SHORT_FORWARD[sizes.kind])
@@ -171,11 +171,9 @@ def _backward_short(sizes, tensors, lse, _, options, needs, results) -> None:
     chunks = triton.cdiv(tiles, tiles_a_chunk)
     partial = _partial_sums(sizes, lse, sizes.groups, chunks) if needs_prefix else (None, None)
     prefix_attention_short_bwd_kernel[(sizes.groups * sizes.heads * chunks,)](
-        *tensors,
-        *_strides(*tensors),
+        *_rows(*tensors),
         lse,
-        *own,
-        *_strides(*own),
+        *_rows(*own),
         *partial,
         *sizes.numbers,
         blind,
@@ -206,13 +204,11 @@ def _backward_long(sizes, tensors, lse, routes, options, needs, results) -> None
         partial = _partial_sums(sizes, lse, sizes.sequences, row_blocks)
     delta = torch.empty_like(lse) if needs_own else None
     prefix_attention_bwd_query_kernel[(sizes.sequences * sizes.heads * row_blocks,)](
-        *tensors,
-        *_strides(*tensors),
+        *_rows(*tensors),
         lse,
         prefix_index,
         mask,
-        grad_q,
-        *_strides(grad_q),
+        *_rows(grad_q),
         delta,
         *partial,
         *sizes.numbers,
@@ -230,10 +226,8 @@ def _backward_long(sizes, tensors, lse, routes, options, needs, results) -> None
         launch = BACKWARD_KEYS[sizes.kind]
         block_l = sizes.block(sizes.length, launch.keys)
         grid = (sizes.sequences * sizes.heads * triton.cdiv(sizes.length, block_l),)
-        rows = grad, q, k, v, grad_k, grad_v
         prefix_attention_bwd_keys_kernel[grid](
-            *rows,
-            *_strides(*rows),
+            *_rows(grad, q, k, v, grad_k, grad_v),
             lse,
             delta,
             mask,
@@ -268,8 +262,7 @@ def _add_partial_sums(sizes, partial, prefix_index: Tensor | None, share: int, r
         *partial,
         order,
         ends,
-        *results,
-        *_strides(*results),
+        *_rows(*results),
         sizes.heads,
         partial[0].shape[2],
         share,
@@ -362,9 +355,10 @@ def _power(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _strides(*tensors: Tensor) -> list[tuple[int, int, int]]:
-    """Of sequence, head and row; zeros for a gradient that is not wanted, an empty [0]."""
-    return [each.stride()[:3] if each.ndim == 4 else (0, 0, 0) for each in tensors]
+def _rows(*tensors: Tensor) -> list[tuple[Tensor, int, int, int]]:
+    """Each with its strides of sequence, head and row; a gradient that is not wanted is an empty
+    [0] and has none."""
+    return [(x, *(x.stride()[:3] if x.ndim == 4 else (0, 0, 0))) for x in tensors]
 
 
 def _adjacent(x: Tensor) -> Tensor:

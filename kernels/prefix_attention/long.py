@@ -48,12 +48,6 @@ def prefix_attention_fwd_kernel(
     prefix_k,  # [G, H, P, d]
     prefix_v,  # [G, H, P, d]
     out,  # [N, H, R, d]
-    q_strides,
-    k_strides,
-    v_strides,
-    prefix_k_strides,
-    prefix_v_strides,
-    out_strides,
     lse,  # float32 [N, H, R]
     prefix_index,  # int64 [N] or None
     mask,  # bool [R, P + L] or None
@@ -77,26 +71,20 @@ def prefix_attention_fwd_kernel(
     group = _group(sequence, prefix_index, share)
     row = first_row + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_D)
-    queries = load_rows(
-        head_of(q, q_strides, sequence, head), q_strides[2], row, rows, column, WIDTH
-    )
+    queries = load_rows(q, sequence, head, row, rows, column, WIDTH)
     # What lives through both walks: the queries, and a row's largest score, its sum of weights and
     # its weighted values so far.
     peak = tl.full([BLOCK_R], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     attended = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    k_base = head_of(prefix_k, prefix_k_strides, group, head)
-    v_base = head_of(prefix_v, prefix_v_strides, group, head)
     for start in range(0, prefix_length, BLOCK_P):
         key = start + tl.arange(0, BLOCK_P)
         sees = sees_prefix(
             row[:, None], key[None, :], mask, rows, length, prefix_length, blind, MASKED
         )
-        keys = load_rows(k_base, prefix_k_strides[2], key, prefix_length, column, WIDTH)
-        values = load_rows(v_base, prefix_v_strides[2], key, prefix_length, column, WIDTH)
+        keys = load_rows(prefix_k, group, head, key, prefix_length, column, WIDTH)
+        values = load_rows(prefix_v, group, head, key, prefix_length, column, WIDTH)
         peak, total, attended = absorb(queries, keys, values, sees, scale, peak, total, attended)
-    k_base = head_of(k, k_strides, sequence, head)
-    v_base = head_of(v, v_strides, sequence, head)
     end = length
     if CAUSAL:
         end = tl.minimum(length, first_row + BLOCK_R + length - rows)
@@ -106,14 +94,14 @@ def prefix_attention_fwd_kernel(
             row[:, None], key[None, :], mask, rows, length, prefix_length, CAUSAL, MASKED
         )
         if not MASKED or _any(sees):
-            keys = load_rows(k_base, k_strides[2], key, length, column, WIDTH)
-            values = load_rows(v_base, v_strides[2], key, length, column, WIDTH)
+            keys = load_rows(k, sequence, head, key, length, column, WIDTH)
+            values = load_rows(v, sequence, head, key, length, column, WIDTH)
             peak, total, attended = absorb(
                 queries, keys, values, sees, scale, peak, total, attended
             )
     total = tl.where(total == 0, 1.0, total)
-    out_base = head_of(out, out_strides, sequence, head)
-    store_rows(out_base, out_strides[2], row, rows, column, attended / total[:, None], WIDTH)
+    out_base = head_of(out, sequence, head)
+    store_rows(out_base, out[3], row, rows, column, attended / total[:, None], WIDTH)
     at = (sequence * heads + head) * rows + row
     tl.store(lse + at, (peak + tl.log2(total)) * 0.6931471805599453, mask=row < rows)
 
@@ -127,18 +115,10 @@ def prefix_attention_bwd_query_kernel(
     prefix_k,
     prefix_v,
     out,  # [N, H, R, d]
-    grad_strides,
-    q_strides,
-    k_strides,
-    v_strides,
-    prefix_k_strides,
-    prefix_v_strides,
-    out_strides,
     lse,  # float32 [N, H, R]
     prefix_index,
     mask,
     grad_q,  # [N, H, R, d]
-    grad_q_strides,
     delta,  # float32 [N, H, R], for the keys' kernel
     partial_k,  # float32 [N, H, row blocks, P, d]
     partial_v,
@@ -167,18 +147,10 @@ def prefix_attention_bwd_query_kernel(
     row = first_row + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_D)
     at = (sequence * heads + head) * rows + row
-    queries = load_rows(
-        head_of(q, q_strides, sequence, head), q_strides[2], row, rows, column, WIDTH
-    )
-    above = load_rows(
-        head_of(grad, grad_strides, sequence, head), grad_strides[2], row, rows, column, WIDTH
-    )
+    queries = load_rows(q, sequence, head, row, rows, column, WIDTH)
+    above = load_rows(grad, sequence, head, row, rows, column, WIDTH)
     log2_e: tl.constexpr = 1.4426950408889634
     level = tl.load(lse + at, mask=row < rows, other=0)[:, None] * log2_e
-    k_prefix = head_of(prefix_k, prefix_k_strides, group, head)
-    v_prefix = head_of(prefix_v, prefix_v_strides, group, head)
-    k_own = head_of(k, k_strides, sequence, head)
-    v_own = head_of(v, v_strides, sequence, head)
     end = length
     if CAUSAL:
         end = tl.minimum(length, first_row + BLOCK_R + length - rows)
@@ -186,13 +158,11 @@ def prefix_attention_bwd_query_kernel(
     # rounded to half precision is off by more than all slopes of a row whose softmax is saturated.
     # Then a first walk over all keys forms it, and divides by the sum of p, which takes out what
     # lse was rounded by.
-    WALKS: tl.constexpr = 1 if out.dtype.element_ty == tl.float32 else 2
+    WALKS: tl.constexpr = 1 if out[0].dtype.element_ty == tl.float32 else 2
     total = tl.zeros([BLOCK_R], tl.float32)
     change = tl.zeros([BLOCK_R], tl.float32)
     if WALKS == 1:
-        attended = load_rows(
-            head_of(out, out_strides, sequence, head), out_strides[2], row, rows, column, WIDTH
-        )
+        attended = load_rows(out, sequence, head, row, rows, column, WIDTH)
         change = tl.sum(above * attended, axis=1)
     # What lives through the last walk: queries, their gradient from above and the one that grows,
     # [R, d] each, and the rows' level and change. A prefix tile's own gradients, [P, d] each, are
@@ -205,18 +175,18 @@ def prefix_attention_bwd_query_kernel(
             sees = sees_prefix(
                 row[:, None], key[None, :], mask, rows, length, prefix_length, blind, MASKED
             )
-            keys = load_rows(k_prefix, prefix_k_strides[2], key, prefix_length, column, WIDTH)
-            values = load_rows(v_prefix, prefix_v_strides[2], key, prefix_length, column, WIDTH)
+            keys = load_rows(prefix_k, group, head, key, prefix_length, column, WIDTH)
+            values = load_rows(prefix_v, group, head, key, prefix_length, column, WIDTH)
             weights, raised = weigh(queries, keys, above, values, sees, level, scale * log2_e)
             if walk < WALKS - 1:
                 total += tl.sum(weights, axis=1)
                 change += tl.sum(weights * raised, axis=1)
             else:
-                slopes = slopes_of(weights, raised, sees, change[:, None]).to(q.dtype.element_ty)
+                slopes = slopes_of(weights, raised, sees, change[:, None]).to(q[0].dtype.element_ty)
                 if NEEDS_OWN:
                     slope = tl.dot(slopes, keys, slope, input_precision="ieee")
                 if NEEDS_PREFIX:
-                    weights = weights.to(q.dtype.element_ty)
+                    weights = weights.to(q[0].dtype.element_ty)
                     tile = tl.dot(tl.trans(slopes), queries, input_precision="ieee") * scale
                     store_rows(partial_k + piece, WIDTH, key, prefix_length, column, tile, WIDTH)
                     tile = tl.dot(tl.trans(weights), above, input_precision="ieee")
@@ -228,8 +198,8 @@ def prefix_attention_bwd_query_kernel(
                     row[:, None], key[None, :], mask, rows, length, prefix_length, CAUSAL, MASKED
                 )
                 if not MASKED or _any(sees):
-                    keys = load_rows(k_own, k_strides[2], key, length, column, WIDTH)
-                    values = load_rows(v_own, v_strides[2], key, length, column, WIDTH)
+                    keys = load_rows(k, sequence, head, key, length, column, WIDTH)
+                    values = load_rows(v, sequence, head, key, length, column, WIDTH)
                     weights, raised = weigh(
                         queries, keys, above, values, sees, level, scale * log2_e
                     )
@@ -243,8 +213,8 @@ def prefix_attention_bwd_query_kernel(
             change = change / tl.where(total == 0, 1.0, total)
     if NEEDS_OWN:
         tl.store(delta + at, change, mask=row < rows)
-        base = head_of(grad_q, grad_q_strides, sequence, head)
-        store_rows(base, grad_q_strides[2], row, rows, column, slope * scale, WIDTH)
+        base = head_of(grad_q, sequence, head)
+        store_rows(base, grad_q[3], row, rows, column, slope * scale, WIDTH)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -255,12 +225,6 @@ def prefix_attention_bwd_keys_kernel(
     v,
     grad_k,  # [N, H, L, d]
     grad_v,
-    grad_strides,
-    q_strides,
-    k_strides,
-    v_strides,
-    grad_k_strides,
-    grad_v_strides,
     lse,  # float32 [N, H, R]
     delta,  # float32 [N, H, R]
     mask,
@@ -285,14 +249,8 @@ def prefix_attention_bwd_keys_kernel(
     first_key = key_block * BLOCK_L
     key = first_key + tl.arange(0, BLOCK_L)
     column = tl.arange(0, BLOCK_D)
-    keys = load_rows(
-        head_of(k, k_strides, sequence, head), k_strides[2], key, length, column, WIDTH
-    )
-    values = load_rows(
-        head_of(v, v_strides, sequence, head), v_strides[2], key, length, column, WIDTH
-    )
-    q = head_of(q, q_strides, sequence, head)
-    grad = head_of(grad, grad_strides, sequence, head)
+    keys = load_rows(k, sequence, head, key, length, column, WIDTH)
+    values = load_rows(v, sequence, head, key, length, column, WIDTH)
     lse += (sequence * heads + head) * rows
     delta += (sequence * heads + head) * rows
     key_slope = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
@@ -306,8 +264,8 @@ def prefix_attention_bwd_keys_kernel(
             row[None, :], key[:, None], mask, rows, length, prefix_length, CAUSAL, MASKED
         )
         if not MASKED or _any(sees):
-            queries = load_rows(q, q_strides[2], row, rows, column, WIDTH)
-            above = load_rows(grad, grad_strides[2], row, rows, column, WIDTH)
+            queries = load_rows(q, sequence, head, row, rows, column, WIDTH)
+            above = load_rows(grad, sequence, head, row, rows, column, WIDTH)
             level = tl.load(lse + row, mask=row < rows, other=0)[None, :] * log2_e
             change = tl.load(delta + row, mask=row < rows, other=0)[None, :]
             weights, raised = weigh(keys, queries, values, above, sees, level, scale * log2_e)
@@ -315,7 +273,7 @@ def prefix_attention_bwd_keys_kernel(
             weights = weights.to(above.dtype)
             value_slope = tl.dot(weights, above, value_slope, input_precision="ieee")
             key_slope = tl.dot(slopes, queries, key_slope, input_precision="ieee")
-    base = head_of(grad_k, grad_k_strides, sequence, head)
-    store_rows(base, grad_k_strides[2], key, length, column, key_slope * scale, WIDTH)
-    base = head_of(grad_v, grad_v_strides, sequence, head)
-    store_rows(base, grad_v_strides[2], key, length, column, value_slope, WIDTH)
+    base = head_of(grad_k, sequence, head)
+    store_rows(base, grad_k[3], key, length, column, key_slope * scale, WIDTH)
+    base = head_of(grad_v, sequence, head)
+    store_rows(base, grad_v[3], key, length, column, value_slope, WIDTH)

@@ -44,16 +44,19 @@ def _packed(tile, rows, share, packing, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load_packed(base, strides, sequence, row, real, column, WIDTH: tl.constexpr):
-    at = sequence.to(tl.int64) * strides[0] + row.to(tl.int64) * strides[2]
+def _load_packed(rows, first, head, sequence, row, real, column, WIDTH: tl.constexpr):
+    """[rows, columns] of one head; `sequence` counts from the `first` of the group."""
+    at = sequence.to(tl.int64) * rows[1] + row.to(tl.int64) * rows[3]
     inside = real[:, None] & (column < WIDTH)[None, :]
+    base = head_of(rows, first, head)
     return tl.load(base + at[:, None] + column[None, :], mask=inside, other=0)
 
 
 @triton.jit
-def _store_packed(base, strides, sequence, row, real, column, tile, WIDTH: tl.constexpr):
-    at = sequence.to(tl.int64) * strides[0] + row.to(tl.int64) * strides[2]
+def _store_packed(rows, first, head, sequence, row, real, column, tile, WIDTH: tl.constexpr):
+    at = sequence.to(tl.int64) * rows[1] + row.to(tl.int64) * rows[3]
     inside = real[:, None] & (column < WIDTH)[None, :]
+    base = head_of(rows, first, head)
     tl.store(base + at[:, None] + column[None, :], tile.to(base.dtype.element_ty), mask=inside)
 
 
@@ -83,12 +86,6 @@ def prefix_attention_short_fwd_kernel(
     prefix_k,
     prefix_v,
     out,
-    q_strides,
-    k_strides,
-    v_strides,
-    prefix_k_strides,
-    prefix_v_strides,
-    out_strides,
     lse,
     heads,
     rows,
@@ -114,27 +111,19 @@ def prefix_attention_short_fwd_kernel(
     sequence, row, real = _packed(tile, rows, share, packing, BLOCK_R)
     key_sequence, key, key_real = _packed(tile, length, share, packing, BLOCK_L)
     column = tl.arange(0, BLOCK_D)
-    queries = _load_packed(
-        head_of(q, q_strides, first, head), q_strides, sequence, row, real, column, WIDTH
-    )
+    queries = _load_packed(q, first, head, sequence, row, real, column, WIDTH)
     peak = tl.full([BLOCK_R], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     attended = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    k_base = head_of(prefix_k, prefix_k_strides, group, head)
-    v_base = head_of(prefix_v, prefix_v_strides, group, head)
     for start in range(0, prefix_length, BLOCK_P):
         prompt = start + tl.arange(0, BLOCK_P)
         sees = _sees_prompts(row, real, prompt, rows, length, prefix_length, blind)
-        keys = load_rows(k_base, prefix_k_strides[2], prompt, prefix_length, column, WIDTH)
-        values = load_rows(v_base, prefix_v_strides[2], prompt, prefix_length, column, WIDTH)
+        keys = load_rows(prefix_k, group, head, prompt, prefix_length, column, WIDTH)
+        values = load_rows(prefix_v, group, head, prompt, prefix_length, column, WIDTH)
         peak, total, attended = absorb(queries, keys, values, sees, scale, peak, total, attended)
     sees = _sees_packed(sequence, row, real, key_sequence, key, key_real, rows, length, CAUSAL)
-    keys = _load_packed(
-        head_of(k, k_strides, first, head), k_strides, key_sequence, key, key_real, column, WIDTH
-    )
-    values = _load_packed(
-        head_of(v, v_strides, first, head), v_strides, key_sequence, key, key_real, column, WIDTH
-    )
+    keys = _load_packed(k, first, head, key_sequence, key, key_real, column, WIDTH)
+    values = _load_packed(v, first, head, key_sequence, key, key_real, column, WIDTH)
     # Zero times a value that is not finite would spoil the other sequences of the tile.
     finite = tl.abs(values.to(tl.float32)) < float("inf")
     spoilt = tl.max((finite == 0).to(tl.int32), axis=1)  # [L]
@@ -143,8 +132,7 @@ def prefix_attention_short_fwd_kernel(
     spoilt = tl.max(tl.where(sees, spoilt[None, :], 0), axis=1)  # [R]
     total = tl.where(total == 0, 1.0, total)
     attended = tl.where((spoilt > 0)[:, None], float("nan"), attended / total[:, None])
-    base = head_of(out, out_strides, first, head)
-    _store_packed(base, out_strides, sequence, row, real, column, attended, WIDTH)
+    _store_packed(out, first, head, sequence, row, real, column, attended, WIDTH)
     at = ((first + sequence) * heads + head) * rows + row
     tl.store(lse + at, (peak + tl.log2(total)) * 0.6931471805599453, mask=real)
 
@@ -158,20 +146,10 @@ def prefix_attention_short_bwd_kernel(
     prefix_k,
     prefix_v,
     out,
-    grad_strides,
-    q_strides,
-    k_strides,
-    v_strides,
-    prefix_k_strides,
-    prefix_v_strides,
-    out_strides,
     lse,
     grad_q,
     grad_k,
     grad_v,
-    grad_q_strides,
-    grad_k_strides,
-    grad_v_strides,
     partial_k,  # float32 [G, H, chunks, P, d]
     partial_v,
     heads,
@@ -209,35 +187,32 @@ def prefix_attention_short_bwd_kernel(
     log2_e: tl.constexpr = 1.4426950408889634
     # An output in float32 gives delta as grad * out; of a rounded one it would be too coarse, see
     # long.py, and delta takes the weights of all keys.
-    ROUNDED: tl.constexpr = out.dtype.element_ty != tl.float32
+    ROUNDED: tl.constexpr = out[0].dtype.element_ty != tl.float32
     prompts = load_rows(
-        head_of(prefix_k, prefix_k_strides, group, head),
-        prefix_k_strides[2],
+        prefix_k,
+        group,
+        head,
         prompt,
         prefix_length,
         column,
         WIDTH,
     )
     prompt_values = load_rows(
-        head_of(prefix_v, prefix_v_strides, group, head),
-        prefix_v_strides[2],
+        prefix_v,
+        group,
+        head,
         prompt,
         prefix_length,
         column,
         WIDTH,
     )
-    q = head_of(q, q_strides, first, head)
-    k = head_of(k, k_strides, first, head)
-    v = head_of(v, v_strides, first, head)
-    out = head_of(out, out_strides, first, head)
-    grad = head_of(grad, grad_strides, first, head)
     prompt_slope = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     prompt_value_slope = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     last = tl.minimum((chunk + 1) * tiles_a_chunk, tl.cdiv(share, packing))
     for tile in range(chunk * tiles_a_chunk, last):
         sequence, row, real = _packed(tile, rows, share, packing, BLOCK_R)
-        queries = _load_packed(q, q_strides, sequence, row, real, column, WIDTH)
-        above = _load_packed(grad, grad_strides, sequence, row, real, column, WIDTH)
+        queries = _load_packed(q, first, head, sequence, row, real, column, WIDTH)
+        above = _load_packed(grad, first, head, sequence, row, real, column, WIDTH)
         at = ((first + sequence) * heads + head) * rows + row
         level = tl.load(lse + at, mask=real, other=0)[:, None] * log2_e
         if HAS_PREFIX:
@@ -247,8 +222,8 @@ def prefix_attention_short_bwd_kernel(
             )
         if NEEDS_OWN or ROUNDED:
             key_sequence, key, key_real = _packed(tile, length, share, packing, BLOCK_L)
-            keys = _load_packed(k, k_strides, key_sequence, key, key_real, column, WIDTH)
-            values = _load_packed(v, v_strides, key_sequence, key, key_real, column, WIDTH)
+            keys = _load_packed(k, first, head, key_sequence, key, key_real, column, WIDTH)
+            values = _load_packed(v, first, head, key_sequence, key, key_real, column, WIDTH)
             sees = _sees_packed(
                 sequence, row, real, key_sequence, key, key_real, rows, length, CAUSAL
             )
@@ -261,12 +236,12 @@ def prefix_attention_short_bwd_kernel(
                 change += tl.sum(prompt_weights * prompt_raised, axis=1)
             change = (change / tl.where(total == 0, 1.0, total))[:, None]
         else:
-            attended = _load_packed(out, out_strides, sequence, row, real, column, WIDTH)
+            attended = _load_packed(out, first, head, sequence, row, real, column, WIDTH)
             change = tl.sum(above * attended, axis=1)[:, None]
         slope = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
         if HAS_PREFIX:
             slopes = slopes_of(prompt_weights, prompt_raised, sees_prompts, change)
-            slopes = slopes.to(q.dtype.element_ty)
+            slopes = slopes.to(q[0].dtype.element_ty)
             if NEEDS_OWN:
                 slope = tl.dot(slopes, prompts, slope, input_precision="ieee")
             if NEEDS_PREFIX:
@@ -274,23 +249,20 @@ def prefix_attention_short_bwd_kernel(
                     tl.trans(slopes), queries, prompt_slope, input_precision="ieee"
                 )
                 prompt_value_slope = tl.dot(
-                    tl.trans(prompt_weights.to(q.dtype.element_ty)),
+                    tl.trans(prompt_weights.to(q[0].dtype.element_ty)),
                     above,
                     prompt_value_slope,
                     input_precision="ieee",
                 )
         if NEEDS_OWN:
-            slopes = slopes_of(weights, raised, sees, change).to(q.dtype.element_ty)
+            slopes = slopes_of(weights, raised, sees, change).to(q[0].dtype.element_ty)
             slope = tl.dot(slopes, keys, slope, input_precision="ieee") * scale
-            base = head_of(grad_q, grad_q_strides, first, head)
-            _store_packed(base, grad_q_strides, sequence, row, real, column, slope, WIDTH)
+            _store_packed(grad_q, first, head, sequence, row, real, column, slope, WIDTH)
             slope = tl.dot(tl.trans(slopes), queries, input_precision="ieee") * scale
-            base = head_of(grad_k, grad_k_strides, first, head)
-            _store_packed(base, grad_k_strides, key_sequence, key, key_real, column, slope, WIDTH)
-            weights = weights.to(q.dtype.element_ty)
+            _store_packed(grad_k, first, head, key_sequence, key, key_real, column, slope, WIDTH)
+            weights = weights.to(q[0].dtype.element_ty)
             slope = tl.dot(tl.trans(weights), above, input_precision="ieee")
-            base = head_of(grad_v, grad_v_strides, first, head)
-            _store_packed(base, grad_v_strides, key_sequence, key, key_real, column, slope, WIDTH)
+            _store_packed(grad_v, first, head, key_sequence, key, key_real, column, slope, WIDTH)
     if NEEDS_PREFIX:
         piece = ((group * heads + head) * chunks + chunk) * prefix_length * WIDTH
         base = partial_k + piece

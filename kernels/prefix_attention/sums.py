@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lamp_fast.kernels.prefix_attention.common import UNSPECIALIZED
+from lamp_fast.kernels.prefix_attention.common import UNSPECIALIZED, head_of
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -14,8 +14,6 @@ def prefix_attention_sum_kernel(
     ends,  # int64 [G], where each prefix's sequences end in `order`
     grad_prefix_k,  # [G, H, P, d]
     grad_prefix_v,
-    grad_k_strides,
-    grad_v_strides,
     heads,
     pieces,
     share,
@@ -54,9 +52,7 @@ def prefix_attention_sum_kernel(
         total_k += tl.sum(tl.load(partial_k + at, mask=both, other=0), axis=0)
         total_v += tl.sum(tl.load(partial_v + at, mask=both, other=0), axis=0)
     row, column = (element // WIDTH).to(tl.int64), element % WIDTH
-    at = grad_prefix_k + group * grad_k_strides[0] + head * grad_k_strides[1]
-    at += row * grad_k_strides[2] + column
-    tl.store(at, total_k.to(grad_prefix_k.dtype.element_ty), mask=inside)
-    at = grad_prefix_v + group * grad_v_strides[0] + head * grad_v_strides[1]
-    at += row * grad_v_strides[2] + column
-    tl.store(at, total_v.to(grad_prefix_v.dtype.element_ty), mask=inside)
+    at = head_of(grad_prefix_k, group, head) + row * grad_prefix_k[3] + column
+    tl.store(at, total_k.to(grad_prefix_k[0].dtype.element_ty), mask=inside)
+    at = head_of(grad_prefix_v, group, head) + row * grad_prefix_v[3] + column
+    tl.store(at, total_v.to(grad_prefix_v[0].dtype.element_ty), mask=inside)
