@@ -3,8 +3,8 @@
 ``pytest benchmarks/bench_gpu_step.py --benchmark-only``: ViT-B/16 with random weights in bfloat16,
 K=2, S=2, layers 3..12. A training step is forward, loss, backward, optimiser and load balancing,
 captured as one CUDA graph and replayed; GPU time lies between events, wall time between
-synchronisations. The floor is that of :mod:`benchmarks.step_kernels` at the rates that
-:func:`benchmarks.measure.measure_ceilings` finds on the same device. Without a GPU the cells say
+synchronisations. The floor is that of :mod:`benchmarks.measuring.floors` at the rates that
+:func:`benchmarks.measuring.timing.measure_ceilings` finds on the same device. Without a GPU the cells say
 so.
 """
 
@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from benchmarks.bench_input import draw_pictures
-from benchmarks.measure import measure_ceilings, time_steps
-from benchmarks.step_kernels import floor_seconds
-from benchmarks.steps import Line, build_cell, random_clip
+from benchmarks.measuring.floors import floor_seconds
+from benchmarks.measuring.steps import Line, build_cell, random_clip
+from benchmarks.measuring.timing import measure_ceilings, time_steps
 from lamp_fast.config import ClipConfig, DataConfig, TrainConfig, apply_preset
 from lamp_fast.experiment import assemble
 from lamp_fast.graph import CudaRecorder

@@ -7,8 +7,8 @@ with empty cells.
 
 import pytest
 
-from benchmarks import kernels
-from benchmarks.measure import measure_ceilings, this_device
+from benchmarks.measuring import kernels
+from benchmarks.measuring.timing import measure_ceilings, this_device
 
 DEVICE = this_device()
 CASES = list(kernels.cases(DEVICE))

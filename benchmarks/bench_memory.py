@@ -6,7 +6,7 @@ that :meth:`Lamp.affordable_block` uses.
 
 A second table has ImageNet's classes with ViT-B/16 in bfloat16, K=4, S=4: measured on a GPU, and
 everywhere computed from the storages that the same code holds under fake tensors
-(:mod:`benchmarks.fake_memory`), weights included; its last line is the most classes of which a
+(:mod:`benchmarks.measuring.memory`), weights included; its last line is the most classes of which a
 batch of 32 fits 80 GB whole (ImageNet's names, then the same with numbers), computed by the line
 through 500 and 1,000 classes. Minutes on two CPU cores.
 """
@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.classes import TEMPLATE, numbered
-from benchmarks.fake_memory import PeakMemory
-from benchmarks.measure import this_device
-from benchmarks.steps import random_clip
+from benchmarks.measuring.memory import PeakMemory
+from benchmarks.measuring.names import TEMPLATE, numbered
+from benchmarks.measuring.steps import random_clip
+from benchmarks.measuring.timing import this_device
 from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.methods import Lamp
 

@@ -18,8 +18,8 @@ from collections import defaultdict
 import torch
 from tabulate import tabulate
 
+from benchmarks.measuring.steps import random_clip
 from benchmarks.methods import AS_PUBLISHED, MethodCell
-from benchmarks.steps import random_clip
 from lamp_fast.config import Trimming
 from lamp_fast.methods import METHODS
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.floor import step_floor
-from benchmarks.steps import random_clip
+from benchmarks.measuring.names import CALTECH101, TEMPLATE
+from benchmarks.measuring.steps import random_clip
 from lamp_fast.config import LampConfig, Trimming
 from lamp_fast.methods import Lamp
 

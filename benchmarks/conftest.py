@@ -4,7 +4,7 @@ import pytest
 import torch
 from tabulate import tabulate
 
-from benchmarks import kernels
+from benchmarks.measuring import kernels
 
 
 class RatioTable:

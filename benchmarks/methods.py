@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classes import CALTECH101, TEMPLATE, numbered
-from benchmarks.steps import layers_of
+from benchmarks.measuring.names import CALTECH101, TEMPLATE, numbered
+from benchmarks.measuring.steps import layers_of
 from lamp_fast import config as settings
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import TrainConfig, Trimming

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks.measure import against, device_name, this_device, write_record
+from benchmarks.measuring.steps import random_clip
+from benchmarks.measuring.timing import against, device_name, this_device, write_record
 from benchmarks.methods import AS_PUBLISHED, MethodCell
-from benchmarks.steps import random_clip
 from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import Trimming

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.classes import CALTECH101, TEMPLATE
-from benchmarks.measure import against
-from benchmarks.steps import random_clip
+from benchmarks.measuring.names import CALTECH101, TEMPLATE
+from benchmarks.measuring.steps import random_clip
+from benchmarks.measuring.timing import against
 from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import LampConfig, Trimming, format_layers

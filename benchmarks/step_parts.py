@@ -18,14 +18,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import (
-    device_name,
-    measure_ceilings,
-    this_device,
-    time_steps,
-    write_record,
-)
-from benchmarks.step_kernels import (
+from benchmarks.measuring.floors import (
     ACTIVATION,
     ATTENTION,
     NORMS,
@@ -33,7 +26,14 @@ from benchmarks.step_kernels import (
     PRODUCTS,
     floor_by_part,
 )
-from benchmarks.steps import Line, build_cell, random_clip
+from benchmarks.measuring.steps import Line, build_cell, random_clip
+from benchmarks.measuring.timing import (
+    device_name,
+    measure_ceilings,
+    this_device,
+    time_steps,
+    write_record,
+)
 from lamp_fast import cli
 
 LINES = {

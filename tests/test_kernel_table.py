@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import kernels
-from benchmarks.measure import Ceilings, Time, rotations
+from benchmarks.measuring import kernels
+from benchmarks.measuring.timing import Ceilings, Time, rotations
 
 CPU = torch.device("cpu")
 CASES = list(kernels.cases(CPU, small=True))

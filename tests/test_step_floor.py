@@ -5,12 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import bench_gpu_step, methods_growth, step_parts, steps
-from benchmarks.classes import CALTECH101, numbered
-from benchmarks.fake_memory import PeakMemory
+from benchmarks import bench_gpu_step, methods_growth, step_parts
 from benchmarks.floor import step_floor
-from benchmarks.measure import Ceilings, time_steps
-from benchmarks.step_kernels import (
+from benchmarks.measuring import steps
+from benchmarks.measuring.floors import (
     NORMS,
     PRODUCTS,
     Kernel,
@@ -18,6 +16,9 @@ from benchmarks.step_kernels import (
     floor_seconds,
     step_kernels,
 )
+from benchmarks.measuring.memory import PeakMemory
+from benchmarks.measuring.names import CALTECH101, numbered
+from benchmarks.measuring.timing import Ceilings, time_steps
 from lamp_fast.config import LampConfig
 from lamp_fast.methods import Lamp
 

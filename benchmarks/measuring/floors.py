@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import torch
 
-from benchmarks.measure import Ceilings
+from benchmarks.measuring.timing import Ceilings
 from lamp_fast.clip import FrozenClip
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 

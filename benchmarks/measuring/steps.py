@@ -10,8 +10,8 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from benchmarks.classes import CALTECH101, TEMPLATE
-from benchmarks.step_kernels import Kernel, step_kernels
+from benchmarks.measuring.floors import Kernel, step_kernels
+from benchmarks.measuring.names import CALTECH101, TEMPLATE
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import LampConfig, OptimConfig, Trimming
 from lamp_fast.data.transforms import Preprocessing

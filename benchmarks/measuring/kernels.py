@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from benchmarks.classes import CALTECH101
-from benchmarks.measure import Ceilings, Inputs, Time, rotations, time_call
+from benchmarks.measuring.names import CALTECH101
+from benchmarks.measuring.timing import Ceilings, Inputs, Time, rotations, time_call
 from lamp_fast import ops
 from lamp_fast.forest import plant
 
