@@ -16,10 +16,10 @@ import time
 from collections import defaultdict
 
 import torch
+from benchmarks.methods import AS_PUBLISHED, MethodCell
 from tabulate import tabulate
 
 from benchmarks.measuring.steps import random_clip
-from benchmarks.methods import AS_PUBLISHED, MethodCell
 from lamp_fast.config import Trimming
 from lamp_fast.methods import METHODS
 

@@ -13,8 +13,8 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-
 from benchmarks.floor import step_floor
+
 from benchmarks.measuring.names import CALTECH101, TEMPLATE
 from benchmarks.measuring.steps import random_clip
 from lamp_fast.config import LampConfig, Trimming

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from benchmarks.methods import AS_PUBLISHED, MethodCell
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -19,7 +20,6 @@ from tqdm import tqdm
 
 from benchmarks.measuring.steps import random_clip
 from benchmarks.measuring.timing import against, device_name, this_device, write_record
-from benchmarks.methods import AS_PUBLISHED, MethodCell
 from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import Trimming

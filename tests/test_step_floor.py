@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.floor import step_floor
 
 from benchmarks import bench_gpu_step, methods_growth, step_parts
-from benchmarks.floor import step_floor
 from benchmarks.measuring import steps
 from benchmarks.measuring.floors import (
     NORMS,
