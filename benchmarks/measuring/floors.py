@@ -1,7 +1,7 @@
-"""How low a time can lie: the rates of a device, and the kernels that a LAMP step needs at least.
+"""How low a time can lie: a device's rates, and the kernels that a LAMP step needs at least.
 
 The floor of a step is the sum over its kernels of the longer of arithmetic and traffic at the rates
-that the device was measured to reach: each kernel reads each input once and writes each output once.
+that the device was measured to reach: each kernel reads an input once and writes an output once.
 What counts as one kernel is what this package fuses: a matrix product with its bias; attention;
 LayerNorm with the residual sum before it; QuickGELU. Masked pairs cost nothing. Retrieval, losses
 and readouts of a few rows are left out, so the sum stays below any program of such kernels. Where a

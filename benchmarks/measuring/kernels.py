@@ -6,6 +6,7 @@ cannot run is an empty cell with the reason.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
@@ -153,6 +154,23 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, *, rounds: int
     return row
 
 
+def measure_into(closing, benchmark, case: Case, device: torch.device, ceilings, **options) -> None:
+    """Measure a case as a benchmark: a line of the closing table, and its record."""
+    row = benchmark.pedantic(measure, (case, device, ceilings), options, rounds=1)
+    benchmark.extra_info.update(row.record() | {"ceilings": ceilings.record()})
+    ours = row.times.get("ours")
+    closing.add(
+        case.what,
+        math.nan if ours is None else 1e6 * ours.median,
+        "us",
+        floor=1e6 * row.floor,
+        beside=row.beside(),
+        aim=case.target,
+        device=device,
+        dtype=case.draw(0)[0].dtype,
+    )
+
+
 def relative_error(got: object, wanted: object) -> float:
     """The largest ||got - wanted|| / ||wanted|| over floating-point results."""
     got, wanted = (each if isinstance(each, tuple) else (each,) for each in (got, wanted))
@@ -288,7 +306,9 @@ def _flex(mask: Tensor | None, device: torch.device) -> Callable[..., Tensor]:
 
     @functools.cache
     def block():
-        seen = lambda batch, head, row, key: mask[row, key]  # noqa: E731
+        def seen(batch, head, row, key):
+            return mask[row, key]
+
         return create_block_mask(seen, None, None, *mask.shape, device=device)
 
     return lambda q, k, v: compiled(q, k, v, block_mask=block())
@@ -372,9 +392,7 @@ def tree_case(device, dtype, backward, *, images, prefix, classes=50, last=False
     mask = mask[forest.eot.to(device)] if last else mask
     rows = len(mask)
     sizes = images, images, 8, rows, length, prefix, 64
-    what = (
-        f"text as the step calls it N={images} H=8 R={rows} L={length} P={prefix} d=64, tree mask"
-    )
+    what = f"text as the step calls it N={images} H=8 R={rows} L={length} P={prefix} d=64, tree"
     target, seen = TEXT_TARGETS[device.type], int(mask.sum())
     return _attention_case(what, target, device, dtype, backward, sizes, seen, {"mask": mask}, mask)
 

@@ -1,8 +1,8 @@
 """How benchmarks take time: pieces of work in turn, or GPU graphs over rotating inputs.
 
-The GPU time of a kernel is that of one call inside a CUDA graph of many, each with inputs of its own
-whose total is larger than the L2, so that launches cost nothing and every call finds its data in
-memory; it lies between events, the median over replays.
+The GPU time of a kernel is that of one call inside a CUDA graph of many, each with inputs of its
+own whose total is larger than the L2, so that launches cost nothing and every call finds its data
+in memory; it lies between events, the median over replays.
 """
 
 import json
@@ -56,7 +56,7 @@ def device_name(device: torch.device) -> str:
 
 
 def machine_facts() -> dict[str, object]:
-    """What a time depends on beside the code: processor, its cores and bfloat16 units, GPU, torch."""
+    """What a time depends on beside the code: processor, cores, bfloat16 units, GPU, torch."""
     known = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the torch we ask for
     return {
         "cpu": known.get("cpu_name", platform.machine()),
