@@ -1,9 +1,9 @@
 """How the training step of each method grows with the number of classes: a table and a plot.
 
 ``python -m benchmarks.methods_growth [--out docs]``. ViT-B/16 with random weights (bfloat16 on a
-GPU, float32 on a CPU), B=4, names of Caltech101's classes (ImageNet's beyond 100); a step in units
-of open_clip's own image forward of the batch, which runs before and after each; medians. Dashed
-lines compute as the methods' authors do (``--as-published``; LAMP's is ``--path literal``: the equations
+GPU, float32 on a CPU), B=4, Caltech101's names, beyond 100 classes ImageNet's; a step in units of
+open_clip's own image forward of the batch, which runs before and after each; medians. Dashed lines
+compute as the methods' authors do (``--as-published``; LAMP's is ``--path literal``: the equations
 as printed), solid ones as this package does, with the same results.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.measuring.timing import (
     this_device,
     write_record,
 )
-from benchmarks.plots.growth import GrowthLine, draw_methods
+from benchmarks.plots.growth import draw_methods
 from lamp_fast import cli, report
 from lamp_fast.clip import FrozenClip
 from lamp_fast.config import Trimming
@@ -131,18 +131,12 @@ def _measure(clip, contender, classes, rounds, device) -> Point:
 
 def draw(title: str, results: dict[str, dict[int, Point]], lines: list[Contender]) -> Figure:
     """The plot of all points that ran."""
-    shown = [
-        GrowthLine(
-            line.title,
-            line.colour,
-            line.slow,
-            {count: point.ratio for count, point in results[line.title].items() if point.ratio},
-        )
-        for line in lines
-    ]
-    return draw_methods(
-        title, shown, sorted({count for each in results.values() for count in each})
-    )
+    ratios = {
+        name: {count: point.ratio for count, point in points.items() if point.ratio}
+        for name, points in results.items()
+    }
+    styles = {line.title: (line.colour, line.slow) for line in lines}
+    return draw_methods(title, ratios, styles)
 
 
 def main(settings: Settings) -> None:

@@ -1,7 +1,6 @@
 """How a step grows: with classes, batch, name length and layers, and from method to method."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -30,39 +29,29 @@ def draw_sweeps(
     return figure
 
 
-@dataclass(frozen=True)
-class GrowthLine:
-    """A line of :func:`draw_methods`.
+def draw_methods(
+    title: str,
+    ratios: Mapping[str, Mapping[int, float]],
+    styles: Mapping[str, tuple[int, bool]],
+) -> Figure:
+    """One line a contender, both axes logarithmic.
 
-    Attributes:
-        title: in words.
-        colour: a number, shared by the two ways of a method.
-        dashed: computes as published.
-        ratios: by number of classes.
+    Args:
+        title: of the whole.
+        ratios: by contender, by number of classes.
+        styles: by contender, its colour, which the two ways of a method share, and whether it is
+            dashed.
     """
-
-    title: str
-    colour: int
-    dashed: bool
-    ratios: Mapping[int, float]
-
-
-def draw_methods(title: str, lines: Iterable[GrowthLine], classes: Sequence[int]) -> Figure:
-    """One line a contender, both axes logarithmic."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
-    for line in lines:
-        style = {"linestyle": "--", "marker": "x"} if line.dashed else {"marker": "o"}
-        axes.plot(
-            [*line.ratios],
-            [*line.ratios.values()],
-            color=f"C{line.colour}",
-            label=line.title,
-            **style,
-        )
+    for name, points in ratios.items():
+        colour, dashed = styles[name]
+        style = {"linestyle": "--", "marker": "x"} if dashed else {"marker": "o"}
+        axes.plot([*points], [*points.values()], color=f"C{colour}", label=name, **style)
+    ticks = sorted({count for points in ratios.values() for count in points})
     axes.set(xscale="log", yscale="log", title=title)
     axes.set(xlabel="classes C", ylabel="training step / image forward of the batch")
-    axes.set_xticks(classes, [str(count) for count in classes])
+    axes.set_xticks(ticks, [str(count) for count in ticks])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
