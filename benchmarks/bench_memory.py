@@ -62,7 +62,7 @@ def pieces(cell):
     """A training step and an evaluation batch; the optimiser's own memory is not of the classes."""
 
     def evaluate():
-        images = torch.zeros(TEST_BATCH, 3, 224, 224).to(cell.images)
+        images = cell.images.new_zeros(TEST_BATCH, *cell.images.shape[1:])
         cell.method.logits(images, cell.classes)
 
     return {"train": cell.gradients, "evaluate": evaluate}
