@@ -2,7 +2,7 @@
 
 ``pytest benchmarks/bench_memory.py --benchmark-only``. Text per (image, class), batch 32, a small
 random CLIP in a process of its own, beside what ViT-B/16 would take by the count that
-:meth:`Lamp.affordable_block` uses. ``--all`` adds 1,000 classes, and:
+:meth:`Lamp.affordable_block` uses. ``--all`` adds 50 and 1,000 classes, and:
 
 ImageNet's classes with ViT-B/16 in bfloat16, K=4, S=4: measured on a GPU, and everywhere counted
 from the storages that the same code holds under fake tensors, weights included; the last line is
@@ -36,7 +36,9 @@ def vit_b_16_gibibytes(rows):
     return BATCH * rows * 10 * 512 * 4 * len(LampConfig().layers) / 2**30
 
 
-@pytest.mark.parametrize("classes", [50, 250, pytest.param(1000, marks=pytest.mark.whole_grid)])
+@pytest.mark.parametrize(
+    "classes", [250, *(pytest.param(count, marks=pytest.mark.whole_grid) for count in (50, 1000))]
+)
 def bench_memory(benchmark, closing, classes):
     def both():
         return [system_peak(classes, block) for block in (BLOCK, BATCH * classes)]

@@ -16,7 +16,7 @@ from benchmarks.measuring.timing import interleave
 from lamp_fast.config import Trimming
 from lamp_fast.methods import METHODS
 
-BATCH, CLASSES, ROUNDS = 4, 10, 3
+BATCH, CLASSES, ROUNDS = 4, 10, 2
 PUBLISHED = Trimming(as_published=True)
 WAYS = [pytest.param(name, DISTINCT, id=name) for name in METHODS]
 WAYS += [

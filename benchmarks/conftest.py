@@ -56,7 +56,7 @@ class ClosingTable:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.2f} {unit}"
 
 
 _TABLE = pytest.StashKey[ClosingTable]()
@@ -118,6 +118,7 @@ class _Progress:
     def __init__(self, session) -> None:
         self.session, self.begun, self.started = session, 0, time.monotonic()
         self.reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        self.reporter.showfspath = False  # its own line says more
 
     def _write(self, line: str) -> None:
         self.reporter.ensure_newline()
@@ -128,6 +129,9 @@ class _Progress:
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
         at = f"{self.begun}/{self.session.testscollected}, {minutes}:{seconds:02}"
         self._write(f"[{at}] {nodeid}")
+
+    def pytest_report_teststatus(self, report):
+        return ("passed", "", "") if report.when == "call" and report.passed else None
 
     def pytest_runtest_logreport(self, report):
         table = self.session.config.stash[_TABLE]
