@@ -142,7 +142,8 @@ class _Progress:
 
 def pytest_sessionstart(session):
     config = session.config
-    if config.getoption("--benchmark-only", False) and not config.option.collectonly:
+    measuring = config.getoption("--benchmark-only", False) and not config.option.collectonly
+    if measuring and config.pluginmanager.has_plugin("terminalreporter"):
         config.pluginmanager.register(_Progress(session))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu_step, methods_growth, step_parts
+from benchmarks.conftest import HEADER, ClosingTable
 from benchmarks.measuring import memory, timing
 from benchmarks.measuring.floors import (
     NORMS,
@@ -267,3 +268,16 @@ def test_the_small_clip_takes_its_own_pictures():
     cell = Cell(random_clip(CPU, sizes=SMALL), 2, 3)
     assert cell.images.shape == (2, 3, 32, 32)
     cell.image_forward()
+
+
+def test_the_closing_table_says_what_a_figure_was_measured_with():
+    table = ClosingTable()
+    with timing.threads(1):
+        table.add("a step", 3.0, "ms", floor=1.5, beside="eager 2x", aim="2 floors")
+    with timing.threads(2):
+        table.add("a file", 1234.5, "MiB", dtype=torch.bfloat16)
+    first, second = (dict(zip(HEADER, row, strict=True)) for row in table.rows)
+    assert (first["ours"], first["floor"], first["ours / floor"]) == ("3.00 ms", "1.50 ms", "2.00")
+    assert first["measured with"] == "CPU, 1 thread, float32"
+    assert (second["ours"], second["floor"], second["ours / floor"]) == ("1,234 MiB", "", "")
+    assert second["measured with"] == "CPU, 2 threads, bfloat16"
