@@ -62,6 +62,7 @@ class Description:
         split: "all" or "base-new".
         imb, cap, shots: of the protocol; see :class:`lamp_fast.data.Benchmark`.
         drawn: parts that were drawn from train, because the data set has none.
+        notes: how the pictures were found, and what was left out on the way, a line each.
         classes: in label order, base before new.
         imbalance: the largest trained class over the smallest; None where one has no picture.
         unreadable: a line for each picture that cannot be read.
@@ -76,6 +77,7 @@ class Description:
     cap: int | None
     shots: int | None
     drawn: tuple[str, ...]
+    notes: tuple[str, ...]
     classes: tuple[ClassSummary, ...]
     imbalance: float | None
     unreadable: tuple[str, ...]
@@ -150,6 +152,7 @@ def describe(source: DataSource, benchmark: Benchmark, *, progress: bool = True)
         cap=benchmark.cap,
         shots=benchmark.shots,
         drawn=source.drawn,
+        notes=source.notes,
         classes=classes,
         imbalance=realised_imbalance(training[:base]) if training[:base].all() else None,
         unreadable=tuple(unreadable),
@@ -203,7 +206,7 @@ def _facts(description: Description) -> list[str]:
         lines.append(f"head/tail  {', '.join(sizes)} pictures")
     else:
         lines.append("head/tail  n/a: every class is as large")
-    return lines
+    return [*lines, *(f"note       {shown(each)}" for each in description.notes)]
 
 
 def _chart(description: Description) -> list[str]:

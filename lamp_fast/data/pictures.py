@@ -22,7 +22,10 @@ from lamp_fast.errors import InputError
 
 # What PIL may take a file for, whatever its name. Others can start programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp"),
+    *(".tif", ".tiff"),
+)
 
 # What a picture may hold, by its header alone: where PIL itself refuses, enough for a camera of 108
 # or 150 megapixels. Decoding takes at most 8 bytes a pixel, so 1.4 GB, for one picture at a time.
