@@ -10,9 +10,9 @@ damaged, and such an entry is made again.
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -138,9 +138,10 @@ class DecodedCache:
 
     def _replace(self, file: Path, content: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(_PARTIAL, dir=file.parent)
+        # Opened as any file, so that the umask says who may read it; tempfile's are the owner's.
+        partial = f"{file}.{secrets.token_hex(8)}{_PARTIAL}"
         try:
-            with open(descriptor, "wb") as stream:
+            with open(partial, "xb") as stream:
                 stream.write(content)
             os.replace(partial, file)
         except BaseException:

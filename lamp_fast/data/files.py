@@ -211,8 +211,9 @@ def _walk(folder: str, relative: str, seen: set[str], left_out: LeftOut) -> Iter
             raise
         left_out.add(UNREADABLE, relative or folder)
         return
-    if any(each.name == "config.json" for each in entries) and is_run(folder):
-        left_out.add(RUN, relative or folder)
+    # Not the folder that was asked for.
+    if relative and any(each.name == "config.json" for each in entries) and is_run(folder):
+        left_out.add(RUN, relative)
         return
     for each in entries:
         below = os.path.join(relative, each.name)
