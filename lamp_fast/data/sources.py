@@ -214,7 +214,9 @@ def _part_folders(root: Path) -> dict[str, str]:
     """
     folders = visible_folders(root)
     parts = {name: part_of(name) for name in folders if part_of(name)}
-    others = [name for name in folders if name not in parts and holds_pictures(root, name)]
+    others = [name for name in folders if name not in parts]
+    if parts:
+        others = [name for name in others if holds_pictures(root, name)]
     if parts and not others:
         part, often = Counter(parts.values()).most_common(1)[0]
         if often > 1:
@@ -231,11 +233,11 @@ def _part_folders(root: Path) -> dict[str, str]:
     if len(set(parts.values())) > 1:
         unclear = sorted({*unclear, *parts})
     if unclear:
-        beside = [name for name in others if name not in unclear]
+        like = "looks like a part" if len(unclear) == 1 else "look like parts"
+        beside = next((f" beside {name}" for name in others if name not in unclear), "")
         raise InputError(
-            f"--root {root}: {', '.join(unclear)} look{'s' if len(unclear) == 1 else ''} like"
-            f" parts{f' beside {beside[0]}' if beside else ''}; expected folders called train, val"
-            " and test and nothing else, or classes alone (or say with --data table what each"
+            f"--root {root}: {', '.join(unclear)} {like}{beside}; expected folders called train,"
+            " val and test and nothing else, or classes alone (or say with --data table what each"
             " picture is)"
         )
     return {}
