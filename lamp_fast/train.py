@@ -77,8 +77,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
     experiment = ranks.together(assemble, placed, checked)
-    for line in experiment.describe():
-        print(line, flush=True)
+    cli.say(*experiment.describe())
     if config.resume:
         ranks.once(_refuse_other_settings, experiment, folder)
     trainer = Trainer(experiment, folder, ranks)
@@ -93,7 +92,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
             print(f"resume  after epoch {trainer.progress.epoch} of {epochs}")
         else:
             ranks.once(_begin, trainer)
-        print(f"run     {folder}", flush=True)
+        cli.say(f"run     {folder}")
         try:
             if trainer.parameters:
                 trainer.run()
@@ -104,7 +103,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
                 f" python -m lamp_fast.train --out {folder} --resume goes on"
             ) from None
         except NonFiniteLossError as error:
-            print(f"error: {error}", file=sys.stderr)
+            cli.say(f"error: {error}", stream=sys.stderr)
             return 1
     return 0
 
