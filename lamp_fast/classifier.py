@@ -125,7 +125,8 @@ class Classifier:
             run: the folder.
             device: auto, cpu, cuda or cuda:N. The run's precision is kept where the device is of
                 the kind that it ran on; float32 and float64 are kept everywhere.
-            pretrained: where the CLIP's weights are, if not where the run found them.
+            pretrained: where the CLIP's weights are, if not where the run found them; they are used
+                as the run used them.
 
         Raises:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
@@ -151,7 +152,7 @@ class Classifier:
         config = _on_device(saved, device)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
-        clip = build_clip(config)
+        clip = build_clip(config, record["clip"])
         if clip.identity.fingerprint != fingerprint:
             raise InputError(
                 f"{folder}: the CLIP weights are not those of the run"

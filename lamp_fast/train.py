@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_fast import cli
+from lamp_fast.clip import completed_record
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
 from lamp_fast.files import read_json, save_tensors, write_json
@@ -35,7 +36,7 @@ from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights")}
+_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -50,6 +51,7 @@ def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
     """A resumed run must be the run that was begun, wherever its files lie now."""
     then, now = read_json(folder / CONFIG), experiment.record()
+    then["clip"] = completed_record(then["clip"])
     begun = _by_flag(to_json(settings.load_config(folder / CONFIG)))
     for (group, name), value in _by_flag(now["settings"]).items():
         free = group in ("out", "config", "machine", "tensorboard")
@@ -76,7 +78,8 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
-    experiment = ranks.together(assemble, placed, checked)
+    recorded = read_json(folder / CONFIG).get("clip", {}) if config.resume else None
+    experiment = ranks.together(assemble, placed, checked, recorded)
     for line in experiment.describe():
         print(line, flush=True)
     if config.resume:

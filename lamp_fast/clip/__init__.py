@@ -1,6 +1,12 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
-from lamp_fast.clip.load import activation_of, fingerprint, load_clip, warn_if_random
+from lamp_fast.clip.load import (
+    activation_of,
+    completed_record,
+    fingerprint,
+    load_clip,
+    warn_if_random,
+)
 from lamp_fast.clip.prompts import ClassTokens, TokenForest, plant, tokenise
 from lamp_fast.clip.towers import (
     Block,
@@ -24,6 +30,7 @@ __all__ = [
     "activation_of",
     "at_least_float32",
     "check_supported",
+    "completed_record",
     "fingerprint",
     "load_clip",
     "plant",

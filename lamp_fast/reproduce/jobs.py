@@ -119,7 +119,7 @@ class Identities:
             "settings": read_settings(job.settings),
             "data": data_identity(job.settings.data),
             "target": None if job.target is None else data_identity(job.target),
-            "clip": [clip.name, clip.activation, clip.fingerprint],
+            "clip": [clip.name, clip.activation, clip.fingerprint, to_json(clip.preprocessing)],
             "code": self.code(job.settings.method),
         }
 

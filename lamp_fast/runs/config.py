@@ -39,6 +39,9 @@ class ClipConfig:
     """An open_clip model name such as ViT-B-16, or "tiny": the small one the package carries."""
     pretrained: str | None = None
     """A tag (openai), a local state dict (.safetensors, .pt), or "random"."""
+    weights_of: str | None = None
+    """The tag whose weights the file of --pretrained holds, such as openai: it decides activation
+    and normalisation. Files of some tags are recognised."""
     init_seed: int = 0
     """Seed of the weights when --pretrained random."""
 

@@ -4,8 +4,8 @@ Training, evaluation and prediction assemble the same way, so a saved config is 
 """
 
 import subprocess
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Experiment:
             "version": lamp_fast.__version__,
             "commit": _commit(),
             "torch": torch.__version__,
-            "clip": asdict(self.clip.identity),
+            "clip": to_json(self.clip.identity),
             "data": {
                 "sha256": self.data_hash,
                 "base_names": list(self.benchmark.base_names),
@@ -133,12 +133,17 @@ class Experiment:
         }
 
 
-def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
+def assemble(
+    config: TrainConfig,
+    checked: Checked | None = None,
+    recorded_clip: Mapping[str, Any] | None = None,
+) -> Experiment:
     """Build every part of a run; nothing is written.
 
     Args:
         config: the settings.
         checked: what :func:`check_data` gave for them, where another process has called it.
+        recorded_clip: for a run that was begun before, the CLIP of its record.
 
     Raises:
         InputError: the first setting that cannot be served.
@@ -151,7 +156,7 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
-    clip = build_clip(config)
+    clip = build_clip(config, recorded_clip)
     listed = checked[0] if checked else load_data(config.data, config.seed)[1]
     torch.manual_seed(config.seed)
     method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
@@ -213,8 +218,11 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
     return source, benchmark
 
 
-def build_clip(config: TrainConfig) -> FrozenClip:
+def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:
     """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
+
+    ``recorded`` is the CLIP of the run's record, where there is one: it decides how weights are
+    used, wherever they lie now.
 
     Raises:
         InputError: see :func:`load_clip`.
@@ -222,6 +230,8 @@ def build_clip(config: TrainConfig) -> FrozenClip:
     clip = load_clip(
         config.clip.clip,
         config.clip.pretrained,
+        weights_of=config.clip.weights_of,
+        recorded=recorded,
         init_seed=config.clip.init_seed,
         device=config.machine.device,
         dtype=DTYPES[config.machine.precision],
@@ -319,7 +329,7 @@ def _load_run(
         own = ("base_names", "new_names")
         named = replace(target[0], **{each: tuple(record["data"][each]) for each in own})
         target = (named, *target[1:])
-    experiment = assemble(place(config, ranks), target)
+    experiment = assemble(place(config, ranks), target, record["clip"])
     clip = experiment.clip.identity.fingerprint
     _refuse_another("CLIP weights", folder, clip, record["clip"]["fingerprint"])
     checkpoint.load_into(experiment.method, tensors, folder / LEARNED)
