@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lamp_fast import train
+from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
@@ -224,7 +225,32 @@ class Classifier:
         if not self.method.has_bias:
             return "none"
         adapted = self.facts.get("adaptation") is not None
-        return "adapted" if adapted and set(classes) == set(self.new_names) else "trained"
+        exactly = sorted(classes) == sorted(self.new_names)
+        return "adapted" if adapted and exactly else "trained"
+
+    def are_trained(self, classes: Sequence[str]) -> tuple[bool, ...]:
+        """Whether each of some names is a trained class.
+
+        Classes may share a name (ImageNet has two "missile"): as many of them as were trained are.
+        """
+        left = Counter(self.trained_names)
+        trained = []
+        for name in classes:
+            trained.append(left[name] > 0)
+            left[name] -= 1
+        return tuple(trained)
+
+    def check_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Class names that can be asked for together.
+
+        Raises:
+            InputError: fewer than two, what is no name, or names that give the same tokens, unless
+                those are the run's own classes.
+        """
+        names = _checked_names(classes)
+        tokens = tokenise(self.method.clip, names, self.template)
+        check_distinct(tokens, "classes", (*self.trained_names, *self.new_names))
+        return names
 
     def classify(
         self,
@@ -265,7 +291,7 @@ class Classifier:
         batch: int | None = None,
     ) -> Iterator[Prediction | InputError]:
         """As :meth:`classify`, one by one; an unreadable picture gives its error and no stop."""
-        names = self.trained_names if classes is None else _checked_names(classes)
+        names = self.trained_names if classes is None else self.check_names(classes)
         batch = self.config.machine.test_batch if batch is None else batch
         for argument, value in (("top", top), ("batch", batch)):
             if value < 1:
@@ -283,7 +309,7 @@ class Classifier:
     def _predictions(
         self, pictures: Iterable[Picture], names: Sequence[str], classes: Any, top: int, batch: int
     ) -> Iterator[Prediction | InputError]:
-        bias, trained = self.bias_for(names), set(self.trained_names)
+        bias, trained = self.bias_for(names), self.are_trained(names)
         for outcomes in _load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
             rows = iter(self._likeliest(torch.stack(images), classes, bias, top) if images else ())
@@ -292,11 +318,10 @@ class Classifier:
                     yield outcome
                     continue
                 probabilities, indices = next(rows)
-                chosen = tuple(names[index] for index in indices)
                 yield Prediction(
-                    names=chosen,
+                    names=tuple(names[index] for index in indices),
                     probabilities=tuple(probabilities),
-                    trained=tuple(name in trained for name in chosen),
+                    trained=tuple(trained[index] for index in indices),
                     bias=bias,
                 )
 
@@ -383,9 +408,6 @@ def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"classes: {name!r} is not a class name")
     if len(names) < 2:
         raise InputError(f"classes {list(names)}: expected at least 2 class names")
-    name, often = Counter(names).most_common(1)[0]
-    if often > 1:
-        raise InputError(f"classes: {name!r} is named {often} times, expected distinct names")
     return names
 
 

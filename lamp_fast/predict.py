@@ -67,7 +67,7 @@ def main(config: PredictConfig) -> int:
     names = choose_classes(classifier, config)
     outcomes = classifier.classify_each(files, names, top=config.top, batch=config.batch)
     bias = classifier.bias_for(names)
-    trained = set(classifier.trained_names)
+    trained = classifier.are_trained(names)
     _tell(_about_classes(names, trained))
     _tell(f"bias    {bias}")
     # Names come from files: whatever the terminal cannot show is escaped.
@@ -91,7 +91,9 @@ def main(config: PredictConfig) -> int:
             "run": _text(config.run),
             "template": classifier.template,
             "bias": bias,
-            "classes": [{"name": name, "trained": name in trained} for name in names],
+            "classes": [
+                {"name": name, "trained": known} for name, known in zip(names, trained, strict=True)
+            ],
         }
         _write_json(config.json, about, predictions, unreadable)
     if unreadable:
@@ -186,8 +188,8 @@ def _check_outputs(config: PredictConfig) -> None:
         raise InputError(f"--json {config.json}: --csv writes there too")
 
 
-def _about_classes(names: Sequence[str], trained: set[str]) -> str:
-    new = [name for name in names if name not in trained]
+def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
+    new = [name for name, known in zip(names, trained, strict=True) if not known]
     told = f"classes {len(names) - len(new)} trained, {len(new)} not"
     if new:
         shown = ", ".join(" ".join(name.split()) for name in new[:20])

@@ -7,7 +7,7 @@ from lamp_fast.clip.load import (
     load_clip,
     warn_if_random,
 )
-from lamp_fast.clip.prompts import ClassTokens, TokenForest, plant, tokenise
+from lamp_fast.clip.prompts import ClassTokens, TokenForest, check_distinct, plant, tokenise
 from lamp_fast.clip.towers import (
     Block,
     ClipIdentity,
@@ -29,6 +29,7 @@ __all__ = [
     "VisionTower",
     "activation_of",
     "at_least_float32",
+    "check_distinct",
     "check_supported",
     "completed_record",
     "fingerprint",
