@@ -43,6 +43,8 @@ from lamp_fast.runs.folder import (
 from lamp_fast.runs.trainer import NonFiniteLossError
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
+# What is held of a picture until a thread reads it; an error where there is nothing to read.
+Taken = Path | Image.Image | InputError
 Bias = Literal["trained", "adapted", "none"]
 
 # Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
@@ -343,10 +345,12 @@ class Classifier:
             self._prepared = (names, self.method.prepare(names, self.template))
         return self._prepared[1]
 
-    def _load(self, number: int, picture: Picture) -> Tensor | InputError:
+    def _load(self, number: int, taken: Taken) -> Tensor | InputError:
         """The transformed picture, float32 [3, S, S], or why there is none."""
+        if isinstance(taken, InputError):
+            return taken
         try:
-            return self._transform(_read(number, picture))
+            return self._transform(_read(number, taken))
         except InputError as error:
             return error
 
@@ -411,33 +415,46 @@ def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _read(number: int, picture: Picture) -> Tensor:
-    """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
+def _take(number: int, picture: Picture) -> Taken:
+    """What a picture shows now, whatever becomes of its buffer: a camera's is filled again."""
     if isinstance(picture, (str, os.PathLike)):
-        file = Path(picture)
-        return Pictures(names=(file.name,), labels=np.zeros(1), root=file.parent).load(0)
+        return Path(picture)
     where = f"pictures[{number}]"
     if isinstance(picture, np.ndarray):
         plain = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
         if picture.dtype != np.uint8 or not plain or not picture.size:
-            raise InputError(
+            return InputError(
                 f"{where}: {picture.dtype} array {list(picture.shape)}, expected uint8 [H, W],"
                 " [H, W, 3] or [H, W, 4]"
             )
-        picture = Image.fromarray(np.ascontiguousarray(picture))
+        return Image.fromarray(picture.copy())
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
-        raise InputError(f"{where}: {kind}, expected a path, a PIL image or a uint8 array")
+        return InputError(f"{where}: {kind}, expected a path, a PIL image or a uint8 array")
     try:
-        return pil_to_tensor(decode(_as_file(picture)))
+        # A copy, decoded here: images that share a file cannot be loaded by several threads.
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:
+        return _unreadable(number, error)
+
+
+def _read(number: int, taken: Path | Image.Image) -> Tensor:
+    """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
+    if isinstance(taken, Path):
+        return Pictures(names=(taken.name,), labels=np.zeros(1), root=taken.parent).load(0)
+    try:
+        return pil_to_tensor(decode(_as_file(taken)))
     except Exception as error:  # as with files, PIL raises almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where}: cannot be read as a picture ({reason})") from None
+        raise _unreadable(number, error) from None
+
+
+def _unreadable(number: int, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"pictures[{number}]: cannot be read as a picture ({reason})")
 
 
 def _as_file(image: Image.Image) -> bytes:
     """The bytes of a lossless file, so that an image in memory is read by a file's rules."""
-    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
     content = io.BytesIO()
@@ -446,8 +463,11 @@ def _as_file(image: Image.Image) -> bytes:
 
 
 def _load_ahead(pictures: Iterable[Picture], load: Any, size: int) -> Iterator[list[Any]]:
-    """Batches of loaded pictures; threads load the next batch while this one is computed on."""
-    numbered = enumerate(pictures)
+    """Batches of loaded pictures; threads load the next batch while this one is computed on.
+
+    What a picture shows is taken before the next one is asked for, which may be in its place.
+    """
+    numbered = ((number, _take(number, picture)) for number, picture in enumerate(pictures))
     executor = ThreadPoolExecutor(_THREADS)
     waiting: deque[list[Future]] = deque()
     try:
