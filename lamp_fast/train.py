@@ -12,6 +12,7 @@ from typing import Any
 
 from lamp_fast import cli
 from lamp_fast.clip import completed_record
+from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
 from lamp_fast.files import read_json, save_tensors, write_json
@@ -69,7 +70,7 @@ def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
     if config.tensorboard:
         need_tensorboard()
-    with join(config.machine.device) as ranks:
+    with report_dead_workers(), join(config.machine.device) as ranks:
         return _run(config, ranks)
 
 
