@@ -59,7 +59,7 @@ def find_kept() -> list[Kept]:
         else:
             continue
         kept.append(Kept(what, repository.repo_id, repository.repo_path, repository.size_on_disk))
-    folder = OPEN_CLIP_FOLDER.expanduser()
+    folder = cli.expand_path(OPEN_CLIP_FOLDER)
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name in files:
             kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size))
@@ -93,7 +93,11 @@ def main(config: CacheConfig) -> int:
     """List, ask, remove."""
     if config.yes and not config.clear:
         raise InputError("--yes: expected --clear beside it")
-    folders = (default_folder() / SUBFOLDER, constants.HF_HUB_CACHE, OPEN_CLIP_FOLDER.expanduser())
+    folders = (
+        default_folder() / SUBFOLDER,
+        constants.HF_HUB_CACHE,
+        cli.expand_path(OPEN_CLIP_FOLDER),
+    )
     places = "{}, {} and {}".format(*folders)
     kept = find_kept()
     if not kept:

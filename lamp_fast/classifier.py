@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lamp_fast import train
+from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
@@ -135,7 +136,7 @@ class Classifier:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
                 not there.
         """
-        folder = Path(run)
+        folder = expand_path(run)
         file = folder / CONFIG
         record = read_json(file)
         try:
@@ -197,7 +198,7 @@ class Classifier:
 
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
         """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""
-        hub.save(self, Path(folder), license=license)
+        hub.save(self, expand_path(folder), license=license)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the same to the hub and return its address (:func:`lamp_fast.runs.hub.push`)."""

@@ -70,8 +70,6 @@ def main(config: PredictConfig) -> int:
     trained = classifier.are_trained(names)
     _tell(_about_classes(names, trained))
     _tell(f"bias    {bias}")
-    # Names come from files: whatever the terminal cannot show is escaped.
-    sys.stdout.reconfigure(errors="backslashreplace")
     plain = config.csv is None and config.json is None
     predictions: list[tuple[Path, Prediction]] = []
     unreadable: list[tuple[Path, str]] = []

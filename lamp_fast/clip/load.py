@@ -18,6 +18,7 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lamp_fast.cli import expand_path
 from lamp_fast.clip import tiny
 from lamp_fast.clip.towers import ClipIdentity, FrozenClip
 from lamp_fast.data.transforms import Preprocessing
@@ -204,7 +205,7 @@ def _build_open_clip(
         usage = usage or _tag_usage(name, tag)
         file, weights = _download(name, pretrained, tag), f"{pretrained}{_TAG}"
     else:
-        file, weights = Path(pretrained), str(pretrained)
+        file, weights = expand_path(pretrained), str(pretrained)
         if not file.is_file():
             raise InputError(
                 f"--pretrained {pretrained}: neither a file nor a tag of {name}"
