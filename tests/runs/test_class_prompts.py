@@ -1,6 +1,7 @@
 """Class names that a run cannot take are refused before its first step, and leave nothing."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_a_target_with_names_of_the_same_tokens(run, tmp_path):
     root = draw(tmp_path / "data", "Cat", "dog", "cat")
     with pytest.raises(InputError, match="'Cat' and 'cat' give the same tokens"):
         evaluate.main(evaluate.EvaluateConfig(run, data="folder", root=root))
+
+
+def test_a_class_folder_that_is_not_utf_8(tmp_path):
+    root = draw(tmp_path / "data", "dog", os.fsdecode(b"caf\xe9"))
+    config = training_settings({"data": "folder", "root": root, "epochs": 1})
+    with pytest.raises(InputError, match=r"class names: 'caf\\udce9' is not UTF-8") as error:
+        train.main(replace(config, out=tmp_path / "run"))
+    assert str(error.value).isascii()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_of_such_names_from_before_is_still_scored(run, tmp_path):
