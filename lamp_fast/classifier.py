@@ -251,7 +251,7 @@ class Classifier:
                 those are the run's own classes.
         """
         names = _checked_names(classes)
-        tokens = tokenise(self.method.clip, names, self.template)
+        tokens = tokenise(self.method.clip, names, self.template, quiet=True)
         check_distinct(tokens, "classes", (*self.trained_names, *self.new_names))
         return names
 

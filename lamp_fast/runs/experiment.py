@@ -189,8 +189,8 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
     """
     names = (*benchmark.base_names, *benchmark.new_names)
     for template in method.templates(benchmark.template):
-        tokenise(method.clip, names, template)
-    tokens = tokenise(method.clip, names, benchmark.template)
+        tokenise(method.clip, names, template, quiet=True)
+    tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
     entry = catalog.CATALOG.get(benchmark.name)
     if distinct and (entry is None or entry.distinct_names):
         check_distinct(tokens, f"--data {benchmark.name}: class names")
