@@ -66,7 +66,7 @@ def find_kept() -> list[Kept]:
         hashes = [revision.commit_hash for revision in each.revisions]
         strategy = replace(cache, repos=frozenset({each})).delete_revisions(*hashes)
         kept.append(Kept(what, each.repo_id, each.repo_path, each.size_on_disk, strategy.execute))
-    folder = OPEN_CLIP_FOLDER.expanduser()
+    folder = cli.expand_path(OPEN_CLIP_FOLDER)
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name in files:
             kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size, file.unlink))
@@ -94,7 +94,7 @@ def main(config: CacheConfig) -> int:
     if config.yes and not config.clear:
         raise InputError("--yes: expected --clear beside it")
     pictures = decoded.default_folder() / decoded.SUBFOLDER
-    places = f"{pictures}, {constants.HF_HUB_CACHE} and {OPEN_CLIP_FOLDER.expanduser()}"
+    places = f"{pictures}, {constants.HF_HUB_CACHE} and {cli.expand_path(OPEN_CLIP_FOLDER)}"
     kept = find_kept()
     if not kept:
         print("Outside run folders this package keeps nothing, and nothing that it could have had")

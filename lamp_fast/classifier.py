@@ -21,6 +21,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lamp_fast import train
+from lamp_fast.cli import expand_path
+from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
@@ -42,6 +44,8 @@ from lamp_fast.runs.folder import (
 from lamp_fast.runs.trainer import NonFiniteLossError
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
+# What is held of a picture until a thread reads it; an error where there is nothing to read.
+Taken = Path | Image.Image | InputError
 Bias = Literal["trained", "adapted", "none"]
 
 # Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
@@ -125,13 +129,14 @@ class Classifier:
             run: the folder.
             device: auto, cpu, cuda or cuda:N. The run's precision is kept where the device is of
                 the kind that it ran on; float32 and float64 are kept everywhere.
-            pretrained: where the CLIP's weights are, if not where the run found them.
+            pretrained: where the CLIP's weights are, if not where the run found them; they are used
+                as the run used them.
 
         Raises:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
                 not there.
         """
-        folder = Path(run)
+        folder = expand_path(run)
         file = folder / CONFIG
         record = read_json(file)
         try:
@@ -151,7 +156,7 @@ class Classifier:
         config = _on_device(saved, device)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
-        clip = build_clip(config)
+        clip = build_clip(config, record["clip"])
         if clip.identity.fingerprint != fingerprint:
             raise InputError(
                 f"{folder}: the CLIP weights are not those of the run"
@@ -193,7 +198,7 @@ class Classifier:
 
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
         """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""
-        hub.save(self, Path(folder), license=license)
+        hub.save(self, expand_path(folder), license=license)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the same to the hub and return its address (:func:`lamp_fast.runs.hub.push`)."""
@@ -223,7 +228,32 @@ class Classifier:
         if not self.method.has_bias:
             return "none"
         adapted = self.facts.get("adaptation") is not None
-        return "adapted" if adapted and set(classes) == set(self.new_names) else "trained"
+        exactly = sorted(classes) == sorted(self.new_names)
+        return "adapted" if adapted and exactly else "trained"
+
+    def are_trained(self, classes: Sequence[str]) -> tuple[bool, ...]:
+        """Whether each of some names is a trained class.
+
+        Classes may share a name (ImageNet has two "missile"): as many of them as were trained are.
+        """
+        left = Counter(self.trained_names)
+        trained = []
+        for name in classes:
+            trained.append(left[name] > 0)
+            left[name] -= 1
+        return tuple(trained)
+
+    def check_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Class names that can be asked for together.
+
+        Raises:
+            InputError: fewer than two, what is no name, or names that give the same tokens, unless
+                those are the run's own classes.
+        """
+        names = _checked_names(classes)
+        tokens = tokenise(self.method.clip, names, self.template, quiet=True)
+        check_distinct(tokens, "classes", (*self.trained_names, *self.new_names))
+        return names
 
     def classify(
         self,
@@ -264,7 +294,7 @@ class Classifier:
         batch: int | None = None,
     ) -> Iterator[Prediction | InputError]:
         """As :meth:`classify`, one by one; an unreadable picture gives its error and no stop."""
-        names = self.trained_names if classes is None else _checked_names(classes)
+        names = self.trained_names if classes is None else self.check_names(classes)
         batch = self.config.machine.test_batch if batch is None else batch
         for argument, value in (("top", top), ("batch", batch)):
             if value < 1:
@@ -282,7 +312,7 @@ class Classifier:
     def _predictions(
         self, pictures: Iterable[Picture], names: Sequence[str], classes: Any, top: int, batch: int
     ) -> Iterator[Prediction | InputError]:
-        bias, trained = self.bias_for(names), set(self.trained_names)
+        bias, trained = self.bias_for(names), self.are_trained(names)
         for outcomes in _load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
             rows = iter(self._likeliest(torch.stack(images), classes, bias, top) if images else ())
@@ -291,11 +321,10 @@ class Classifier:
                     yield outcome
                     continue
                 probabilities, indices = next(rows)
-                chosen = tuple(names[index] for index in indices)
                 yield Prediction(
-                    names=chosen,
+                    names=tuple(names[index] for index in indices),
                     probabilities=tuple(probabilities),
-                    trained=tuple(name in trained for name in chosen),
+                    trained=tuple(trained[index] for index in indices),
                     bias=bias,
                 )
 
@@ -317,10 +346,12 @@ class Classifier:
             self._prepared = (names, self.method.prepare(names, self.template))
         return self._prepared[1]
 
-    def _load(self, number: int, picture: Picture) -> Tensor | InputError:
+    def _load(self, number: int, taken: Taken) -> Tensor | InputError:
         """The transformed picture, float32 [3, S, S], or why there is none."""
+        if isinstance(taken, InputError):
+            return taken
         try:
-            return self._transform(_read(number, picture))
+            return self._transform(_read(number, taken))
         except InputError as error:
             return error
 
@@ -382,43 +413,52 @@ def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"classes: {name!r} is not a class name")
     if len(names) < 2:
         raise InputError(f"classes {list(names)}: expected at least 2 class names")
-    name, often = Counter(names).most_common(1)[0]
-    if often > 1:
-        raise InputError(f"classes: {name!r} is named {often} times, expected distinct names")
     return names
 
 
-def _read(number: int, picture: Picture) -> Tensor:
-    """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
+def _take(number: int, picture: Picture) -> Taken:
+    """What a picture shows now, whatever becomes of its buffer: a camera's is filled again."""
     if isinstance(picture, (str, os.PathLike)):
-        file = Path(picture)
-        return Pictures(names=(file.name,), labels=np.zeros(1), root=file.parent).load(0)
+        return Path(picture)
     where = f"pictures[{number}]"
     if isinstance(picture, np.ndarray):
         plain = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
         if picture.dtype != np.uint8 or not plain or not picture.size:
-            raise InputError(
+            return InputError(
                 f"{where}: {picture.dtype} array {list(picture.shape)}, expected uint8 [H, W],"
                 " [H, W, 3] or [H, W, 4]"
             )
-        picture = Image.fromarray(np.ascontiguousarray(picture))
+        return Image.fromarray(picture.copy())
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
-        raise InputError(f"{where}: {kind}, expected a path, a PIL image or a uint8 array")
+        return InputError(f"{where}: {kind}, expected a path, a PIL image or a uint8 array")
     try:
-        return pil_to_tensor(decode(_as_file(picture)))
+        # A copy, decoded here: images that share a file cannot be loaded by several threads.
+        copy = ImageOps.exif_transpose(picture)
+        # PIL opens greyscale of 16 bits as 32-bit integers, from which a TIFF could not tell it.
+        grey16 = picture.mode == "I" and picture.format in ("PNG", "PPM")
+        return copy.convert("I;16") if grey16 else copy
+    except Exception as error:
+        return _unreadable(number, error)
+
+
+def _read(number: int, taken: Path | Image.Image) -> Tensor:
+    """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
+    if isinstance(taken, Path):
+        return Pictures(names=(taken.name,), labels=np.zeros(1), root=taken.parent).load(0)
+    try:
+        return pil_to_tensor(decode(_as_file(taken)))
     except Exception as error:  # as with files, PIL raises almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where}: cannot be read as a picture ({reason})") from None
+        raise _unreadable(number, error) from None
+
+
+def _unreadable(number: int, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"pictures[{number}]: cannot be read as a picture ({reason})")
 
 
 def _as_file(image: Image.Image) -> bytes:
     """The bytes of a lossless file, so that an image in memory is read by a file's rules."""
-    # PIL opens greyscale of 16 bits as 32-bit integers, from which a TIFF could not tell it.
-    grey16 = image.mode == "I" and image.format in ("PNG", "PPM")
-    image = ImageOps.exif_transpose(image)
-    if grey16:
-        image = image.convert("I;16")
     if image.has_transparency_data:
         image = image.convert("RGBA")
     content = io.BytesIO()
@@ -427,8 +467,11 @@ def _as_file(image: Image.Image) -> bytes:
 
 
 def _load_ahead(pictures: Iterable[Picture], load: Any, size: int) -> Iterator[list[Any]]:
-    """Batches of loaded pictures; threads load the next batch while this one is computed on."""
-    numbered = enumerate(pictures)
+    """Batches of loaded pictures; threads load the next batch while this one is computed on.
+
+    What a picture shows is taken before the next one is asked for, which may be in its place.
+    """
+    numbered = ((number, _take(number, picture)) for number, picture in enumerate(pictures))
     executor = ThreadPoolExecutor(_THREADS)
     waiting: deque[list[Future]] = deque()
     try:

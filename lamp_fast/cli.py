@@ -4,13 +4,18 @@ Flags come from frozen dataclasses through tyro. A user's mistake costs one line
 and exit code 2, never a traceback; anything else is a bug of ours and keeps its traceback.
 """
 
+import codecs
 import contextlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
 import tyro
@@ -20,6 +25,40 @@ from lamp_fast.errors import InputError, printable
 Config = TypeVar("Config")
 
 INTERRUPTED = 130
+# A Ctrl-C that follows another one within so many seconds is part of it.
+_ONE_INTERRUPT = 1.0
+
+_PATHS = tyro.constructors.ConstructorRegistry()
+
+
+def expand_path(path: str | os.PathLike) -> Path:
+    """A path with ``~`` or ``~name`` at its beginning as that home folder.
+
+    Shells do this for ``--out ~/x``, not for ``--out=~/x``, and nobody does it for keywords.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such home folder, expected a full path") from None
+
+
+@_PATHS.primitive_rule
+def _path_flag(
+    kind: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Every flag that is a path is read by :func:`expand_path`."""
+    if kind.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda arguments: expand_path(arguments[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def parse(
@@ -46,6 +85,7 @@ def parse(
                 prog=prog,
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
+                registry=_PATHS,
                 **({} if default is None else {"default": default}),
             )
     except SystemExit as stop:
@@ -85,23 +125,64 @@ def run(
     """
     argv = sys.argv[1:] if argv is None else argv
     _quieten()
+    _print_whatever_comes()
+    with _one_interrupt():
+        try:
+            base = None if default is None else default(argv)
+            config = parse(config_class, argv, prog=prog, default=base, description=description)
+            sys.exit(main(config) or 0)
+        except InputError as error:
+            say(f"error: {' '.join(str(error).split())}", stream=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            # A full disk, a read-only folder, a pipe that closed: the machine's, not a bug.
+            where = "" if error.filename is None else f"{error.filename}: "
+            reason = " ".join(str(error.strerror or error).split())
+            say(f"error: {where}{reason}", stream=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt as interrupt:
+            print(file=sys.stderr)
+            say(str(interrupt) or "interrupted", stream=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+def _print_whatever_comes() -> None:
+    """Escape what an output cannot show: names come from files, and many a log is ASCII."""
+    codecs.register_error("lamp_fast", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="lamp_fast")
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].replace("\N{PLUS-MINUS SIGN}", "+-")
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+@contextlib.contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """Let a second Ctrl-C right after the first not break off what that one tidies up and says."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    last = float("-inf")
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > _ONE_INTERRUPT:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        base = None if default is None else default(argv)
-        config = parse(config_class, argv, prog=prog, default=base, description=description)
-        sys.exit(main(config) or 0)
-    except InputError as error:
-        say(f"error: {' '.join(str(error).split())}", stream=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        # A full disk, a folder that is read-only, a pipe that closed: the machine's, not a bug.
-        where = "" if error.filename is None else f"{error.filename}: "
-        reason = " ".join(str(error.strerror or error).split())
-        say(f"error: {where}{reason}", stream=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt as interrupt:
-        print(file=sys.stderr)
-        say(str(interrupt) or "interrupted", stream=sys.stderr)
-        sys.exit(INTERRUPTED)
+        yield
+    finally:
+        # After an interrupt the process ends, and the second may come as late as that.
+        if last == float("-inf"):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _quieten() -> None:

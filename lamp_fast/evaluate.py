@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
+from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
 from lamp_fast.runs.config import DataConfig, load_config
@@ -81,7 +82,7 @@ def main(config: EvaluateConfig) -> int:
     """Print the table; scores on another data set are written, too."""
     file, target = config.run / CONFIG, config.target
     read_json(file)
-    with join(load_config(file).machine.device) as ranks:
+    with report_dead_workers(), join(load_config(file).machine.device) as ranks:
         if target is None:
             load = functools.partial(load_run, root=config.root, table=config.table)
             experiment, facts = ranks.together(load, config.run, ranks)

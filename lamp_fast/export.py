@@ -340,8 +340,9 @@ def export(
         raise InputError(f"OUT {out}: expected a new or an empty folder")
     classifier = Classifier.load(run, device="cpu")
     names = classifier.trained_names if classes is None else tuple(classes)
-    if len(names) < 2 or len(set(names)) < len(names) or not all(each.strip() for each in names):
+    if len(names) < 2 or not all(each.strip() for each in names):
         raise InputError(f"--classes {' '.join(names)}: expected at least 2 distinct names")
+    classifier.check_names(names)
     module, oracle = build_module(classifier, names)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
@@ -399,7 +400,7 @@ def _write_facts(
     folder: Path, classifier: Classifier, names: tuple[str, ...], format: str, difference: float
 ) -> None:
     clip = classifier.method.clip
-    side, trained = clip.preprocessing.size, set(classifier.trained_names)
+    side = clip.preprocessing.size
     write_json(folder / "preprocessing.json", asdict(clip.preprocessing))
     write_json(folder / "classes.json", list(names))
     facts = {
@@ -409,7 +410,7 @@ def _write_facts(
         "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(names)]},
         "logit_scale": float(clip.logit_scale),
         "template": classifier.template,
-        "trained": [name in trained for name in names],
+        "trained": list(classifier.are_trained(names)),
         "bias": classifier.bias_for(names),
         "largest_difference": difference,
         "version": lamp_fast.__version__,

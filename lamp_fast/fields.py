@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lamp_fast.cli import expand_path
 from lamp_fast.errors import InputError
 
 
@@ -125,7 +126,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             or (type(value) is float and float in options)
         )
         if accepted and isinstance(value, str) and Path in options:
-            value = Path(value)
+            value = expand_path(value)
     if not accepted:
         raise InputError(f"{where}: {value!r} is not {hint}")
     return value

@@ -70,12 +70,11 @@ def main(config: PredictConfig) -> int:
     names = choose_classes(classifier, config)
     outcomes = classifier.classify_each(files, names, top=config.top, batch=config.batch)
     bias = classifier.bias_for(names)
-    trained = set(classifier.trained_names)
+    trained = classifier.are_trained(names)
     _tell(_about_classes(names, trained))
     _tell(f"bias    {bias}")
     for line in left_out.lines():
         _tell(line)
-    sys.stdout.reconfigure(errors="backslashreplace")
     plain = config.csv is None and config.json is None
     predictions: list[tuple[Path, Prediction]] = []
     unreadable: list[tuple[Path, str]] = []
@@ -95,7 +94,9 @@ def main(config: PredictConfig) -> int:
             "run": _text(config.run),
             "template": classifier.template,
             "bias": bias,
-            "classes": [{"name": name, "trained": name in trained} for name in names],
+            "classes": [
+                {"name": name, "trained": known} for name, known in zip(names, trained, strict=True)
+            ],
         }
         about["left_out"] = left_out.lines()
         _write_json(config.json, about, predictions, unreadable)
@@ -190,8 +191,8 @@ def _check_outputs(config: PredictConfig) -> None:
         raise InputError(f"--json {config.json}: --csv writes there too")
 
 
-def _about_classes(names: Sequence[str], trained: set[str]) -> str:
-    new = [name for name in names if name not in trained]
+def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
+    new = [name for name, known in zip(names, trained, strict=True) if not known]
     told = f"classes {len(names) - len(new)} trained, {len(new)} not"
     if new:
         shown = ", ".join(" ".join(name.split()) for name in new[:20])

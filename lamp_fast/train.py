@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lamp_fast import cli
+from lamp_fast.clip import completed_record
+from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
 from lamp_fast.files import read_json, save_tensors, write_json
@@ -35,7 +37,7 @@ from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights")}
+_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -50,6 +52,7 @@ def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
     """A resumed run must be the run that was begun, wherever its files lie now."""
     then, now = read_json(folder / CONFIG), experiment.record()
+    then["clip"] = completed_record(then["clip"])
     begun = _by_flag(to_json(settings.load_config(folder / CONFIG)))
     for (group, name), value in _by_flag(now["settings"]).items():
         free = group in ("out", "config", "machine", "tensorboard")
@@ -67,7 +70,7 @@ def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
     if config.tensorboard:
         need_tensorboard()
-    with join(config.machine.device) as ranks:
+    with report_dead_workers(), join(config.machine.device) as ranks:
         return _run(config, ranks)
 
 
@@ -76,7 +79,8 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
-    experiment = ranks.together(assemble, placed, checked)
+    recorded = read_json(folder / CONFIG).get("clip", {}) if config.resume else None
+    experiment = ranks.together(assemble, placed, checked, recorded)
     cli.say(*experiment.describe())
     if config.resume:
         ranks.once(_refuse_other_settings, experiment, folder)

@@ -1,7 +1,13 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
-from lamp_fast.clip.load import activation_of, fingerprint, load_clip, warn_if_random
-from lamp_fast.clip.prompts import ClassTokens, TokenForest, plant, tokenise
+from lamp_fast.clip.load import (
+    activation_of,
+    completed_record,
+    fingerprint,
+    load_clip,
+    warn_if_random,
+)
+from lamp_fast.clip.prompts import ClassTokens, TokenForest, check_distinct, plant, tokenise
 from lamp_fast.clip.towers import (
     Block,
     ClipIdentity,
@@ -23,7 +29,9 @@ __all__ = [
     "VisionTower",
     "activation_of",
     "at_least_float32",
+    "check_distinct",
     "check_supported",
+    "completed_record",
     "fingerprint",
     "load_clip",
     "plant",

@@ -8,6 +8,7 @@ it sees only itself, so its keys and values are constants of the CLIP
 (:class:`lamp_fast.clip.TextTower`).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,30 +43,85 @@ class ClassTokens:
         return self.ids[:, : int(self.eot.max()) + 1]
 
 
-def tokenise(clip: FrozenClip, names: Sequence[str], template: str) -> ClassTokens:
+def tokenise(
+    clip: FrozenClip, names: Sequence[str], template: str, *, quiet: bool = False
+) -> ClassTokens:
     """Put each name into ``template`` and tokenise it with the CLIP's own tokenizer.
 
     Args:
         clip: whose tokenizer and eot rule; the ids land on its device.
         names: the class names, at least one.
         template: with ``{}`` where the name goes.
+        quiet: do not warn of tokens that the tiny CLIP never saw, where names are only checked.
 
     Raises:
-        InputError: no name, or a prompt longer than the context.
+        InputError: no name, one that is not text, or a prompt longer than the context.
     """
     if not names:
         raise InputError("class names: got none, expected at least one")
+    for name in names:
+        if not _is_text(name):
+            raise InputError(f"class names: {name!a} is not UTF-8, expected text")
     prompts = [template.replace("{}", name) for name in names]
     ids = clip.tokenizer(prompts)
     eot = clip.eot_positions(ids)
     context = ids.shape[1]
     for prompt, position in zip(prompts, eot.tolist(), strict=True):
         if position == context - 1 and _is_cut(clip, prompt, context):
-            raise InputError(f"class prompt {prompt[:60]!r}: longer than {context} tokens")
-    if clip.identity is not None and clip.identity.name == "tiny":
+            raise InputError(
+                f"class prompt {prompt[:60]!r}: longer than {context} tokens, expected a shorter"
+                " class name or template"
+            )
+    if not quiet and clip.identity is not None and clip.identity.name == "tiny":
         tiny.warn_unseen_tokens(ids)
     device = next(clip.parameters()).device
     return ClassTokens(tuple(names), ids.to(device), eot.to(device))
+
+
+def same_tokens(tokens: ClassTokens) -> list[tuple[str, ...]]:
+    """Groups of at least two names that no text tells apart: their token ids are the same.
+
+    Case, spaces, the ways to write an accent, and quotes do not count for CLIP's tokenizer.
+    """
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, ids in zip(tokens.names, tokens.ids.tolist(), strict=True):
+        groups.setdefault(tuple(ids), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def check_distinct(tokens: ClassTokens, where: str, allowed: Sequence[str] = ()) -> None:
+    """Refuse names that give the same tokens.
+
+    Args:
+        tokens: of the names.
+        where: what the message begins with.
+        allowed: names that may be alike among themselves, each as often as it is here.
+
+    Raises:
+        InputError: naming the first two.
+    """
+    for group in same_tokens(tokens):
+        if Counter(group) <= Counter(allowed):
+            continue
+        name, other = group[:2]
+        if name == other:
+            raise InputError(
+                f"{where}: {name!r} is named {group.count(name)} times, expected distinct names"
+            )
+        # Escaped, for they may well look the same.
+        raise InputError(
+            f"{where}: {name!a} and {other!a} give the same tokens, expected names that"
+            " CLIP can tell apart"
+        )
+
+
+def _is_text(name: str) -> bool:
+    """False for what the file system gives for a name that is not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_cut(clip: FrozenClip, prompt: str, context: int) -> bool:

@@ -34,6 +34,11 @@ def carried_folder() -> Path:
     return Path(str(importlib.resources.files("lamp_fast"))) / "assets" / "tiny_clip"
 
 
+def carried_config() -> dict[str, Any]:
+    """The arguments of ``open_clip.CLIP`` that build the carried CLIP."""
+    return json.loads((carried_folder() / _CONFIG).read_text())
+
+
 def build_tiny(config: Mapping[str, Any]) -> open_clip.CLIP:
     """An untrained tiny CLIP, its token embeddings drawn by :func:`untrained_token_rows`.
 

@@ -23,11 +23,14 @@ from lamp_fast.errors import InputError
 class ClipIdentity:
     """What CLIP a run used, for its first lines and its saved config.
 
+    The same weights with another activation or other pictures are another CLIP.
+
     Attributes:
         name, weights: the model and where its weights come from.
         activation: "quick_gelu" or "gelu", of both towers.
         fingerprint: sha256 over the names, shapes and float32 bytes of all weights.
         random: the weights are drawn, so accuracies mean nothing.
+        preprocessing: what it expects of pictures.
     """
 
     name: str
@@ -35,6 +38,7 @@ class ClipIdentity:
     activation: str
     fingerprint: str
     random: bool
+    preprocessing: Preprocessing
 
 
 class Block:

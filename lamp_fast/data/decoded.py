@@ -30,6 +30,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from lamp_fast.cli import expand_path
+
 FOLDER_VARIABLE = "LAMP_FAST_CACHE"
 SUBFOLDER = "decoded"
 
@@ -58,8 +60,8 @@ _SECONDS_TO_WRITE = 3600.0
 def default_folder() -> Path:
     """``$LAMP_FAST_CACHE``, or ``lamp_fast`` in the user's cache folder."""
     if given := os.environ.get(FOLDER_VARIABLE):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamp_fast"
+        return expand_path(given)
+    return expand_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lamp_fast"
 
 
 def is_ours(folder: Path) -> bool:

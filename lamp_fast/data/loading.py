@@ -4,10 +4,12 @@ Everything random is a function of (seed, epoch, index) alone: neither the numbe
 processes nor a resumed run changes a picture.
 """
 
+import contextlib
 import functools
-import multiprocessing
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 import numpy as np
 import torch
@@ -143,7 +145,8 @@ class Batches:
         """
         self._sampler.current_epoch = epoch
         try:
-            yield from self._loader
+            with report_dead_workers():
+                yield from self._loader
         except InputError as error:
             # A worker's error arrives with the worker's traceback before its one line.
             message = str(error).rstrip().rpartition(f"{InputError.__name__}: ")[2]
@@ -249,20 +252,53 @@ def _collate(samples: list[tuple[Tensor | Packed, int, int]]) -> Batch:
     return [join(pictures), torch.tensor(labels), torch.tensor(indices)]
 
 
-def _worker_context() -> multiprocessing.context.BaseContext:
+class _LoaderProcess(ForkServerProcess):
+    """A worker that never runs the main module, which nothing that is loaded comes from.
+
+    Without ``if __name__ == "__main__"`` in it, running it would begin the run once more; one from
+    standard input could not be run at all.
+    """
+
+    def start(self) -> None:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _LoaderContext(ForkServerContext):
+    Process = _LoaderProcess
+
+
+def _worker_context() -> ForkServerContext:
     """Workers start from a clean process: a fork of this one could inherit locked threads or CUDA.
 
-    That process imports once what this one has of the package, so that each worker starts at once;
-    the main module itself is left to the workers, which run it under another name.
+    That process imports once what this one has of the package, so that each worker starts at once.
     """
-    context = multiprocessing.get_context("forkserver")
-    main = getattr(sys.modules["__main__"], "__spec__", None)
+    context = _LoaderContext()
     package = __name__.partition(".")[0]
     context.set_forkserver_preload(
-        [
-            name
-            for name in sys.modules
-            if name.partition(".")[0] == package and (main is None or name != main.name)
-        ]
+        [name for name in sys.modules if name.partition(".")[0] == package]
     )
     return context
+
+
+@contextlib.contextmanager
+def report_dead_workers() -> Iterator[None]:
+    """Name a loading process that dies in one line; torch's signal handler may raise anywhere.
+
+    Raises:
+        InputError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--workers: a loading process died ({reason}); it may have lacked memory or space in"
+            " /dev/shm, so expected fewer; --workers 0 loads in the main process"
+        ) from None

@@ -187,6 +187,10 @@ class Method(nn.Module):
         """
         return None
 
+    def templates(self, template: str) -> tuple[str, ...]:
+        """Every template that :meth:`prepare` puts class names into, given the data set's."""
+        return (template,)
+
     def prepare(self, names: Sequence[str], template: str) -> Any:
         """Tokenise class names and compute, once, what of them never changes."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """Candle (Shi et al., KDD 2024): prototypes of both kinds, virtual ones for new classes, and
 attention between them, under a compensating logit-adjusted loss."""
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,12 +128,32 @@ class Candle(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> CandleClasses:
-        unknown = [name for name in names if name not in self.names]
-        every = [*self.names, *unknown]
-        tokens = tokenise(self.clip, every, template)
+        columns, unknown = self._columns(tuple(names))
+        tokens = tokenise(self.clip, [*self.names, *unknown], template)
         texts = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
-        columns = torch.tensor([every.index(name) for name in names], device=texts.device)
-        return CandleClasses(texts, columns)
+        return CandleClasses(texts, torch.tensor(columns, device=texts.device))
+
+    def _columns(self, names: tuple[str, ...]) -> tuple[list[int], list[str]]:
+        """Where names stand among the run's classes and, behind those, the unknown ones.
+
+        Classes may share a name (ImageNet has two "missile"), so a half of the run is found as a
+        whole, and of equal names each is one class.
+        """
+        base, every = len(self.visual), len(self.names)
+        for first, end in ((0, base), (base, every), (0, every)):
+            if names == self.names[first:end]:
+                return list(range(first, end)), []
+        free: dict[str, deque[int]] = defaultdict(deque)
+        for column, name in enumerate(self.names):
+            free[name].append(column)
+        columns, unknown = [], []
+        for name in names:
+            if free[name]:
+                columns.append(free[name].popleft())
+            else:
+                columns.append(every + len(unknown))
+                unknown.append(name)
+        return columns, unknown
 
     def step(
         self, images: Tensor, labels: Tensor, classes: CandleClasses, criterion: Criterion

@@ -53,10 +53,12 @@ class CoCoOp(Method):
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoCoOp":
         return cls(clip, config.context, config.trim)
 
+    def templates(self, template: str) -> tuple[str, ...]:
+        return (context_template(self.config.ctx_init, self.config.n_ctx),)
+
     def prepare(self, names: Sequence[str], template: str) -> Layout:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
-        words = context_template(self.config.ctx_init, self.config.n_ctx)
-        return lay_out(self.clip, names, words, self.trimming)
+        return lay_out(self.clip, names, *self.templates(template), self.trimming)
 
     def step(self, images: Tensor, labels: Tensor, classes: Layout, criterion: Criterion) -> Step:
         logits = self(images, classes)

@@ -44,10 +44,12 @@ class CoOp(TwoTowers):
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoOp":
         return cls(clip, config.context, config.trim)
 
+    def templates(self, template: str) -> tuple[str, ...]:
+        return (context_template(self.config.ctx_init, self.config.n_ctx),)
+
     def prepare(self, names: Sequence[str], template: str) -> Layout:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
-        words = context_template(self.config.ctx_init, self.config.n_ctx)
-        return lay_out(self.clip, names, words, self.trimming)
+        return lay_out(self.clip, names, *self.templates(template), self.trimming)
 
     def text_features(self, classes: Layout) -> Tensor:
         table = self.clip.text.text.positional_embedding

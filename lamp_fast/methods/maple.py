@@ -73,10 +73,12 @@ class MaPLe(TwoTowers):
     def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
         return replace(config, maple=replace(config.maple, depth=self.depth))
 
+    def templates(self, template: str) -> tuple[str, ...]:
+        return (context_template(self.context.ctx_init, self.context.n_ctx),)
+
     def prepare(self, names: Sequence[str], template: str) -> Layout:
         """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
-        words = context_template(self.context.ctx_init, self.context.n_ctx)
-        return lay_out(self.clip, names, words, self.trimming)
+        return lay_out(self.clip, names, *self.templates(template), self.trimming)
 
     def text_features(self, classes: Layout) -> Tensor:
         table = self.clip.text.text.positional_embedding

@@ -122,6 +122,9 @@ class Mma(TwoTowers):
     def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
         return replace(config, mma=replace(config.mma, adapter_layers=self.layers))
 
+    def templates(self, template: str) -> tuple[str, ...]:
+        return (TEMPLATE,)
+
     def prepare(self, names: Sequence[str], template: str) -> Layout:
         """The prompt is MMA's own on every data set; ``template`` has no part in it."""
         return lay_out(self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0])

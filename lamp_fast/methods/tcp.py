@@ -90,11 +90,16 @@ class Tcp(TwoTowers):
     def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
         return replace(config, tcp=replace(config.tcp, knowledge_layer=self.layer))
 
-    def prepare(self, names: Sequence[str], template: str) -> TcpClasses:
-        tokens = tokenise(self.clip, names, KNOWLEDGE.get(template, template))
-        knowledge = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
+    def templates(self, template: str) -> tuple[str, ...]:
+        """Of the knowledge, and of the learned words."""
         rest = BEHIND_CONTEXT.get(template, template[template.index("{}") :])
-        words = context_template(self.ctx_init, self.n_ctx, rest)
+        learned = context_template(self.ctx_init, self.n_ctx, rest)
+        return KNOWLEDGE.get(template, template), learned
+
+    def prepare(self, names: Sequence[str], template: str) -> TcpClasses:
+        knowledge_template, words = self.templates(template)
+        tokens = tokenise(self.clip, names, knowledge_template)
+        knowledge = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
         layout = lay_out(self.clip, names, words, self.trimming)
         return TcpClasses(F.normalize(knowledge, dim=-1), layout)
 

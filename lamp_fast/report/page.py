@@ -84,13 +84,14 @@ def build_page(run: Path) -> str:
     method = METHODS[record["settings"]["method"]].title
     history = _read_history(run / METRICS)
     classes = _read_classes(run / "per_class.csv")
-    examples, routes, why_not = {}, None, None
+    examples, routes, why_not = [], None, None
     try:
         experiment, _ = load_run(run)
     except InputError as error:
         why_not = str(error)
     else:
-        worst = [each["class"] for each in sorted(classes, key=_trained_accuracy)]
+        # By place, for classes may share a name: the trained ones first, as in per_class.csv.
+        worst = sorted(range(len(classes)), key=lambda place: _trained_accuracy(classes[place]))
         examples = _examples(experiment, worst[:MOST_CLASSES_WITH_EXAMPLES])
         routes = _routes(experiment)
     environment = jinja2.Environment(
@@ -254,19 +255,20 @@ def _heat_map(shares: np.ndarray) -> str:
     return _data_uri(cells.resize((len(shares) * scale,) * 2, Image.Resampling.NEAREST))
 
 
-def _examples(experiment: Experiment, wanted: Sequence[str]) -> dict[str, list[Example]]:
-    """Test pictures of the classes ``wanted``, in that order, wrong ones first.
+def _examples(experiment: Experiment, wanted: Sequence[int]) -> list[tuple[str, list[Example]]]:
+    """Names and test pictures of the classes ``wanted``, in that order, wrong ones first.
 
-    Of each class a few of every kind: who is right, zero-shot or the method.
+    Classes are counted through both halves. Of each a few of every kind: who is right, zero-shot
+    or the method.
     """
     zeroshot = ZeroShot(experiment.clip)
-    found: dict[str, list[Example]] = {name: [] for name in wanted}
+    found: dict[int, list[Example]] = {place: [] for place in wanted}
     benchmark = experiment.benchmark
-    for names, pictures in (
-        (benchmark.base_names, benchmark.test_base),
-        (benchmark.new_names, benchmark.test_new),
+    for first, names, pictures in (
+        (0, benchmark.base_names, benchmark.test_base),
+        (len(benchmark.base_names), benchmark.new_names, benchmark.test_new),
     ):
-        pictures = _some_of_each(pictures, [name in found for name in names])
+        pictures = _some_of_each(pictures, [first + label in found for label in range(len(names))])
         if not len(pictures):
             continue
         answers = [
@@ -280,7 +282,7 @@ def _examples(experiment: Experiment, wanted: Sequence[str]) -> dict[str, list[E
             kind = (label, plain == label, ours == label)
             taken[kind] += 1
             if taken[kind] <= EXAMPLES_A_KIND:
-                found[names[label]].append(
+                found[first + label].append(
                     Example(
                         picture=_thumbnail(pictures, index),
                         zeroshot=names[plain],
@@ -291,7 +293,8 @@ def _examples(experiment: Experiment, wanted: Sequence[str]) -> dict[str, list[E
                 )
     for some in found.values():
         some.sort(key=lambda each: (each.method_right, each.zeroshot_right))
-    return {name: some for name, some in found.items() if some}
+    every = (*benchmark.base_names, *benchmark.new_names)
+    return [(every[place], some) for place, some in found.items() if some]
 
 
 def _some_of_each(pictures: Pictures, wanted: Sequence[bool]) -> Pictures:

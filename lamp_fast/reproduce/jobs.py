@@ -119,7 +119,7 @@ class Identities:
             "settings": read_settings(job.settings),
             "data": data_identity(job.settings.data),
             "target": None if job.target is None else data_identity(job.target),
-            "clip": [clip.name, clip.activation, clip.fingerprint],
+            "clip": [clip.name, clip.activation, clip.fingerprint, to_json(clip.preprocessing)],
             "code": self.code(job.settings.method),
         }
 
@@ -155,7 +155,9 @@ def describe_clip(clip: ClipConfig) -> tuple[ClipIdentity, int]:
     Raises:
         InputError: see :func:`lamp_fast.clip.load_clip`.
     """
-    loaded = load_clip(clip.clip, clip.pretrained, init_seed=clip.init_seed)
+    loaded = load_clip(
+        clip.clip, clip.pretrained, weights_of=clip.weights_of, init_seed=clip.init_seed
+    )
     return loaded.identity, min(len(loaded.vision.blocks), len(loaded.text.blocks))
 
 

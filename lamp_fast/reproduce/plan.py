@@ -57,6 +57,8 @@ class ReproduceConfig:
     """As in lamp_fast.train."""
     pretrained: str | None = None
     """As in lamp_fast.train; by default openai, and for --clip tiny what the package carries."""
+    weights_of: str | None = None
+    """As in lamp_fast.train."""
     out: Path = Path("runs/reproduce")
     """The queue's folder, which several workers, tables and machines may share."""
     workers: int = 1
@@ -175,7 +177,7 @@ class _Settings:
         pretrained = config.pretrained
         if pretrained is None and config.clip != "tiny":
             pretrained = "openai"
-        self.clip = ClipConfig(config.clip, pretrained)
+        self.clip = ClipConfig(config.clip, pretrained, config.weights_of)
         self._bases: dict[tuple[str, ...], TrainConfig] = {}
 
     def data(self, name: str, split: str) -> DataConfig:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lamp_fast.cli import expand_path
 from lamp_fast.data.sources import catalog
 from lamp_fast.errors import InputError
 from lamp_fast.fields import (
@@ -39,6 +40,9 @@ class ClipConfig:
     """An open_clip model name such as ViT-B-16, or "tiny": the small one the package carries."""
     pretrained: str | None = None
     """A tag (openai), a local state dict (.safetensors, .pt), or "random"."""
+    weights_of: str | None = None
+    """The tag whose weights the file of --pretrained holds, such as openai: it decides activation
+    and normalisation. Files of some tags are recognised."""
     init_seed: int = 0
     """Seed of the weights when --pretrained random."""
 
@@ -108,8 +112,8 @@ class DataConfig:
         imb = 1.0 if own or self.shots is not None else 10.0
         return replace(
             self,
-            root=None if self.root is None else Path(self.root).expanduser().absolute(),
-            table=None if self.table is None else Path(self.table).expanduser().absolute(),
+            root=None if self.root is None else expand_path(self.root).absolute(),
+            table=None if self.table is None else expand_path(self.table).absolute(),
             split=self.split or ("all" if own else "base-new"),
             imb=imb if self.imb is None else self.imb,
             cap=(None if own else 100) if self.cap == AUTO else self.cap,
@@ -468,7 +472,8 @@ def default_config(argv: typing.Sequence[str]) -> TrainConfig:
     base = TrainConfig()
     if "config" in given:
         # Its settings, not its folder: that one is full.
-        base = replace(load_config(Path(given["config"])), config=Path(given["config"]), out=None)
+        file = expand_path(given["config"])
+        base = replace(load_config(file), config=file, out=None)
         if given.get("method", base.method) == base.method and "preset" not in given:
             return base
     if "preset" in given:

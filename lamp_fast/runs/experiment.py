@@ -4,8 +4,8 @@ Training, evaluation and prediction assemble the same way, so a saved config is 
 """
 
 import subprocess
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, load_clip, warn_if_random
+from lamp_fast.clip import FrozenClip, check_distinct, load_clip, tokenise, warn_if_random
 from lamp_fast.data import (
     Benchmark,
     DataSource,
@@ -29,6 +29,7 @@ from lamp_fast.data import (
 from lamp_fast.data.decoded import default_folder
 from lamp_fast.data.loading import Batch, Transform
 from lamp_fast.data.resample import PackTransform
+from lamp_fast.data.sources import catalog
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, to_json
@@ -121,7 +122,7 @@ class Experiment:
             "version": lamp_fast.__version__,
             "commit": _commit(),
             "torch": torch.__version__,
-            "clip": asdict(self.clip.identity),
+            "clip": to_json(self.clip.identity),
             "data": {
                 "sha256": self.data_hash,
                 "base_names": list(self.benchmark.base_names),
@@ -133,12 +134,19 @@ class Experiment:
         }
 
 
-def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
+def assemble(
+    config: TrainConfig,
+    checked: Checked | None = None,
+    recorded_clip: Mapping[str, Any] | None = None,
+    classes: RunClasses | None = None,
+) -> Experiment:
     """Build every part of a run; nothing is written.
 
     Args:
         config: the settings.
         checked: what :func:`check_data` gave for them, where another process has called it.
+        recorded_clip: for a run that was begun before, the CLIP of its record.
+        classes: that the run knew, where it is tested on others.
 
     Raises:
         InputError: the first setting that cannot be served.
@@ -151,10 +159,12 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
-    clip = build_clip(config)
+    clip = build_clip(config, recorded_clip)
     listed = checked[0] if checked else load_data(config.data, config.seed)[1]
     torch.manual_seed(config.seed)
-    method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
+    own = RunClasses(listed.base_names, listed.new_names)
+    method = build_method(clip, config, classes or own)
+    check_class_prompts(method, listed, distinct=recorded_clip is None or classes is not None)
     benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
     cache = None
     if config.machine.cache_size and benchmark.train.arrays is None:
@@ -163,6 +173,27 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     names = max(benchmark.base_names, benchmark.new_names, key=len)
     config = method.decided(config, names, benchmark.template)
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
+
+
+def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool) -> None:
+    """Refuse, before any work, class names that the method or zero-shot CLIP could not take.
+
+    Args:
+        method: of the run.
+        benchmark: what is trained or tested.
+        distinct: names must also differ in their tokens, but for a data set that is published with
+            others.
+
+    Raises:
+        InputError: a prompt that is too long, a name that is no text, names with the same tokens.
+    """
+    names = (*benchmark.base_names, *benchmark.new_names)
+    for template in method.templates(benchmark.template):
+        tokenise(method.clip, names, template, quiet=True)
+    tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
+    entry = catalog.CATALOG.get(benchmark.name)
+    if distinct and (entry is None or entry.distinct_names):
+        check_distinct(tokens, f"--data {benchmark.name}: class names")
 
 
 def check_data(config: TrainConfig) -> Checked:
@@ -213,8 +244,11 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
     return source, benchmark
 
 
-def build_clip(config: TrainConfig) -> FrozenClip:
+def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:
     """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
+
+    ``recorded`` is the CLIP of the run's record, where there is one: it decides how weights are
+    used, wherever they lie now.
 
     Raises:
         InputError: see :func:`load_clip`.
@@ -222,6 +256,8 @@ def build_clip(config: TrainConfig) -> FrozenClip:
     clip = load_clip(
         config.clip.clip,
         config.clip.pretrained,
+        weights_of=config.clip.weights_of,
+        recorded=recorded,
         init_seed=config.clip.init_seed,
         device=config.machine.device,
         dtype=DTYPES[config.machine.precision],
@@ -314,12 +350,12 @@ def _load_run(
     """A run with its learned state; with a target, over that one's pictures instead of its own."""
     record = read_json(folder / CONFIG)
     tensors, facts = read_learned(folder)
+    classes = None
     if target is not None:
         # A method may hold state by class: it is built for the classes that the run knew.
         own = ("base_names", "new_names")
-        named = replace(target[0], **{each: tuple(record["data"][each]) for each in own})
-        target = (named, *target[1:])
-    experiment = assemble(place(config, ranks), target)
+        classes = RunClasses(*(tuple(record["data"][half]) for half in own))
+    experiment = assemble(place(config, ranks), target, record["clip"], classes)
     clip = experiment.clip.identity.fingerprint
     _refuse_another("CLIP weights", folder, clip, record["clip"]["fingerprint"])
     checkpoint.load_into(experiment.method, tensors, folder / LEARNED)

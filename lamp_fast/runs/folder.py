@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from lamp_fast.cli import expand_path
 from lamp_fast.errors import InputError
 from lamp_fast.fields import peek
 from lamp_fast.files import load_tensors, read_json
@@ -107,8 +108,8 @@ def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
     So too where torchrun starts the ranks of a run again.
     """
     out = peek(argv, "out").get("out")
-    saved = None if out is None else Path(out) / CONFIG
-    resuming = "--resume" in argv or (out is not None and _goes_on(Path(out)))
+    saved = None if out is None else expand_path(out) / CONFIG
+    resuming = "--resume" in argv or (out is not None and _goes_on(expand_path(out)))
     if resuming and saved is not None and saved.is_file():
         return settings.load_config(saved)
     return settings.default_config(argv)

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
 import lamp_fast
+from lamp_fast.cli import expand_path
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, save_tensors, write_bytes, write_json
 from lamp_fast.runs.folder import CONFIG, RESULT
@@ -79,7 +80,7 @@ def fetch(
     Raises:
         InputError: neither a folder nor a repository that can be had now.
     """
-    folder = Path(folder_or_hub_id)
+    folder = expand_path(folder_or_hub_id)
     if folder.is_dir():
         return folder
     repo_id = os.fspath(folder_or_hub_id)

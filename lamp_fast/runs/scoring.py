@@ -11,6 +11,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from lamp_fast.cli import expand_path
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_bytes, write_csv, write_json
@@ -156,8 +157,8 @@ def hold_transfer(
     stack.enter_context(hold_folder(folder))
     record = {
         **identity,
-        "root": None if target.root is None else str(target.root.expanduser().absolute()),
-        "table": None if target.table is None else str(target.table.expanduser().absolute()),
+        "root": None if target.root is None else str(expand_path(target.root).absolute()),
+        "table": None if target.table is None else str(expand_path(target.table).absolute()),
         "unreadable": list(experiment.unreadable),
         **{name: program[name] for name in ("version", "commit", "torch")},
     }

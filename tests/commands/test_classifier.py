@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import lamp_fast
 from lamp_fast import cli
@@ -183,6 +183,47 @@ def test_arrays_and_files_agree(classifier, scans, tmp_path):
     opaque = np.dstack([scan, np.full((8, 8, 1), 255, dtype=np.uint8)])
     answers = classifier.classify([tmp_path / "a.png", scan, scan[..., 0], opaque, scan[:, :]])
     assert all(same(answers[0], other) for other in answers)
+
+
+def test_an_iterator_may_use_its_buffer_again(classifier, scans):
+    """As a camera's and a GIF's frames do: what counts is what an item showed when it was given."""
+    few = scans.arrays[:7]
+    assert len({scan.tobytes() for scan in few}) == 7
+    expected = classifier.classify(few, batch=3)
+
+    def camera():
+        buffer = np.empty_like(few[0])
+        for scan in few:
+            buffer[...] = scan
+            yield buffer
+
+    def redrawn():
+        image = Image.new("RGB", (8, 8))
+        for scan in few:
+            image.paste(Image.fromarray(scan))
+            yield image
+
+    for pictures in (camera(), redrawn()):
+        assert classifier.classify(pictures, batch=3) == expected
+
+
+def test_the_frames_of_a_file(classifier, scans, tmp_path):
+    frames = [Image.fromarray(scan) for scan in scans.arrays[:5]]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as gif:
+        copies = [frame.convert("RGB") for frame in ImageSequence.Iterator(gif)]
+        assert len(copies) == 5
+        answers = classifier.classify(ImageSequence.Iterator(gif))
+    assert answers == classifier.classify(copies)
+
+
+def test_one_image_many_times(classifier, tmp_path):
+    """PIL decodes a file when it is first needed, which several threads cannot do at once."""
+    Image.effect_noise((600, 400), 90).convert("RGB").save(tmp_path / "noise.jpg")
+    with Image.open(tmp_path / "noise.jpg") as image:
+        answers = classifier.classify([image] * 16)
+    (expected,) = classifier.classify([tmp_path / "noise.jpg"])
+    assert all(same(answer, expected) for answer in answers)
 
 
 def test_an_unreadable_picture_stands_in_its_place(classifier, scans, tmp_path):

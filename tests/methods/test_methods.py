@@ -658,3 +658,42 @@ def test_info_prints_the_parameters(monkeypatch, capsys):
 def test_every_method_is_compared_here():
     assert set(METHODS) - {"lamp", "zeroshot"} == set(COMPARED)
     assert settings.READS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_templates_are_all_that_names_are_put_into(name, small_clip):
+    """What is checked before a run is what the run will tokenise."""
+    clip, seen = small_clip(), []
+    tokenizer = clip.tokenizer
+
+    def recording(texts, *arguments, **options):
+        seen.extend(texts)
+        return tokenizer(texts, *arguments, **options)
+
+    for template in ("a photo of a {}.", "a photo of a person doing {}.", "{} texture."):
+        method = build(name, clip)
+        expected = {each.replace("{}", "ox") for each in method.templates(template)}
+        clip.tokenizer, seen[:] = recording, []
+        method.prepare(["ox"], template)
+        clip.tokenizer = tokenizer
+        assert set(seen) == expected
+
+
+def test_candle_tells_classes_of_one_name_apart(small_clip):
+    """By their place: ImageNet has two "missile", each with pictures of its own."""
+    clip = small_clip()
+    base, new = ("missile", "ox", "missile"), ("hen", "missile")
+    method = build("candle", clip, None, RunClasses(base, new))
+    torch.nn.init.normal_(method.visual)
+    torch.nn.init.normal_(method.virtual.data)
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    every = method.logits(images, method.prepare((*base, *new), "a photo of a {}."))
+    for names, expected in (
+        (base, every[:, :3]),
+        (new, every[:, 3:]),
+        (("missile", "hen", "missile"), every[:, [0, 3, 2]]),
+    ):
+        got = method.logits(images, method.prepare(names, "a photo of a {}."))
+        torch.testing.assert_close(got, expected, **TOLERANCE)
+    columns = method.prepare(("zebra", "ox", "gnu"), "a photo of a {}.").columns
+    assert columns.tolist() == [5, 1, 6]
