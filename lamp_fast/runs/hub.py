@@ -18,13 +18,12 @@ from huggingface_hub.utils import validate_repo_id
 import lamp_fast
 from lamp_fast.errors import InputError
 from lamp_fast.files import save_tensors, write_bytes, write_json
-from lamp_fast.runs.folder import CONFIG, RESULT
+from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
 from lamp_fast.runs.scoring import results_table
 
 if TYPE_CHECKING:
     from lamp_fast.classifier import Classifier
 
-WEIGHTS = "model.safetensors"
 CARD = "README.md"
 
 # Longer tables of classes tell a reader nothing; config.json holds them all.

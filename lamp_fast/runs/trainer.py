@@ -126,10 +126,15 @@ class Trainer:
         self.captured = CapturedStep(self._fixed_step, self._state, recorder)
 
     def restore(self) -> None:
-        """Go on from the folder's checkpoint."""
-        self.progress = checkpoint.load_checkpoint(self.folder, self.method, self.optimiser)
+        """Go on from the folder's checkpoint, whose log is written again: a killed process may have
+        come no further than the checkpoint."""
+        self.progress = checkpoint.load_checkpoint(
+            self.folder, self.method, self.optimiser, self.scaler.state_dict()
+        )
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
+        if self.ranks.first:
+            checkpoint.write_metrics(self.folder, self.progress.history)
 
     def save(self) -> None:
         """Write the checkpoint, then the log that belongs to it."""
