@@ -149,6 +149,7 @@ class Trainer:
         """Train the remaining epochs, a checkpoint after each."""
         for epoch in range(self.progress.epoch, self.optim.epochs):
             line = self._epoch(epoch)
+            self._check_state(epoch)
             self.progress.history.append(line)
             self.progress.epoch = epoch + 1
             self.ranks.once(self.save)
@@ -284,6 +285,16 @@ class Trainer:
         step = next(index for index, loss in enumerate(losses, 1) if not math.isfinite(loss))
         raise NonFiniteLossError(
             f"the loss is {losses[step - 1].item()} at step {step} of epoch {epoch + 1}; stopped."
+            f" The last good checkpoint, of epoch {self.progress.epoch}, is in {self.folder}"
+        )
+
+    def _check_state(self, epoch: int) -> None:
+        """The last step may have broken what it left, which no loss has shown yet."""
+        numbers = [each for each in self._state() if each.is_floating_point()]
+        if all(bool(torch.isfinite(each).all()) for each in numbers):
+            return
+        raise NonFiniteLossError(
+            f"weights are not finite after epoch {epoch + 1}; stopped."
             f" The last good checkpoint, of epoch {self.progress.epoch}, is in {self.folder}"
         )
 

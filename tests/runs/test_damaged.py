@@ -28,7 +28,7 @@ from lamp_fast.runs import experiment, hub
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, METRICS, RESULT
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import evaluate_rows, write_results
-from lamp_fast.runs.trainer import Trainer
+from lamp_fast.runs.trainer import NonFiniteLossError, Trainer
 
 BEFORE = Path(__file__).parents[1] / "before"
 RUNS = sorted(folder.name for folder in BEFORE.iterdir())
@@ -311,3 +311,20 @@ def test_a_checkpoint_of_another_kind_is_refused(run, change, message):
     with pytest.raises(InputError, match=message):
         trainer.restore()
     assert all(torch.equal(before[n], each) for n, each in trainer.method.state_dict().items())
+
+
+def test_weights_that_the_last_step_broke_replace_no_checkpoint(run, monkeypatch):
+    """Its loss was computed before; the checkpoint of the epoch before is what is left."""
+    trainer = Trainer(experiment.assemble(load(run).record.settings), run)
+    epoch = trainer._epoch
+
+    def broken(number):
+        line = epoch(number)
+        if number == 1:
+            trainer.parameters[0].data.view(-1)[3] = float("inf")
+        return line
+
+    monkeypatch.setattr(trainer, "_epoch", broken)
+    with pytest.raises(NonFiniteLossError, match=r"not finite after epoch 2; .* of epoch 1, is in"):
+        trainer.run()
+    assert load_tensors(run / CHECKPOINT)[1]["epoch"] == 1
