@@ -180,9 +180,9 @@ def _read_regular(file: Path) -> bytes:
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write named tensors with JSON facts, and a digest of both, in one safetensors file."""
     held = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-    text = json.dumps(facts)
-    metadata = {"facts": text, "sha256": _digest(held, text)}
-    write_bytes(file, to_safetensors(held, metadata=metadata))
+    # One entry for both: safetensors writes several in no order, and equal files shall be equal.
+    entry = json.dumps([facts, _digest(held, facts)])
+    write_bytes(file, to_safetensors(held, metadata={"facts": entry}))
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
@@ -196,22 +196,22 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(file, framework="pt") as archive:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-            metadata = archive.metadata() or {}
-        text = metadata.get("facts", "{}")
-        facts = parse_json(text)
+            facts = parse_json((archive.metadata() or {}).get("facts", "{}"))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{file}: damaged ({_reason(error)})") from None
-    if "sha256" in metadata and metadata["sha256"] != _digest(tensors, text):
-        raise InputError(f"{file}: damaged (its content is not that of its sha256)")
+    if isinstance(facts, list):  # a dictionary where there is no digest yet
+        if len(facts) != 2 or facts[1] != _digest(tensors, facts[0]):
+            raise InputError(f"{file}: damaged (its content is not that of its sha256)")
+        facts = facts[0]
     for name, each in tensors.items():
         if each.is_floating_point() and not bool(torch.isfinite(each).all()):
             raise InputError(f"{file}: {name} holds values that are not finite")
     return tensors, facts
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
-    """sha256 over the facts' text and the names, dtypes, shapes and bytes of all tensors."""
-    digest = hashlib.sha256(facts.encode())
+def _digest(tensors: Mapping[str, Tensor], facts: Any) -> str:
+    """sha256 over the facts as JSON and the names, dtypes, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for name, each in sorted(tensors.items()):
         digest.update(f"\n{name} {each.dtype} {tuple(each.shape)}\n".encode())
         digest.update(each.reshape(-1).view(torch.uint8).numpy().tobytes())

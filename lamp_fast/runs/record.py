@@ -267,11 +267,11 @@ def _read_as(kind: Any, value: Any, where: str) -> Any:
         value, hints = _object(value, where), typing.get_type_hints(kind)
         found = {}
         for field in fields(kind):
+            at = f"{where}.{field.name}" if ": " in where else f"{where}: {field.name}"
             if field.name in value:
-                at = f"{where}.{field.name}"
                 found[field.name] = _read_as(hints[field.name], value[field.name], at)
             elif field.default is MISSING:
-                raise InputError(f"{where}: {field.name} is missing")
+                raise InputError(f"{at} is missing")
         return kind(**found)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
