@@ -20,8 +20,8 @@ from tabulate import tabulate
 from lamp_fast import cli
 from lamp_fast.data import decoded
 from lamp_fast.errors import InputError
-from lamp_fast.runs import hub
 from lamp_fast.runs.folder import CONFIG
+from lamp_fast.runs.record import holds_record
 
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
 OPEN_CLIP_FOLDER = Path("~/.cache/clip")
@@ -134,9 +134,7 @@ def _weights_of_open_clip() -> tuple[set[str], set[str]]:
 
 def _is_classifier(revision: CachedRevisionInfo) -> bool:
     """Whether a repository of the hub holds what this package saves there."""
-    return any(
-        file.file_name == CONFIG and hub.is_record(file.file_path) for file in revision.files
-    )
+    return any(file.file_name == CONFIG and holds_record(file.file_path) for file in revision.files)
 
 
 def _megabytes(size: int) -> str:

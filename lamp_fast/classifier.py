@@ -4,6 +4,7 @@ A run folder, or what :meth:`Classifier.save_pretrained` wrote, is enough to loa
 the few learned tensors. The pictures it was trained on need not exist any more.
 """
 
+import contextlib
 import io
 import os
 from collections import Counter, deque
@@ -27,20 +28,14 @@ from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import from_json, parse_layers, to_json
-from lamp_fast.files import load_tensors, read_json
-from lamp_fast.methods import Method, RunClasses, build_method
-from lamp_fast.runs import checkpoint, hub
+from lamp_fast.methods import Method
 from lamp_fast.runs import config as settings
+from lamp_fast.runs import hub
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import build_clip, resolve_machine
-from lamp_fast.runs.folder import (
-    CONFIG,
-    LEARNED,
-    RESULT,
-    prepare_folder,
-    read_learned,
-    resumed_defaults,
-)
+from lamp_fast.runs.folder import prepare_folder, resumed_defaults
+from lamp_fast.runs.saved import load
+from lamp_fast.runs.scoring import require_finite
 from lamp_fast.runs.trainer import NonFiniteLossError
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
@@ -110,9 +105,10 @@ class Classifier:
             NonFiniteLossError: training diverged; the last good checkpoint is in the folder.
         """
         config = training_settings(flags)
-        config = replace(config, out=prepare_folder(config))
-        if train.main(config):
-            raise NonFiniteLossError(f"{config.out}: training diverged, nothing to load")
+        with contextlib.ExitStack() as made:
+            config = replace(config, out=prepare_folder(config, made))
+            if train.main(config):
+                raise NonFiniteLossError(f"{config.out}: training diverged, nothing to load")
         return cls.load(config.out, device=config.machine.device)
 
     @classmethod
@@ -136,41 +132,12 @@ class Classifier:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
                 not there.
         """
-        folder = expand_path(run)
-        file = folder / CONFIG
-        record = read_json(file)
-        try:
-            saved = settings.saved_settings(record["settings"], str(file))
-            fingerprint = record["clip"]["fingerprint"]
-            missing = {"base_names", "new_names", "template"} - record["data"].keys()
-        except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{file}: not the {CONFIG} of a run") from None
-        if missing:
-            raise InputError(f"{file}: data.{min(missing)} is missing")
-        settings.validate(saved)
-        weights = folder / hub.WEIGHTS
-        if weights.is_file():
-            tensors, facts = load_tensors(weights)
-        else:
-            weights, (tensors, facts) = folder / LEARNED, read_learned(folder)
-        config = _on_device(saved, device)
+        saved = load(expand_path(run))
+        config = _on_device(saved.record.settings, device)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
-        clip = build_clip(config, record["clip"])
-        if clip.identity.fingerprint != fingerprint:
-            raise InputError(
-                f"{folder}: the CLIP weights are not those of the run"
-                f" (sha256 {clip.identity.fingerprint[:12]}, then {fingerprint[:12]})"
-            )
-        classes = RunClasses(
-            tuple(record["data"]["base_names"]), tuple(record["data"]["new_names"])
-        )
-        with torch.random.fork_rng(devices=[]):  # a fresh method draws what is then overwritten
-            method = build_method(clip, config, classes)
-        checkpoint.load_into(method, tensors, weights)
-        results = folder / RESULT
-        rows = read_json(results) if results.is_file() else None
-        return cls(method, config, record, facts, rows)
+        method = saved.method(build_clip(config, saved.record.values["clip"]), config)
+        return cls(method, config, saved.record.values, saved.facts, saved.results)
 
     @classmethod
     def from_pretrained(
@@ -338,6 +305,7 @@ class Classifier:
             logits = method.logits(images.to(self.config.machine.device, clip.dtype), classes)
         finally:
             method.use_adapted = False
+        require_finite(logits)
         values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
         return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
 
@@ -399,7 +367,8 @@ def _on_device(config: TrainConfig, device: str) -> TrainConfig:
     """The settings for the machine of now."""
     then = config.machine
     resolved, place = resolve_machine(replace(then, device=device, precision="auto"))
-    if then.precision in ("fp32", "fp64") or torch.device(then.device).type == place.type:
+    same_kind = then.device.partition(":")[0] == place.type
+    if then.precision in ("fp32", "fp64") or (same_kind and then.precision != "auto"):
         resolved = replace(resolved, precision=then.precision)
     return replace(config, machine=resolved)
 

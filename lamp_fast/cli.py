@@ -180,9 +180,10 @@ def _one_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        # After an interrupt the process ends, and the second may come as late as that.
-        if last == float("-inf"):
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        # After an interrupt the process ends, and the second may come as late as that: Python gives
+        # the default, which kills, back to signals with a handler before it is gone.
+        interrupted = last != float("-inf")
+        signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else signal.default_int_handler)
 
 
 def _quieten() -> None:

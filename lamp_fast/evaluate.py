@@ -17,11 +17,11 @@ import tyro
 from lamp_fast import cli
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
-from lamp_fast.files import read_json
-from lamp_fast.runs.config import DataConfig, load_config
+from lamp_fast.runs.config import DataConfig
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
-from lamp_fast.runs.folder import CONFIG
+from lamp_fast.runs.folder import refuse_nested
 from lamp_fast.runs.ranks import join
+from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import (
     Evaluated,
     evaluate_rows,
@@ -80,12 +80,13 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; scores on another data set are written, too."""
-    file, target = config.run / CONFIG, config.target
-    read_json(file)
-    with report_dead_workers(), join(load_config(file).machine.device) as ranks:
+    target, saved = config.target, load(config.run)
+    if target is not None and config.out is not None:
+        refuse_nested(config.out, target)
+    with report_dead_workers(), join(saved.record.settings.machine.device) as ranks:
         if target is None:
-            load = functools.partial(load_run, root=config.root, table=config.table)
-            experiment, facts = ranks.together(load, config.run, ranks)
+            again = functools.partial(load_run, root=config.root, table=config.table)
+            experiment, facts = ranks.together(again, config.run, ranks)
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         cli.say(*experiment.describe())

@@ -1,40 +1,108 @@
 """Files that are whole or not there: every write is atomic, and nothing here unpickles.
 
 Tensors are kept as safetensors, the rest as JSON or CSV. A file is either the old one or the new
-one, whenever the process dies.
+one, whenever the process dies. Links are followed; devices and pipes are written to as they are.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from lamp_fast.errors import InputError
 
+# What is JSON of ours nests no deeper, and no integer of it needs more bits than a tensor's.
+MAX_DEPTH = 32
+INT64 = range(-(2**63), 2**63)
+
+# Names below these stand for what a process has open; renaming over one would cut the others off.
+_SYSTEM = (Path("/dev"), Path("/proc"))
+
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Replace ``file`` as a whole: written beside it, synced, then renamed over it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    """Replace ``file`` as a whole: written beside it, synced, then renamed over it.
+
+    A link stays, and what it leads to is replaced. What is there and is no regular file (a device,
+    a pipe), or is an open file's name (``/dev/stdout``), is written to directly.
+    """
+    target = _behind_links(file)
+    if target is None:
+        with open(file, "ab") as stream:  # what was printed to the same file before stays
+            stream.write(content)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, file)
+        os.replace(partial, target)
     except OSError as error:
         # A full disk does not say which file, and the partial one is not what the user asked for.
         error.filename, error.filename2 = str(file), None
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _behind_links(file: Path) -> Path | None:
+    """The regular file, there or to come, that a name leads to; None where it is none."""
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            return None
+    except FileNotFoundError:
+        pass
+    file = file.absolute()
+    while file.is_symlink():
+        if any(file.is_relative_to(folder) for folder in _SYSTEM):
+            return None
+        file = file.parent / file.readlink()
+    return file
+
+
+def refuse_output(flag: str, file: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse before any work a file that cannot be written after it, or that is read.
+
+    Args:
+        flag: what named the file.
+        file: the output.
+        inputs: files that are read; those that are not there cannot be hit.
+
+    Raises:
+        InputError: a folder, or one of the inputs, also where a link or another name leads there.
+    """
+    try:
+        output = os.stat(file)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{flag} {file}: cannot be written ({_reason(error)})") from None
+    if stat.S_ISDIR(output.st_mode):
+        raise InputError(f"{flag} {file}: is a folder, expected a file to write")
+    if not stat.S_ISREG(output.st_mode):
+        return
+    for each in inputs:
+        try:
+            same = os.path.samestat(os.stat(each), output)
+        except (OSError, ValueError):
+            continue
+        if same:
+            raise InputError(f"{flag} {file}: is read as {each}, expected another file to write")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -60,34 +128,96 @@ def read_json(file: Path) -> Any:
     """Read a JSON file of a run.
 
     Raises:
-        InputError: naming a file that is missing or damaged.
+        InputError: naming a file that is missing or damaged, or holds what no run writes: values
+            deeper than ``MAX_DEPTH``, integers beyond 64 bits, text that is no Unicode.
+    """
+    content = _read_regular(file)
+    try:
+        return parse_json(content.decode())
+    except ValueError as error:
+        raise InputError(f"{file}: damaged ({_reason(error)})") from None
+
+
+def parse_json(text: str) -> Any:
+    """Plain values of a JSON text that was not written here.
+
+    Raises:
+        ValueError: see :func:`read_json`.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: expected a file of a run ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{file}: damaged ({error})") from None
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _check_plain(value, 0)
+    return value
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_plain(name, depth)
+            _check_plain(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif isinstance(value, str):
+        value.encode()  # half a surrogate pair is refused here, and not where it is printed
+    elif isinstance(value, int) and value not in INT64:
+        raise ValueError("an integer of more than 64 bits")
+
+
+def _read_regular(file: Path) -> bytes:
+    """The content of a file of a run; a pipe is not waited for.
+
+    Raises:
+        InputError: it is missing, or no file.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise OSError("no regular file")
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: expected a file of a run ({_reason(error)})") from None
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write named tensors with JSON facts in the header of one safetensors file."""
+    """Write named tensors with JSON facts, and a digest of both, in one safetensors file."""
     held = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-    write_bytes(file, to_safetensors(held, metadata={"facts": json.dumps(facts)}))
+    # One entry for both: safetensors writes several in no order, and equal files shall be equal.
+    entry = json.dumps([facts, _digest(held, facts)])
+    write_bytes(file, to_safetensors(held, metadata={"facts": entry}))
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what :func:`save_tensors` wrote.
+    """Read what :func:`save_tensors` wrote, in this version or one that kept no digest.
 
     Raises:
-        InputError: naming a file that is missing or damaged.
+        InputError: naming a file that is missing or damaged, or holds values that are not finite.
     """
+    if not file.is_file():
+        _read_regular(file)
     try:
         with safe_open(file, framework="pt") as archive:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-            facts = json.loads((archive.metadata() or {}).get("facts", "{}"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: expected a file of a run (No such file)") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: damaged ({' '.join(str(error).split())})") from None
+            facts = parse_json((archive.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{file}: damaged ({_reason(error)})") from None
+    if isinstance(facts, list):  # a dictionary where there is no digest yet
+        if len(facts) != 2 or facts[1] != _digest(tensors, facts[0]):
+            raise InputError(f"{file}: damaged (its content is not that of its sha256)")
+        facts = facts[0]
+    for name, each in tensors.items():
+        if each.is_floating_point() and not bool(torch.isfinite(each).all()):
+            raise InputError(f"{file}: {name} holds values that are not finite")
     return tensors, facts
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: Any) -> str:
+    """sha256 over the facts as JSON and the names, dtypes, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name, each in sorted(tensors.items()):
+        digest.update(f"\n{name} {each.dtype} {tuple(each.shape)}\n".encode())
+        digest.update(each.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -22,7 +22,8 @@ from lamp_fast.classifier import Classifier, Prediction
 from lamp_fast.data.pictures import EXTENSIONS
 from lamp_fast.data.sources.files import LeftOut, check_regular, pictures_below
 from lamp_fast.errors import InputError, printable
-from lamp_fast.files import write_csv, write_json
+from lamp_fast.files import refuse_output, write_csv, write_json
+from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 
 TABLE_SUFFIX = ".csv"
 # In place of a file: standard output.
@@ -61,9 +62,10 @@ class PredictConfig:
 
 def main(config: PredictConfig) -> int:
     """Classify every picture; print or write the result."""
-    _check_outputs(config)
+    _check_outputs(config, config.sources)
     left_out = LeftOut(skip_unreadable=True)
     files = [file for source in config.sources for file in list_pictures(source, config, left_out)]
+    _check_outputs(config, files)
     if not files:
         raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
     classifier = Classifier.load(config.run, device=config.device, pretrained=config.pretrained)
@@ -174,21 +176,33 @@ def _listed(file: Path, column: str) -> list[Path]:
     return [file.parent / path for path in paths]
 
 
-def _check_outputs(config: PredictConfig) -> None:
-    """Refuse before any work what could not be written after it."""
+def _check_outputs(config: PredictConfig, inputs: Sequence[Path]) -> None:
+    """Refuse before any work what could not be written after it, or is read for it."""
     outputs = [("--csv", config.csv), ("--json", config.json)]
+    of_the_run = [config.run / name for name in (CONFIG, LEARNED, WEIGHTS, RESULT)]
     for flag, file in outputs:
         if file is None or file == STDOUT:
             continue
-        if file.is_dir():
-            raise InputError(f"{flag} {file}: is a folder, expected a file to write")
-        folder = file.absolute().parent
+        refuse_output(flag, file, [*inputs, *of_the_run])
+        if file.exists() and not file.is_file():
+            continue
+        folder = file.resolve().parent
         if not folder.is_dir():
             raise InputError(f"{flag} {file}: expected a file in a folder that exists")
         if not os.access(folder, os.W_OK):
             raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
-    if config.csv is not None and config.csv == config.json:
+    if config.csv is None or config.json is None:
+        return
+    standard = STDOUT in (config.csv, config.json)
+    if config.csv == config.json or (not standard and _same(config.csv, config.json)):
         raise InputError(f"--json {config.json}: --csv writes there too")
+
+
+def _same(file: Path, other: Path) -> bool:
+    """Whether two names lead to one regular file, there or to come."""
+    if not (file.exists() and other.exists()):
+        return file.resolve() == other.resolve()
+    return file.is_file() and file.samefile(other)
 
 
 def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:

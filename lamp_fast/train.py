@@ -15,8 +15,7 @@ from lamp_fast.clip import completed_record
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
-from lamp_fast.files import read_json, save_tensors, write_json
-from lamp_fast.runs import config as settings
+from lamp_fast.files import save_tensors, write_json
 from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig
@@ -28,10 +27,13 @@ from lamp_fast.runs.folder import (
     choose_folder,
     clear_folder,
     hold_folder,
+    how_to_go_on,
     prepare_folder,
+    require_checkpoint,
     resumed_defaults,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
+from lamp_fast.runs.record import read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
@@ -51,9 +53,9 @@ def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
     """A resumed run must be the run that was begun, wherever its files lie now."""
-    then, now = read_json(folder / CONFIG), experiment.record()
-    then["clip"] = completed_record(then["clip"])
-    begun = _by_flag(to_json(settings.load_config(folder / CONFIG)))
+    record, now = read_record(folder / CONFIG), experiment.record()
+    then = {**record.values, "clip": completed_record(record.values["clip"])}
+    begun = _by_flag(to_json(record.settings))
     for (group, name), value in _by_flag(now["settings"]).items():
         free = group in ("out", "config", "machine", "tensorboard")
         if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
@@ -70,16 +72,20 @@ def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
     if config.tensorboard:
         need_tensorboard()
-    with report_dead_workers(), join(config.machine.device) as ranks:
-        return _run(config, ranks)
+    # A folder that was made for a run that is refused goes again.
+    with (
+        report_dead_workers(),
+        join(config.machine.device) as ranks,
+        contextlib.ExitStack() as made,
+    ):
+        return _run(*ranks.once(choose_folder, config, made), ranks)
 
 
-def _run(config: TrainConfig, ranks: Ranks) -> int:
-    config, folder = ranks.once(choose_folder, config)
+def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
-    recorded = read_json(folder / CONFIG).get("clip", {}) if config.resume else None
+    recorded = read_record(folder / CONFIG).values["clip"] if config.resume else None
     experiment = ranks.together(assemble, placed, checked, recorded)
     cli.say(*experiment.describe())
     if config.resume:
@@ -103,8 +109,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
             finish(experiment, trainer.progress, folder, ranks)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"stopped after epoch {trainer.progress.epoch};"
-                f" python -m lamp_fast.train --out {folder} --resume goes on"
+                f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
             ) from None
         except NonFiniteLossError as error:
             cli.say(f"error: {error}", stream=sys.stderr)
@@ -115,14 +120,14 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
 def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
     """Own the folder until ``stack`` closes; another run may have filled it since it was chosen."""
     stack.enter_context(hold_folder(folder))
-    prepare_folder(replace(config, out=folder))
+    prepare_folder(replace(config, out=folder), stack)
 
 
 def _begin(trainer: Trainer) -> None:
     """Leave nothing of a run to be replaced, then write what this one starts from."""
     folder, experiment = trainer.folder, trainer.experiment
-    if experiment.config.overwrite:
-        clear_folder(folder)
+    if experiment.config.overwrite and (kept := clear_folder(folder)):
+        print(f"kept    {', '.join(map(repr, kept))}: not written by a run", flush=True)
     record = experiment.record()
     if (launch := launch_id()) is not None:
         record["launch"] = launch
@@ -133,6 +138,8 @@ def _begin(trainer: Trainer) -> None:
 def finish(experiment: Experiment, progress: Progress, folder: Path, ranks: Ranks = ALONE) -> None:
     """Adapt, save what was learned, score it and draw the pictures."""
     adaptation = adapt_to_new_classes(experiment, ranks)
+    if progress.epoch:
+        ranks.once(require_checkpoint, folder)
     seconds = sum(line["seconds"] for line in progress.history)
     facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
     method = experiment.method

@@ -258,8 +258,9 @@ def context_start(clip: FrozenClip, words: str | None, count: int) -> Tensor:
     precision = torch.promote_types(table.dtype, torch.float32)
     if words is None:
         return 0.02 * torch.randn(count, table.shape[1], dtype=precision)
-    ids = clip.tokenizer([words])
-    length = int(clip.eot_positions(ids)) - 1
+    with torch.device("cpu"):  # counted also where a method without numbers is built
+        ids = clip.tokenizer([words])
+        length = int(clip.eot_positions(ids)) - 1
     if length < count:
         raise InputError(
             f"--ctx-init {words!r}: {length} tokens, expected at least the {count} of --n-ctx"

@@ -8,9 +8,10 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.errors import InputError
-from lamp_fast.files import write_bytes
+from lamp_fast.files import refuse_output, write_bytes
 from lamp_fast.report.page import build_page
+
+DEFAULT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class ReportConfig:
 
 def main(config: ReportConfig) -> int:
     """Build the page and write it."""
-    out = config.out or config.run / "report.html"
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder, expected a file to write")
+    out = config.out or config.run / DEFAULT
+    run_files = (each for each in config.run.glob("*") if each.name != DEFAULT)
+    refuse_output("--out", out, run_files)
     write_bytes(out, build_page(config.run).encode())
     cli.say(str(out))
     return 0

@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.errors import InputError
-from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
 from lamp_fast.methods.lamp import exact
 from lamp_fast.runs import figures, scoring
 from lamp_fast.runs.experiment import Experiment, load_run
-from lamp_fast.runs.folder import CONFIG, METRICS, read_learned, read_results
+from lamp_fast.runs.folder import METRICS, RESULT, finished_file
+from lamp_fast.runs.record import read_history
+from lamp_fast.runs.saved import load
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
@@ -38,6 +38,9 @@ SCORED_A_CLASS = 40
 EXAMPLES_A_KIND = 2
 MOST_ROUTED = 8
 THUMBNAIL = 112
+
+# More pictures than any data set has; sums of so many stay within 64 bits.
+MAX_COUNT = 1 << 40
 
 # Stands for the page's own text colour, which differs between light and dark.
 _INK = "#010203"
@@ -78,12 +81,13 @@ def build_page(run: Path) -> str:
     Raises:
         InputError: a file of the run that is missing or damaged.
     """
-    record = read_json(run / CONFIG)
-    read_learned(run)
-    rows = read_results(run)
-    method = METHODS[record["settings"]["method"]].title
-    history = _read_history(run / METRICS)
-    classes = _read_classes(run / "per_class.csv")
+    saved = load(run)
+    if saved.results is None:
+        raise InputError(f"{finished_file(run, RESULT)}: expected a file of a run (it is missing)")
+    record, rows = saved.record.values, saved.results
+    method = METHODS[saved.record.settings.method].title
+    history = read_history(run / METRICS)
+    classes = _read_classes(run / "per_class.csv", [row["name"] for row in rows])
     examples, routes, why_not = [], None, None
     try:
         experiment, _ = load_run(run)
@@ -118,39 +122,58 @@ def build_page(run: Path) -> str:
     )
 
 
-def _read_history(file: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: missing or damaged ({error})") from None
+def _read_table(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a CSV file of a run, of the same width.
 
-
-def _read_rows(file: Path) -> list[list[str]]:
+    Raises:
+        InputError: missing, damaged, or without a line.
+    """
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            return list(csv.reader(stream))
+            header, *lines = csv.reader(stream)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{file}: missing or damaged ({error})") from None
+    if not lines or any(len(line) != len(header) for line in lines):
+        raise InputError(f"{file}: damaged (expected lines as wide as the header)")
+    return header, lines
 
 
-def _read_classes(file: Path) -> list[dict[str, Any]]:
+def _count(text: str) -> int:
+    count = int(text)
+    if not 0 <= count < MAX_COUNT:
+        raise ValueError(f"{text[:20]} is no number of pictures")
+    return count
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not (0 <= share <= 1 or np.isnan(share)):
+        raise ValueError(f"{text[:20]} is no accuracy")
+    return share
+
+
+def _read_classes(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
     """The lines of per_class.csv; accuracies in 0..1 by method, NaN without a test picture."""
-    header, *lines = _read_rows(file)
-    methods = [each.removeprefix("accuracy: ") for each in header[5:]]
+    header, lines = _read_table(file)
+    if header[5:] != [f"accuracy: {name}" for name in methods]:
+        raise InputError(f"{file}: damaged (expected the accuracies of {', '.join(methods)})")
     try:
-        return [
+        classes = [
             {
                 "half": half,
                 "class": name,
-                "training": int(training),
-                "test": int(test),
+                "training": _count(training),
+                "test": _count(test),
                 "group": group,
-                "accuracies": dict(zip(methods, map(float, values), strict=True)),
+                "accuracies": dict(zip(methods, map(_share, values), strict=True)),
             }
             for half, name, training, test, group, *values in lines
         ]
     except ValueError as error:
         raise InputError(f"{file}: damaged ({error})") from None
+    if all(row["half"] == "new" for row in classes):
+        raise InputError(f"{file}: damaged (no trained class)")
+    return classes
 
 
 def _trained_accuracy(row: Mapping[str, Any]) -> float:
@@ -201,7 +224,11 @@ def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
     methods = list(trained[0]["accuracies"])[:2]
     return figures.draw_per_class(
         [each["training"] for each in trained],
-        {name: [each["accuracies"][name] for each in trained] for name in methods},
+        {
+            # Dollars begin no formula.
+            name.replace("$", r"\$"): [each["accuracies"][name] for each in trained]
+            for name in methods
+        },
     )
 
 
@@ -224,9 +251,11 @@ def _confusion(run: Path, half: str) -> dict[str, Any] | None:
     file = run / f"confusion_{half}.csv"
     if not file.is_file():
         return None
-    (_, *names), *lines = _read_rows(file)
+    (_, *names), lines = _read_table(file)
+    if [line[0] for line in lines] != names:
+        raise InputError(f"{file}: damaged (its rows are not its columns)")
     try:
-        counts = np.array([line[1:] for line in lines], dtype=int)  # [C, C]
+        counts = np.array([[_count(cell) for cell in line[1:]] for line in lines])  # [C, C]
     except ValueError as error:
         raise InputError(f"{file}: damaged ({error})") from None
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)

@@ -1,6 +1,7 @@
 """The state of a run that is under way: what is written after each epoch and read on resuming."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,9 @@ from torch import Tensor
 
 from lamp_fast.errors import InputError
 from lamp_fast.files import load_tensors, save_tensors, write_bytes
-from lamp_fast.runs.folder import CHECKPOINT, METRICS
-
-
-def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Load a method's state.
-
-    Raises:
-        InputError: tensors of another method, model or setting.
-    """
-    try:
-        module.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file}: not the state of this model ({reason})") from None
+from lamp_fast.runs.folder import CHECKPOINT, METRICS, require_checkpoint
+from lamp_fast.runs.record import check_history
+from lamp_fast.runs.saved import check_state
 
 
 @dataclass
@@ -53,7 +43,13 @@ def write_metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 def save_checkpoint(
     folder: Path, method: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Write the resumable state of a run: parameters, LBO, optimiser, generator and log."""
+    """Write the resumable state of a run: parameters, LBO, optimiser, generator and log.
+
+    Raises:
+        FileNotFoundError: the folder was removed since the last one.
+    """
+    if progress.epoch > 1:
+        require_checkpoint(folder)
     tensors = {f"method.{name}": each for name, each in method.state_dict().items()}
     for index, slots in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{slot}": each for slot, each in slots.items()}
@@ -62,27 +58,84 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, method: torch.nn.Module, optimiser: torch.optim.Optimizer
+    folder: Path,
+    method: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: Mapping[str, Any],
 ) -> Progress:
-    """Restore what :func:`save_checkpoint` wrote.
+    """Restore what :func:`save_checkpoint` wrote; nothing is changed where it is refused.
+
+    Args:
+        folder: of the run.
+        method, optimiser: what to restore.
+        scaler: the loss scaler's state, whose names a saved one must have; empty without one.
 
     Raises:
         InputError: a damaged file, or one of another model.
     """
     file = folder / CHECKPOINT
     tensors, facts = load_tensors(file)
+    progress = _progress(facts, scaler, file)
     learned = {
         name.removeprefix("method."): each
         for name, each in tensors.items()
         if name.startswith("method.")
     }
-    load_into(method, learned, file)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, each in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, slot = name.split(".", 2)
-            state.setdefault(int(index), {})[slot] = each
+    check_state(method.state_dict(), learned, file)
+    state = _optimiser_state(tensors, optimiser, file)
+    before = torch.get_rng_state()
+    try:
+        torch.set_rng_state(tensors["generator"])
+    except (KeyError, RuntimeError, TypeError):
+        torch.set_rng_state(before)
+        raise InputError(f"{file}: damaged (no state of the random generator)") from None
+    method.load_state_dict(learned, strict=True)
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
-    torch.set_rng_state(tensors["generator"])
+    return progress
+
+
+def _progress(facts: Any, scaler: Mapping[str, Any], file: Path) -> Progress:
+    names = {"epoch", "steps", "history", "scaler"}
+    if not isinstance(facts, dict) or facts.keys() != names:
+        raise InputError(f"{file}: damaged (expected the facts {', '.join(sorted(names))})")
+    history = check_history(facts["history"], f"{file}: history")
+    for name in ("epoch", "steps"):
+        if type(facts[name]) is not int or facts[name] < 0:
+            raise InputError(f"{file}: {name} {facts[name]!r}: expected a number from 0")
+    if facts["epoch"] != len(history):
+        raise InputError(f"{file}: epoch {facts['epoch']}, but {len(history)} of them in its log")
+    saved = facts["scaler"]
+    if not isinstance(saved, dict) or (saved and scaler and saved.keys() != scaler.keys()):
+        raise InputError(f"{file}: scaler: not the state of a loss scaler")
+    for name, value in saved.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InputError(f"{file}: scaler.{name} {value!r}: expected a number")
     return Progress(**facts)
+
+
+def _optimiser_state(
+    tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, file: Path
+) -> dict[int, dict[str, Tensor]]:
+    """The slots of each parameter that has been stepped, by its number."""
+    parameters = [each for group in optimiser.param_groups for each in group["params"]]
+    adam = isinstance(optimiser, (torch.optim.Adam, torch.optim.AdamW))
+    slots = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, each in tensors.items():
+        if not name.startswith("optimiser."):
+            continue
+        _, number, slot = (name + "..").split(".")[:3]
+        known = number.isdecimal() and int(number) < len(parameters) and slot in slots
+        if not known or name != f"optimiser.{int(number)}.{slot}":
+            raise InputError(f"{file}: {name} is of no such optimiser")
+        shape = () if slot == "step" else tuple(parameters[int(number)].shape)
+        if tuple(each.shape) != shape or not each.is_floating_point():
+            raise InputError(
+                f"{file}: {name} is {each.dtype} {list(each.shape)}, expected floats {list(shape)}"
+            )
+        state.setdefault(int(number), {})[slot] = each
+    for number, held in state.items():
+        if missing := sorted(slots - held.keys()):
+            raise InputError(f"{file}: optimiser.{number}.{missing[0]} is missing")
+    return state

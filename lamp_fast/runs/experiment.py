@@ -33,13 +33,11 @@ from lamp_fast.data.sources import catalog
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, to_json
-from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, Method, RunClasses, build_method
-from lamp_fast.runs import checkpoint
 from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import DataConfig, MachineConfig, TrainConfig, load_config
-from lamp_fast.runs.folder import CONFIG, LEARNED, read_learned
+from lamp_fast.runs.config import DataConfig, MachineConfig, TrainConfig
 from lamp_fast.runs.ranks import ALONE, Ranks, place
+from lamp_fast.runs.saved import SavedRun, load
 
 DTYPES = {
     "fp32": torch.float32,
@@ -138,15 +136,15 @@ def assemble(
     config: TrainConfig,
     checked: Checked | None = None,
     recorded_clip: Mapping[str, Any] | None = None,
-    classes: RunClasses | None = None,
+    saved: SavedRun | None = None,
 ) -> Experiment:
     """Build every part of a run; nothing is written.
 
     Args:
         config: the settings.
         checked: what :func:`check_data` gave for them, where another process has called it.
-        recorded_clip: for a run that was begun before, the CLIP of its record.
-        classes: that the run knew, where it is tested on others.
+        recorded_clip: for a run that goes on, the CLIP of its record.
+        saved: the finished run whose method it is, in place of a fresh one.
 
     Raises:
         InputError: the first setting that cannot be served.
@@ -159,12 +157,16 @@ def assemble(
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
-    clip = build_clip(config, recorded_clip)
+    clip = build_clip(config, recorded_clip if saved is None else saved.record.values["clip"])
     listed = checked[0] if checked else load_data(config.data, config.seed)[1]
     torch.manual_seed(config.seed)
-    own = RunClasses(listed.base_names, listed.new_names)
-    method = build_method(clip, config, classes or own)
-    check_class_prompts(method, listed, distinct=recorded_clip is None or classes is not None)
+    if saved is None:
+        method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
+    else:
+        method = saved.method(clip, config)
+    # Names that a run was begun with are its own; those of another data set are tested anew.
+    begun = recorded_clip is not None or (saved is not None and checked is None)
+    check_class_prompts(method, listed, distinct=not begun)
     benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
     cache = None
     if config.machine.cache_size and benchmark.train.arrays is None:
@@ -312,12 +314,16 @@ def load_run(
     Raises:
         InputError: files missing or damaged, or data or CLIP that are no longer the run's.
     """
-    config = load_config(folder / CONFIG)
+    saved = load(folder)
+    config = saved.record.settings
     data = replace(config.data, root=root or config.data.root, table=table or config.data.table)
-    experiment, facts = _load_run(folder, replace(config, data=data), ranks)
-    then = read_json(folder / CONFIG)["data"]["sha256"]
-    _refuse_another("data", folder, experiment.data_hash, then)
-    return experiment, facts
+    experiment = assemble(place(replace(config, data=data), ranks), saved=saved)
+    now, then = experiment.data_hash, saved.record.data.sha256
+    if now != then:
+        raise InputError(
+            f"{folder}: the data are not those of the run (sha256 {now[:12]}, then {then[:12]})"
+        )
+    return experiment, saved.facts
 
 
 def load_run_on(
@@ -336,37 +342,12 @@ def load_run_on(
     Raises:
         InputError: as :func:`load_run`, or a target that is missing, incomplete or malformed.
     """
-    ranks.together(read_learned, folder)  # refused before a large data set is read
+    saved = ranks.together(load, folder)  # refused before a large data set is read
     checked = ranks.once(check_target, target)
-    config = load_config(folder / CONFIG)
-    experiment, facts = ranks.together(_load_run, folder, config, ranks, checked)
+    config = place(saved.record.settings, ranks)
+    experiment = ranks.together(assemble, config, checked, None, saved)
     benchmark, unreadable, _ = checked
-    return replace(experiment, benchmark=benchmark, unreadable=unreadable), facts
-
-
-def _load_run(
-    folder: Path, config: TrainConfig, ranks: Ranks, target: Checked | None = None
-) -> tuple[Experiment, dict[str, Any]]:
-    """A run with its learned state; with a target, over that one's pictures instead of its own."""
-    record = read_json(folder / CONFIG)
-    tensors, facts = read_learned(folder)
-    classes = None
-    if target is not None:
-        # A method may hold state by class: it is built for the classes that the run knew.
-        own = ("base_names", "new_names")
-        classes = RunClasses(*(tuple(record["data"][half]) for half in own))
-    experiment = assemble(place(config, ranks), target, record["clip"], classes)
-    clip = experiment.clip.identity.fingerprint
-    _refuse_another("CLIP weights", folder, clip, record["clip"]["fingerprint"])
-    checkpoint.load_into(experiment.method, tensors, folder / LEARNED)
-    return experiment, facts
-
-
-def _refuse_another(what: str, folder: Path, now: str, then: str) -> None:
-    if now != then:
-        raise InputError(
-            f"{folder}: the {what} are not those of the run (sha256 {now[:12]}, then {then[:12]})"
-        )
+    return replace(experiment, benchmark=benchmark, unreadable=unreadable), saved.facts
 
 
 def _commit() -> str | None:

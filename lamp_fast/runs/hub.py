@@ -19,14 +19,14 @@ from huggingface_hub.utils import validate_repo_id
 import lamp_fast
 from lamp_fast.cli import expand_path
 from lamp_fast.errors import InputError
-from lamp_fast.files import read_json, save_tensors, write_bytes, write_json
-from lamp_fast.runs.folder import CONFIG, RESULT
+from lamp_fast.files import save_tensors, write_bytes, write_json
+from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
+from lamp_fast.runs.record import holds_record
 from lamp_fast.runs.scoring import results_table
 
 if TYPE_CHECKING:
     from lamp_fast.classifier import Classifier
 
-WEIGHTS = "model.safetensors"
 CARD = "README.md"
 
 # Longer tables of classes tell a reader nothing; config.json holds them all.
@@ -47,7 +47,7 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder {folder}: is a file, expected a folder")
-    saved = (folder / WEIGHTS).is_file() and is_record(folder / CONFIG)
+    saved = (folder / WEIGHTS).is_file() and holds_record(folder / CONFIG)
     if folder.is_dir() and any(folder.iterdir()) and not saved:
         raise InputError(
             f"folder {folder}: holds other files, expected a new folder or an earlier save"
@@ -61,15 +61,6 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
         (folder / RESULT).unlink(missing_ok=True)
     card = model_card(record, classifier.results, license=license)
     write_bytes(folder / CARD, card.encode())
-
-
-def is_record(file: Path) -> bool:
-    """Whether a file is the ``config.json`` of a run or a saved classifier of this package."""
-    try:
-        record = read_json(file)
-    except InputError:
-        return False
-    return isinstance(record, dict) and {"settings", "clip", "data"} <= record.keys()
 
 
 def fetch(

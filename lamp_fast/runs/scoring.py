@@ -19,12 +19,9 @@ from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.config import DataConfig
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.folder import RESULT, hold_folder, is_filled
+from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
 from lamp_fast.runs.metrics import Scores, group_accuracy, harmonic_mean, scores
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
-
-# Says what a folder of scores on another data set was scored on.
-TARGET = "target.json"
 
 COLUMNS = (
     ("acc_base", "acc base"),
@@ -211,8 +208,23 @@ def _predict(
     quiet = None if ranks.first else True
     bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
     for images, _, _ in experiment.on_device(bar):
-        predicted.append(method.logits(images, classes).argmax(1).cpu())
+        logits = method.logits(images, classes)
+        require_finite(logits)
+        predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
+
+
+def require_finite(logits: torch.Tensor) -> None:
+    """Refuse class scores that say nothing, and would yet have a largest one.
+
+    Raises:
+        InputError: any is NaN or infinite.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError(
+            "the method's class scores are not finite: its weights or settings are beyond what"
+            " it can be computed with"
+        )
 
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:

@@ -126,10 +126,15 @@ class Trainer:
         self.captured = CapturedStep(self._fixed_step, self._state, recorder)
 
     def restore(self) -> None:
-        """Go on from the folder's checkpoint."""
-        self.progress = checkpoint.load_checkpoint(self.folder, self.method, self.optimiser)
+        """Go on from the folder's checkpoint, whose log is written again: a killed process may have
+        come no further than the checkpoint."""
+        self.progress = checkpoint.load_checkpoint(
+            self.folder, self.method, self.optimiser, self.scaler.state_dict()
+        )
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
+        if self.ranks.first:
+            checkpoint.write_metrics(self.folder, self.progress.history)
 
     def save(self) -> None:
         """Write the checkpoint, then the log that belongs to it."""
@@ -144,6 +149,7 @@ class Trainer:
         """Train the remaining epochs, a checkpoint after each."""
         for epoch in range(self.progress.epoch, self.optim.epochs):
             line = self._epoch(epoch)
+            self._check_state(epoch)
             self.progress.history.append(line)
             self.progress.epoch = epoch + 1
             self.ranks.once(self.save)
@@ -279,6 +285,16 @@ class Trainer:
         step = next(index for index, loss in enumerate(losses, 1) if not math.isfinite(loss))
         raise NonFiniteLossError(
             f"the loss is {losses[step - 1].item()} at step {step} of epoch {epoch + 1}; stopped."
+            f" The last good checkpoint, of epoch {self.progress.epoch}, is in {self.folder}"
+        )
+
+    def _check_state(self, epoch: int) -> None:
+        """The last step may have broken what it left, which no loss has shown yet."""
+        numbers = [each for each in self._state() if each.is_floating_point()]
+        if all(bool(torch.isfinite(each).all()) for each in numbers):
+            return
+        raise NonFiniteLossError(
+            f"weights are not finite after epoch {epoch + 1}; stopped."
             f" The last good checkpoint, of epoch {self.progress.epoch}, is in {self.folder}"
         )
 

@@ -1,5 +1,6 @@
 """Two real processes through torchrun and gloo, against one process alone."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,10 +17,12 @@ from lamp_fast import cli, train
 from lamp_fast.data import Pictures, training_batches
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
-from lamp_fast.files import load_tensors, write_json
+from lamp_fast.files import load_tensors, read_json, write_json
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import CONFIG, LEARNED, METRICS, choose_folder, resumed_defaults
 from lamp_fast.runs.ranks import Ranks, batch_sizes
+
+BEFORE = Path(__file__).parents[1] / "before" / "zeroshot"
 
 # 15 training and 15 new-class pictures: 3 batches of 5 an epoch, 3 + 2 rows on two ranks.
 FLAGS = (
@@ -137,7 +140,7 @@ def test_restarts_need_a_folder_to_find_again(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     with pytest.raises(InputError, match="--out: missing; torchrun --max-restarts needs it"):
-        choose_folder(TrainConfig())
+        choose_folder(TrainConfig(), contextlib.ExitStack())
 
 
 @pytest.mark.parametrize(("restarts", "launch", "resumed"), [(1, "a", 1), (0, "a", 0), (1, "b", 0)])
@@ -146,10 +149,11 @@ def test_only_the_same_launch_goes_on(tmp_path, monkeypatch, restarts, launch, r
     for name, value in (("RUN_ID", "a"), ("RESTART_COUNT", restarts), ("MAX_RESTARTS", 3)):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", str(value))
     saved = replace(TrainConfig(), seed=7, out=tmp_path)
-    record = {"settings": to_json(saved), "launch": launch}
+    record = read_json(BEFORE / CONFIG) | {"settings": to_json(saved), "launch": launch}
     write_json(tmp_path / CONFIG, record)
     assert resumed_defaults(["--out", str(tmp_path)]).seed == (7 if resumed else 1)
-    config, folder = choose_folder(replace(saved, overwrite=True))
+    with contextlib.ExitStack() as made:
+        config, folder = choose_folder(replace(saved, overwrite=True), made)
     assert folder == tmp_path
     assert (config.resume, config.overwrite) == (bool(resumed), not resumed)
 

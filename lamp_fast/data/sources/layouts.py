@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import reprlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def read(name: str, root: Path) -> Found:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise InputError(
             f"--root {root}: --data {name} needs {lacking[0]}{more} in it;"
-            f" python -m lamp_fast.data --check {root} says more"
+            f" python -m lamp_fast.data --check {shlex.quote(str(root))} says more"
         )
     folder = root / entry.folder
     try:
