@@ -19,7 +19,9 @@ from benchmarks.bench_input import draw_pictures
 from benchmarks.measure import measure_ceilings, time_steps
 from benchmarks.step_kernels import floor_seconds
 from benchmarks.steps import Line, build_cell, random_clip
-from lamp_fast.runs.config import ClipConfig, DataConfig, TrainConfig, apply_preset
+from lamp_fast.clip import ClipConfig
+from lamp_fast.data import DataConfig
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.graph import CudaRecorder
 from lamp_fast.runs.trainer import Trainer

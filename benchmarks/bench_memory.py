@@ -25,8 +25,9 @@ from benchmarks.classes import TEMPLATE, numbered
 from benchmarks.fake_memory import PeakMemory
 from benchmarks.measure import this_device
 from benchmarks.steps import random_clip
+from lamp_fast.clip import Trimming
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig, Trimming
+from lamp_fast.methods.lamp import LampSettings
 
 BATCH = 32
 TEST_BATCH = 100
@@ -45,7 +46,8 @@ import torch.nn.functional as F
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig, Trimming
+from lamp_fast.methods.lamp import LampSettings
+from lamp_fast.clip import Trimming
 
 classes, block = json.loads(sys.argv[1])
 torch.manual_seed(0)
@@ -57,7 +59,7 @@ model = open_clip.CLIP(
 )
 clip = FrozenClip(model, Preprocessing(size=32))
 trimming = Trimming(block=block, share_routes=False)
-lamp = Lamp(clip, LampConfig(layers=(3, 4, 5, 6)), trimming=trimming)
+lamp = Lamp(clip, LampSettings(layers=(3, 4, 5, 6)), trimming=trimming)
 prepared = lamp.prepare([f"thing number {each}" for each in range(classes)], "a photo of a {}.")
 images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % classes
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,7 +81,7 @@ def peak_mebibytes(classes, block):
 
 def vit_b_16_gibibytes(rows):
     """What backward keeps of the text side in ViT-B/16: float32, layers 3..12, ten widths a row."""
-    return BATCH * rows * 10 * 512 * 4 * len(LampConfig().layers) / 2**30
+    return BATCH * rows * 10 * 512 * 4 * len(LampSettings().layers) / 2**30
 
 
 @pytest.mark.parametrize("classes", [50, 250, 1000])
@@ -155,7 +157,7 @@ def gibibytes(held, peak):
 
 @pytest.mark.parametrize("classes", [500, 1000])
 def bench_imagenet_memory(benchmark, tables, vit_b_16, classes):
-    lamp = Lamp(vit_b_16, LampConfig(k=4, s=4))
+    lamp = Lamp(vit_b_16, LampSettings(k=4, s=4))
     prepared = lamp.prepare(open_clip.IMAGENET_CLASSNAMES[:classes], TEMPLATE)
     held = held_bytes(lamp, prepared)
 
@@ -172,7 +174,7 @@ def bench_imagenet_memory(benchmark, tables, vit_b_16, classes):
 
 
 def bench_largest(benchmark, tables, vit_b_16):
-    lamp = Lamp(vit_b_16, LampConfig(k=4, s=4), trimming=WHOLE)
+    lamp = Lamp(vit_b_16, LampSettings(k=4, s=4), trimming=WHOLE)
 
     def prepare(count):
         prepared = lamp.prepare(numbered(open_clip.IMAGENET_CLASSNAMES, count), TEMPLATE)

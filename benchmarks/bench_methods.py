@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 from benchmarks.methods import AS_PUBLISHED, MethodCell
 from benchmarks.steps import random_clip
+from lamp_fast.clip import Trimming
 from lamp_fast.methods import METHODS
-from lamp_fast.runs.config import Trimming
 
 BATCH, CLASSES = 4, 10
 ROUNDS = int(os.environ.get("LAMP_FAST_BENCH_ROUNDS", "3"))

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.floor import step_floor
 from benchmarks.steps import random_clip
+from lamp_fast.clip import Trimming
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig, Trimming
+from lamp_fast.methods.lamp import LampSettings
 
 # (batch, classes): rounds, and what is known of others: the targets of train and evaluation for
 # text per image, of train for text per class, a padded plain-PyTorch prototype, and the peers' own
@@ -44,7 +45,7 @@ class Cell:
         self.images = torch.randn(batch, 3, 224, 224, generator=generator)
         self.labels = torch.randint(classes, (batch,), generator=generator)
         torch.manual_seed(0)
-        self.lamp = Lamp(clip, LampConfig(text_query=text_query), path, Trimming(**trimming))
+        self.lamp = Lamp(clip, LampSettings(text_query=text_query), path, Trimming(**trimming))
         self.classes = self.lamp.prepare(CALTECH101[:classes], TEMPLATE)
 
     @torch.no_grad()

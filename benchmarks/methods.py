@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from benchmarks.classes import CALTECH101, TEMPLATE, numbered
 from benchmarks.steps import layers_of
-from lamp_fast.clip import FrozenClip
-from lamp_fast.methods import RunClasses, build_method
-from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import TrainConfig, Trimming
+from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.methods import RunClasses
+from lamp_fast.methods.lamp import LampSettings
+from lamp_fast.runs.config import default_config
+from lamp_fast.runs.experiment import build_method
 
 # LAMP's own slow path is of the equations, not of anybody's code; the others have nothing to trim.
 AS_PUBLISHED = ("coop", "cocoop", "maple", "tcp", "mma")
@@ -43,11 +44,13 @@ class MethodCell:
     ) -> None:
         device, dtype, size = next(clip.parameters()).device, clip.dtype, clip.preprocessing.size
         generator = torch.Generator().manual_seed(0)
-        config = settings.apply_published(TrainConfig(), name, "caltech101", "base-new")
+        config = default_config({"method": name, "data": "caltech101", "clip": clip.identity.name})
+        if name == "lamp":
+            own = LampSettings(text_query=text_query, layers=layers_of(clip))
+            config = replace(config, own=own)
         config = replace(
             config,
             trim=trim or config.trim,
-            lamp=replace(config.lamp, text_query=text_query, layers=layers_of(clip)),
             machine=replace(config.machine, path=path),
         )
         names = numbered(CALTECH101, 2 * classes)

@@ -21,9 +21,8 @@ from benchmarks.measure import against, device_name, this_device, write_record
 from benchmarks.methods import AS_PUBLISHED, MethodCell
 from benchmarks.steps import random_clip
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import FrozenClip, Trimming
 from lamp_fast.methods import METHODS
-from lamp_fast.runs.config import Trimming
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder
 
 BATCH = 4

@@ -19,10 +19,10 @@ from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.measure import against
 from benchmarks.steps import random_clip
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import FrozenClip, Trimming
 from lamp_fast.fields import format_layers
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig, Trimming
+from lamp_fast.methods.lamp import LampSettings
 
 CPU = torch.device("cpu")
 BASE = {"batch": 4, "classes": 50, "words": 0, "layers": tuple(range(3, 13))}
@@ -60,7 +60,7 @@ def measure(clip: FrozenClip, rounds: int, text_query: str, point: dict) -> floa
         " ".join([name, *(WORDS[(index + word) % len(WORDS)] for word in range(words))])
         for index, name in enumerate(CALTECH101[:classes])
     ]
-    config = LampConfig(layers=point["layers"], text_query=text_query)
+    config = LampSettings(layers=point["layers"], text_query=text_query)
     lamp = Lamp(clip, config, trimming=Trimming(share_routes=False))
     prepared = lamp.prepare(names, TEMPLATE)
 

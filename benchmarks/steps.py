@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from benchmarks.classes import CALTECH101, TEMPLATE
 from benchmarks.step_kernels import Kernel, step_kernels
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import FrozenClip, Trimming
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig, OptimConfig, Trimming
+from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.runs.graph import CapturedStep, Recorder
-from lamp_fast.runs.trainer import build_optimiser
+from lamp_fast.runs.optimisation import OptimConfig, build_optimiser
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def build_cell(clip: FrozenClip, line: Line, recorder: Recorder | None = None) -
     device, dtype = next(clip.parameters()).device, clip.dtype
     known = CALTECH101 if line.classes <= len(CALTECH101) else open_clip.IMAGENET_CLASSNAMES
     names = known[: line.classes]
-    config = LampConfig(text_query=line.text_query, layers=layers_of(clip))
+    config = LampSettings(text_query=line.text_query, layers=layers_of(clip))
     lamp = Lamp(clip, config, trimming=Trimming(share_routes=False, block=None))
     classes = lamp.prepare(names, TEMPLATE)
     size, generator = clip.preprocessing.size, torch.Generator().manual_seed(0)

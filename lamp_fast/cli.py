@@ -5,9 +5,11 @@ and exit code 2, never a traceback; anything else is a bug of ours and keeps its
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,20 @@ from lamp_fast.errors import InputError
 Config = TypeVar("Config")
 
 INTERRUPTED = 130
+
+_UNKNOWN = re.compile(r"Unrecognized options: (--[^\s,=]+)")
+
+
+class UnknownFlagError(InputError):
+    """A flag that the command does not have.
+
+    Attributes:
+        flag: the first one.
+    """
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message)
+        self.flag = flag
 
 
 def parse(
@@ -51,7 +67,10 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_message_in_box(stderr.getvalue())) from None
+        message = _message_in_box(stderr.getvalue())
+        if unknown := _UNKNOWN.match(message):
+            raise UnknownFlagError(message, unknown[1]) from None
+        raise InputError(message) from None
 
 
 def run(
@@ -60,19 +79,23 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
-    default: Callable[[Sequence[str]], Config] | None = None,
     description: str | None = None,
 ) -> NoReturn:
-    """Parse the command line, call ``main`` with the result and exit with its code.
+    """Parse the command line, call ``main`` with the result and exit with its code."""
+    read = functools.partial(parse, config_class, prog=prog, description=description)
+    run_read(read, main, argv)
 
-    ``default`` may look at the raw arguments first (a preset sets what explicit flags override).
-    """
+
+def run_read(
+    read: Callable[[Sequence[str]], Config],
+    main: Callable[[Config], int | None],
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """As :func:`run`, where ``read`` turns the raw arguments into what ``main`` takes."""
     argv = sys.argv[1:] if argv is None else argv
     _quieten()
     try:
-        base = None if default is None else default(argv)
-        config = parse(config_class, argv, prog=prog, default=base, description=description)
-        sys.exit(main(config) or 0)
+        sys.exit(main(read(argv)) or 0)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

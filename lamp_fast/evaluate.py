@@ -15,9 +15,10 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
+from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
-from lamp_fast.runs.config import DataConfig, load_config
+from lamp_fast.runs.config import load_config
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.ranks import join

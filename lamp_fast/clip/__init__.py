@@ -1,7 +1,7 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
-from lamp_fast.clip.load import activation_of, fingerprint, load_clip, warn_if_random
-from lamp_fast.clip.prompts import ClassTokens, TokenForest, plant, tokenise
+from lamp_fast.clip.load import ClipConfig, activation_of, fingerprint, load_clip, warn_if_random
+from lamp_fast.clip.prompts import ClassTokens, TokenForest, Trimming, plant, tokenise
 from lamp_fast.clip.towers import (
     Block,
     ClipIdentity,
@@ -16,10 +16,12 @@ from lamp_fast.clip.towers import (
 __all__ = [
     "Block",
     "ClassTokens",
+    "ClipConfig",
     "ClipIdentity",
     "FrozenClip",
     "TextTower",
     "TokenForest",
+    "Trimming",
     "VisionTower",
     "activation_of",
     "at_least_float32",

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -15,8 +16,21 @@ from lamp_fast.clip import tiny
 from lamp_fast.clip.towers import ClipIdentity, FrozenClip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
+from lamp_fast.fields import Seed
 
 RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The frozen CLIP."""
+
+    clip: str = "tiny"
+    """An open_clip model name such as ViT-B-16, or "tiny": the small one the package carries."""
+    pretrained: str | None = None
+    """A tag (openai), a local state dict (.safetensors, .pt), or "random"."""
+    init_seed: Seed = 0
+    """Seed of the weights when --pretrained random."""
 
 
 def load_clip(

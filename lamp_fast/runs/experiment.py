@@ -4,7 +4,7 @@ Training, evaluation and prediction assemble the same way, so a saved config is 
 """
 
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lamp_fast import ops
 from lamp_fast.clip import FrozenClip, load_clip, warn_if_random
 from lamp_fast.data import (
     Benchmark,
+    DataConfig,
     DataSource,
     DecodedCache,
     Table,
@@ -31,13 +32,13 @@ from lamp_fast.data.loading import Batch, Transform
 from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
-from lamp_fast.fields import format_layers, to_json
+from lamp_fast.fields import validate
 from lamp_fast.files import read_json
-from lamp_fast.methods import METHODS, Method, RunClasses, build_method
+from lamp_fast.methods import METHODS, Method, RunClasses, Surroundings
 from lamp_fast.runs import checkpoint
-from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import DataConfig, MachineConfig, TrainConfig, load_config
+from lamp_fast.runs.config import TrainConfig, load_config, to_saved
 from lamp_fast.runs.folder import CONFIG, LEARNED, read_learned
+from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 
 DTYPES = {
@@ -60,6 +61,7 @@ class Experiment:
         config: the settings with every "auto" resolved.
         unreadable: names of the pictures that were skipped.
         data_hash: sha256 over names, labels and bytes of every picture of the run.
+        block: how many (image, class) pairs the method encodes at once; None where it does not ask.
     """
 
     config: TrainConfig
@@ -69,6 +71,7 @@ class Experiment:
     method: Method
     data_hash: str
     unreadable: tuple[str, ...]
+    block: int | None = None
 
     @property
     def test_transform(self) -> Transform:
@@ -103,21 +106,16 @@ class Experiment:
                 f"data    skipped {len(self.unreadable)} unreadable, first {self.unreadable[0]}"
             )
         method = f"method  {config.method}, {self.method.trainable_parameters():,} parameters"
-        if config.method == "lamp":
-            lamp = config.lamp
-            method += (
-                f", preset {config.preset}: K={lamp.k} S={lamp.s} D={lamp.d} M={lamp.m}"
-                f" layers {format_layers(lamp.layers)} beta={lamp.beta:g}"
-                f" gamma={lamp.gamma:g} text per {lamp.text_query}, {config.machine.path} path"
-            )
-        elif config.preset is not None:
-            method += f", preset {config.preset}: {settings.describe_read(config)}"
+        if config.preset is not None:
+            optim = {name: getattr(config.optim, name) for name in ("optimiser", "lr", "batch")}
+            method += f", preset {config.preset}: {self.method.describe(config.own, optim)}"
         return [*lines, method]
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
         return {
-            "settings": to_json(replace(self.config, resume=False, overwrite=False)),
+            "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
+            "block": self.block,
             "version": lamp_fast.__version__,
             "commit": _commit(),
             "torch": torch.__version__,
@@ -133,19 +131,21 @@ class Experiment:
         }
 
 
-def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
+def assemble(
+    config: TrainConfig, checked: Checked | None = None, block: int | None = None
+) -> Experiment:
     """Build every part of a run; nothing is written.
 
     Args:
         config: the settings.
         checked: what :func:`check_data` gave for them, where another process has called it.
+        block: of the run when it was begun, see :func:`recorded_block`; without it and without
+            ``--block`` the method chooses one by the memory that is free.
 
     Raises:
         InputError: the first setting that cannot be served.
     """
-    settings.validate(config)
-    if config.method not in METHODS:
-        raise InputError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
+    validate(config)
     machine, device = resolve_machine(config.machine)
     config = replace(config, machine=machine, data=config.data.resolved())
     if config.machine.threads is not None:
@@ -161,8 +161,22 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
         cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
     benchmark = decode_through(benchmark, cache, config.data.downscale)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
-    config = method.decided(config, names, benchmark.template)
-    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
+    block = method.choose_block(names, benchmark.template, config.trim.block or block)
+    config = replace(config, own=method.resolved(config.own))
+    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable), block)
+
+
+def recorded_block(record: Mapping[str, Any]) -> int | None:
+    """What a run's ``config.json`` says of ``block``: a fact of the run, so that one that goes on,
+    or is scored again, adds up in the same order; None where nothing was chosen.
+
+    Raises:
+        InputError: no number.
+    """
+    block = record.get("block")
+    if block is not None and (type(block) is not int or block < 1):
+        raise InputError(f"{CONFIG}: block {block!r}, expected a number of at least 1")
+    return block
 
 
 def check_data(config: TrainConfig) -> Checked:
@@ -171,7 +185,7 @@ def check_data(config: TrainConfig) -> Checked:
     Raises:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
-    settings.validate(config)
+    validate(config)
     return _check_pictures(load_data(config.data, config.seed)[1], config)
 
 
@@ -185,7 +199,7 @@ def check_target(data: DataConfig) -> Checked:
     Raises:
         InputError: see :func:`load_source` and :func:`check_benchmark`.
     """
-    settings.validate(TrainConfig(data=data))
+    validate(data)
     benchmark = transfer_benchmark(find_source(data))
     return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
 
@@ -213,6 +227,33 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
     return source, benchmark
 
 
+def build_method(
+    clip: FrozenClip, config: TrainConfig, classes: RunClasses | None = None
+) -> Method:
+    """The method that ``config.method`` names, with fresh parameters.
+
+    Args:
+        clip: the frozen CLIP.
+        config: the settings.
+        classes: of the run; none where only the method's own parameters are of interest.
+
+    Raises:
+        InputError: settings that the CLIP cannot serve, or ``--logit-adjustment`` where the method
+            has no use for it.
+    """
+    kind = METHODS[config.method]
+    if config.optim.logit_adjustment and kind.no_logit_adjustment:
+        raise InputError(f"--logit-adjustment: {kind.no_logit_adjustment}")
+    surroundings = Surroundings(
+        classes=classes or RunClasses(),
+        trimming=config.trim,
+        path=config.machine.path,
+        epochs=config.optim.epochs,
+        tau=config.optim.tau,
+    )
+    return kind.build(clip, config.own, surroundings)
+
+
 def build_clip(config: TrainConfig) -> FrozenClip:
     """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
 
@@ -229,35 +270,6 @@ def build_clip(config: TrainConfig) -> FrozenClip:
     )
     warn_if_random(clip.identity)
     return clip
-
-
-def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device]:
-    """Decide every "auto" of the machine; the device is there.
-
-    Raises:
-        InputError: a device that is not, or a precision that it cannot compute in.
-    """
-    name = machine.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
-    precision = machine.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
-    transforms = machine.transforms
-    if transforms == "auto":
-        transforms = "device" if device.type == "cuda" else "host"
-    machine = replace(machine, device=str(device), precision=precision, transforms=transforms)
-    return machine, device
 
 
 def load_run(
@@ -319,7 +331,7 @@ def _load_run(
         own = ("base_names", "new_names")
         named = replace(target[0], **{each: tuple(record["data"][each]) for each in own})
         target = (named, *target[1:])
-    experiment = assemble(place(config, ranks), target)
+    experiment = assemble(place(config, ranks), target, recorded_block(record))
     clip = experiment.clip.identity.fingerprint
     _refuse_another("CLIP weights", folder, clip, record["clip"]["fingerprint"])
     checkpoint.load_into(experiment.method, tensors, folder / LEARNED)

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from lamp_fast.errors import InputError
-from lamp_fast.fields import peek
 from lamp_fast.files import load_tensors, read_json
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
@@ -101,17 +100,28 @@ def prepare_folder(config: TrainConfig) -> Path:
     return config.out
 
 
-def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
-    """Defaults of the command line; with ``--resume``, the settings that the run was begun with.
+def resumed_defaults(given: Mapping[str, Any]) -> TrainConfig:
+    """What explicit values override: with ``resume``, the settings that the run was begun with,
+    else as :func:`lamp_fast.runs.config.default_config` says.
 
     So too where torchrun starts the ranks of a run again.
+
+    Args:
+        given: values by their flags' names, of the command line or of Python.
+
+    Raises:
+        InputError: see :func:`lamp_fast.runs.config.default_config`, or another method than that of
+            the run to go on with.
     """
-    out = peek(argv, "out").get("out")
-    saved = None if out is None else Path(out) / CONFIG
-    resuming = "--resume" in argv or (out is not None and _goes_on(Path(out)))
-    if resuming and saved is not None and saved.is_file():
-        return settings.load_config(saved)
-    return settings.default_config(argv)
+    out = None if given.get("out") is None else Path(given["out"])
+    if not (given.get("resume") or _goes_on(out)) or out is None or not (out / CONFIG).is_file():
+        return settings.default_config(given)
+    config = settings.load_config(out / CONFIG)
+    if (method := given.get("method", config.method)) != config.method:
+        raise InputError(
+            f"--resume --method {method}: the run in {out} was begun with {config.method}"
+        )
+    return config
 
 
 def choose_folder(config: TrainConfig) -> tuple[TrainConfig, Path]:

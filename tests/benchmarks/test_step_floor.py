@@ -19,7 +19,7 @@ from benchmarks.step_kernels import (
     step_kernels,
 )
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig
+from lamp_fast.methods.lamp import LampSettings
 
 CPU = torch.device("cpu")
 NAMES = ["dog", "old dog", "cat", "sea horse"]
@@ -48,7 +48,7 @@ def test_arithmetic_agrees_with_the_flop_floor(small_clip):
     layer with prompts as if its gradient went on to the layer below; so the two bracket each other.
     """
     clip, images = small_clip(), 16
-    config = LampConfig(k=1, s=1, d=8, m=4, layers=(2, 3, 4))
+    config = LampSettings(k=1, s=1, d=8, m=4, layers=(2, 3, 4))
     classes = Lamp(clip, config).prepare(NAMES, "a photo of a {}.")
     rows = images * sum(map(len, classes.forests))
     train, evaluation = step_floor(clip, images, rows, images * len(NAMES), first_layer=2)
@@ -126,7 +126,7 @@ def test_names_go_on_beyond_the_list():
 def test_a_line_of_an_epoch_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "cache"))
     config = bench_gpu_step.epoch_config(tmp_path, count=12, batch=4, workers=0)
-    config = replace(config, lamp=replace(config.lamp, layers=(5, 6)))
+    config = replace(config, own=replace(config.own, layers=(5, 6)))
     assert bench_gpu_step.epoch_over_steps(config, bench_gpu_step.one_step) > 0
 
 

@@ -16,9 +16,10 @@ from lamp_fast.clip import (
 )
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.methods import RunClasses
 from lamp_fast.methods.base import plain_image_features, plain_text_features
 from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.experiment import build_method
 
 VISION = {"image_size": 16, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "layers": 3, "width": 24, "heads": 3}

@@ -8,8 +8,9 @@ import torch
 from lamp_fast.clip import FrozenClip, load_clip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.methods import RunClasses
 from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.experiment import build_method
 
 
 def parameter_lines(config: TrainConfig, new_classes: int = 0) -> list[str]:
