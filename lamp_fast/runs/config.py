@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
 
 from lamp_fast import cli
 from lamp_fast.clip import ClipConfig, Trimming
@@ -23,13 +25,14 @@ from lamp_fast.runs.optimisation import OptimConfig
 
 Own = TypeVar("Own", bound=MethodSettings)
 
+METHOD_HELP = f"One of {', '.join(METHODS)}; --help behind it shows its own flags."
+
 
 @dataclass(frozen=True)
 class TrainConfig(Generic[Own]):
     """A whole run; ``own`` holds what its method alone reads."""
 
-    method: str = "lamp"
-    """lamp, zeroshot, coop, cocoop, maple, tcp, mma, lfa or candle; each has flags of its own."""
+    method: Annotated[str, tyro.conf.arg(help=METHOD_HELP)] = "lamp"
     preset: str | None = None
     """Defaults for the flags below: what --method was published with; for LAMP "tiny" without
     --clip, "table16-imb" with it."""
@@ -124,14 +127,11 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
     name = METHODS[method].default_preset(method, clip, data.split)
     if name is None:
         return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
-    optim = METHODS[method].presets[name].optim_for(data.data, _shots(given, base))
+    # Words that are no number are refused when the flags are read.
+    word = given.get("shots", str(base.data.shots))
+    shots = int(word) if word.isdigit() else None
+    optim = METHODS[method].presets[name].optim_for(data.data, shots)
     return replace(apply_preset(base, name), optim=OptimConfig(**optim))
-
-
-def _shots(given: Mapping[str, Any], base: TrainConfig) -> int | None:
-    """Pictures a class; what is no number is refused when the flags are read."""
-    word = str(given.get("shots", base.data.shots))
-    return int(word) if word.isdigit() else None
 
 
 def find_preset(name: str) -> tuple[str, Preset]:
@@ -218,8 +218,6 @@ def from_saved(values: Any, where: str) -> TrainConfig:
         context = values.get("context", {})
         own = {**context, **own} if isinstance(context, Mapping) else context
     shared = {name: each for name, each in values.items() if name not in (method, *_GROUPS_BEFORE)}
-    if "own" in shared:
-        raise InputError(f"{where}: unknown setting 'own'")
     config = from_json(TrainConfig, {**shared, "method": method}, where)
     return replace(config, own=from_json(kind, own, f"{where}.{method}"))
 

@@ -1,5 +1,6 @@
 """Every method through training, resume, evaluation, prediction and saving, as LAMP goes."""
 
+import importlib
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ from lamp_fast.methods.mma import MmaSettings
 from lamp_fast.runs import config as settings
 from lamp_fast.runs import figures
 from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.experiment import build_method, load_run
+from lamp_fast.runs.experiment import assemble, build_method, load_run
 from lamp_fast.runs.folder import LEARNED
 from lamp_fast.runs.optimisation import OptimConfig, build_optimiser, learning_rate
 from lamp_fast.runs.scoring import evaluate_rows
@@ -179,7 +180,7 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         losses = []
         for flags in ((), ("--logit-adjustment",)):
             config = parse(method, pictures, tmp_path / f"{method}{len(flags)}", *flags)
-            trainer = Trainer(train.assemble(config), config.out)
+            trainer = Trainer(assemble(config), config.out)
             losses.append(trainer._epoch(0)["step_loss"][0])
         assert losses[0] != losses[1]
 
@@ -267,18 +268,30 @@ def test_help_shows_the_flags_of_the_method_and_of_no_other(method, capsys):
 
 
 def test_contributings_worked_example_runs(pictures, tmp_path, monkeypatch):
-    """As written there: one file and one line, then trained, loaded and asked."""
+    """As written there: one file and one line, then trained with its flag, loaded and asked."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     source = re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1]
     name, kind = re.search(r'^    "(\w+)": (\w+),$', text, re.M).groups()
-    example: dict = {}
-    exec(compile(source, "CONTRIBUTING.md", "exec"), example)
-    monkeypatch.setitem(METHODS, name, example[kind])
-    assert train.main(parse(name, pictures, tmp_path / "run")) == 0
-    classifier = Classifier.load(tmp_path / "run")
-    assert type(classifier.method) is example[kind]
+    (tmp_path / f"{name}_of_contributing.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    method = getattr(importlib.import_module(f"{name}_of_contributing"), kind)
+    monkeypatch.setitem(METHODS, name, method)
+    (flag,) = (flag_of(each.name) for each in fields(method.Settings))
+    out = tmp_path / "run"
+    words = ["--method", name, "--shots", "2", "--epochs", "2", "--out", str(out), flag, "3"]
+    assert f"--method {name} {flag} " in text
+    assert train.main(train.read_flags(words)) == 0
+    saved = json.loads((out / "config.json").read_text())["settings"]
+    assert list(saved[name].values()) == [3.0]
+    with pytest.raises(InputError, match=f"{flag} 0.0: expected more than 0"):
+        train.main(train.read_flags(["--method", name, flag, "0"]))
+    with pytest.raises(InputError, match=f"{flag}: --method lamp has no such flag"):
+        train.read_flags([flag, "3"])
+    classifier = Classifier.load(out)
+    assert type(classifier.method) is method
+    assert classifier.method.scale == 3
     assert sum(each.abs().sum() for each in classifier.method.parameters()) > 0
-    rows = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert [row["name"] for row in rows] == ["CLIP zero-shot", example[kind].title]
+    rows = json.loads((out / "result.json").read_text())
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", method.title]
     answers = classifier.classify(sorted((pictures / "test").rglob("*.png")), CLASSES)
     assert all(sum(answer.probabilities) == pytest.approx(1, abs=1e-5) for answer in answers)
