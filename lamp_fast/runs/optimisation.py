@@ -19,8 +19,8 @@ class OptimConfig:
 
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     """sgd has momentum 0.9, the others betas (0.9, 0.999)."""
-    lr: Annotated[float, Bounds(above=0, high=1_000)] = 3e-3
-    lr_end: Annotated[float, Bounds(0, 1_000)] = 0.0
+    lr: Annotated[float, Bounds(above=0, high=1e30)] = 3e-3
+    lr_end: Annotated[float, Bounds(0, 1e30)] = 0.0
     """What the cosine falls towards."""
     weight_decay: Annotated[float, Bounds(0, 1_000_000)] = 5e-4
     eps: Annotated[float, Bounds(above=0, high=1_000_000)] = 1e-8
@@ -34,7 +34,7 @@ class OptimConfig:
     """Largest gradient norm; none leaves gradients alone."""
     warmup_epochs: Annotated[int, Bounds(0, 1_000_000)] = 1
     """Epochs at --warmup-lr first (none where there is only one epoch)."""
-    warmup_lr: Annotated[float, Bounds(above=0, high=1_000)] = 1e-5
+    warmup_lr: Annotated[float, Bounds(above=0, high=1e30)] = 1e-5
     logit_adjustment: bool = False
     """Add tau * log prior to the training logits (Menon et al. 2020): the tables' "+LA"."""
     tau: Annotated[float, Bounds(0, 1_000_000)] = 1.0

@@ -35,7 +35,7 @@ BAD_INPUT = [
     ("train", "--n-ctx 2", "--n-ctx: --method lamp has no such flag"),
     ("train", "--no-last-row", "--no-last-row: --method lamp has no such flag"),
     ("train", "--seed 18446744073709551616", "--seed 18446744073709551616: expected at most"),
-    ("train", "--lr 1e300", "--lr 1e+300: expected at most 1000"),
+    ("train", "--lr 1e300", "--lr 1e+300: expected at most 1e+30"),
     ("train", "--m 1000000000", "--m 1000000000: expected at most"),
     ("train", "--d 1000000000", "--d 1000000000: expected at most"),
     ("train", "--s 1000000000", "--s 1000000000: expected at most"),

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     for seed in range(24):
         part = "train" if seed % 3 else "test"
         draw(pictures / part / "abcd"[seed % 4] / f"{seed}.png", seed)
-    config = default_config([])
+    config = default_config({})
     data = DataConfig(data="folder", root=pictures, split="base-new")
     machine = replace(config.machine, threads=1)
     experiment = assemble(replace(config, data=data, machine=machine))

@@ -51,10 +51,14 @@ SMALL = {
 COMPARED = sorted(SMALL)
 
 
-def small_config(name, trimming=None, **changes):
+def small_config(name, trimming=None, optim=None, **changes):
     config = default_config({"method": name, "data": "digits"})
-    own = replace(config.own, **SMALL[name] | changes)
-    return replace(config, own=own, trim=trimming or Trimming())
+    return replace(
+        config,
+        own=replace(config.own, **SMALL[name] | changes),
+        optim=replace(config.optim, **optim or {}),
+        trim=trimming or Trimming(),
+    )
 
 
 def build(name, clip, trimming=None, classes=None, **changes):
@@ -266,18 +270,18 @@ def test_equations(small_clip, name, trimming):
 @pytest.mark.parametrize("depths", [(3, 4), (4, 3)])
 def test_maple_over_towers_of_unequal_depth(small_clip, depths):
     """The shallower tower's last layer, which carries prompts, is not the other's."""
-    assert_equations_hold("maple", build("maple", small_clip(*depths), maple={"depth": 3}))
+    assert_equations_hold("maple", build("maple", small_clip(*depths), depth=3))
 
 
 def test_maple_through_every_layer(small_clip):
     """Depth = all layers, where no layer carries prompts on and cls alone is read behind the
     last."""
-    assert_equations_hold("maple", build("maple", small_clip(), maple={"depth": 4}))
-    assert_equations_hold("maple", build("maple", small_clip(), maple={"depth": 1}))
+    assert_equations_hold("maple", build("maple", small_clip(), depth=4))
+    assert_equations_hold("maple", build("maple", small_clip(), depth=1))
 
 
 def test_maples_deeper_projections_start_alike(small_clip):
-    method = build("maple", small_clip(), maple={"depth": 4})
+    method = build("maple", small_clip(), depth=4)
     first, second, *others = (each.weight for each in method.projections)
     assert not torch.equal(first, second)
     assert all(torch.equal(second, each) for each in others)
@@ -331,11 +335,11 @@ def test_layers_are_cut_to_the_shallower_tower_and_recorded(small_clip):
     with pytest.raises(InputError, match="--depth 7: expected at most 6"):
         build("maple", clip, depth=7)
     with pytest.raises(InputError, match="--knowledge-layer 11: expected at most 8"):
-        build("tcp", clip, tcp={"knowledge_layer": 11})
+        build("tcp", clip, knowledge_layer=11)
     with pytest.raises(InputError, match="--ctx-init 'a photo': 2 tokens, expected at least"):
-        build("coop", clip, context={"ctx_init": "a photo"})
+        build("coop", clip, ctx_init="a photo")
     with pytest.raises(InputError, match="--fusion-heads 5: expected a divisor"):
-        build("candle", clip, candle={"fusion_heads": 5})
+        build("candle", clip, fusion_heads=5)
 
 
 @pytest.mark.parametrize("name", ["coop", "maple", "tcp", "mma"])
@@ -633,7 +637,7 @@ PARAMETERS = {
     "mma": 674_560,
     "candle": 1_575_937 + 7 * 512,
     "lfa": 262_144,
-    "table16-imb": 435_840,
+    "table16-imb": 456_960,
 }
 
 
