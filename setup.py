@@ -52,7 +52,11 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["lamp_fast", "lamp_fast.*"]), *ELSEWHERE],
+    packages=[
+        *find_packages(include=["lamp_fast", "lamp_fast.*"]),
+        *ELSEWHERE,
+        *(f"lamp_fast.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir=ELSEWHERE,
     package_data={"": ["py.typed", "assets/**/*", "*.jinja", "*.json"], "lamp_fast.csrc": ["*"]},
     ext_modules=[Extension("lamp_fast._C", sources=[])],

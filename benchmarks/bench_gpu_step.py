@@ -3,9 +3,8 @@
 ``pytest benchmarks/bench_gpu_step.py --benchmark-only``: ViT-B/16 with random weights in bfloat16,
 K=2, S=2, layers 3..12. A training step is forward, loss, backward, optimiser and load balancing,
 captured as one CUDA graph and replayed; GPU time lies between events, wall time between
-synchronisations. The floor is that of :mod:`benchmarks.step_kernels` at the rates that
-:func:`benchmarks.measure.measure_ceilings` finds on the same device. Without a GPU the cells say
-so.
+synchronisations. The floor is that of :mod:`benchmarks.measuring.floors` at the rates of the same
+device.
 """
 
 from collections.abc import Callable
@@ -16,9 +15,9 @@ import pytest
 import torch
 
 from benchmarks.bench_input import draw_pictures
-from benchmarks.measure import measure_ceilings, time_steps
-from benchmarks.step_kernels import floor_seconds
-from benchmarks.steps import Line, build_cell, random_clip
+from benchmarks.measuring.floors import floor_seconds
+from benchmarks.measuring.steps import Line
+from benchmarks.measuring.timing import this_device, time_steps
 from lamp_fast.clip import ClipConfig
 from lamp_fast.data import DataConfig
 from lamp_fast.runs.config import TrainConfig, apply_preset
@@ -26,14 +25,15 @@ from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.graph import CudaRecorder
 from lamp_fast.runs.trainer import Trainer
 
-NO_GPU = "no GPU"
-HAS_GPU = torch.cuda.is_available()
+DEVICE = this_device()
+WHERE = {"device": DEVICE, "dtype": torch.bfloat16}
+needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="no GPU")
 
 LINES = [
-    Line("step, B=128, C=50, text per class", 128, 50, "class", True, 1.4),
-    Line("step, B=128, C=50, per (image, class), routes distinct", 128, 50, "image", True, 1.45),
-    Line("step, B=4, C=50, per (image, class), graph", 4, 50, "image", True, 2.5),
-    Line("evaluation, 100 images x 1,000 classes", 100, 1000, "image", False, 1.6),
+    Line(128, 50, "class", at_most=1.4),
+    Line(128, 50, "image", at_most=1.45),
+    Line(4, 50, "image", at_most=2.5),
+    Line(100, 1000, "image", train=False, at_most=1.6),
 ]
 EPOCH = "a whole epoch at B=128 from the cache, over its steps"
 EPOCH_AT_MOST = 1.1
@@ -73,42 +73,34 @@ def one_step(trainer: Trainer) -> float:
     return time_steps(lambda: trainer._take_step(images, labels, rows), device)[1]
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return random_clip(torch.device("cuda"))
-
-
-@pytest.fixture(scope="module")
-def ceilings():
-    return measure_ceilings(torch.device("cuda"))
-
-
+@needs_gpu
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.what)
-def bench_gpu_step(benchmark, request, tables, line):
-    if not HAS_GPU:
-        tables["steps"].append([line.what, *[NO_GPU] * 4, f"{line.at_most:g}", ""])
-        pytest.skip(NO_GPU)
-    clip, ceilings = map(request.getfixturevalue, ("clip", "ceilings"))
-    device = torch.device("cuda")
+def bench_gpu_step(benchmark, closing, device_clip, device_ceilings, line):
     torch.cuda.reset_peak_memory_stats()
-    cell = build_cell(clip, line, CudaRecorder(device))
-    gpu, wall = benchmark.pedantic(time_steps, (cell.run, device), rounds=1)
-    floor, peak = floor_seconds(cell.kernels, ceilings), torch.cuda.max_memory_allocated()
-    shown = [f"{1e3 * each:.2f}" for each in (floor, gpu, wall)]
-    shown += [f"{gpu / floor:.2f}", f"{line.at_most:g}", f"{peak / 2**30:.2f}"]
-    tables["steps"].append([line.what, *shown])
+    cell = line.cell(device_clip)
+    run = cell.captured(CudaRecorder(DEVICE)) if line.train else cell.evaluate
+    gpu, wall = benchmark.pedantic(time_steps, (run, DEVICE), rounds=1)
+    floor = floor_seconds(cell.kernels(line.train), device_ceilings)
+    peak = torch.cuda.max_memory_allocated()
+    closing.add(
+        f"LAMP {line.what}, {'one graph: train' if line.train else 'evaluate'}",
+        1e3 * gpu,
+        "ms",
+        floor=1e3 * floor,
+        beside=f"wall {1e3 * wall:.2f} ms, peak {peak / 2**30:.2f} GiB",
+        aim=f"at most {line.at_most:g} floors",
+        **WHERE,
+    )
     benchmark.extra_info.update(
-        {"floor": floor, "gpu": gpu, "wall": wall, "peak_bytes": peak} | ceilings.record()
+        {"floor": floor, "gpu": gpu, "wall": wall, "peak_bytes": peak} | device_ceilings.record()
     )
 
 
-def bench_epoch(benchmark, tables, tmp_path, monkeypatch):
-    if not HAS_GPU:
-        tables["steps"].append([EPOCH, *[NO_GPU] * 4, f"{EPOCH_AT_MOST:g}", ""])
-        pytest.skip(NO_GPU)
+@needs_gpu
+def bench_epoch(benchmark, closing, tmp_path, monkeypatch):
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "cache"))
     config = epoch_config(tmp_path, count=2_560, batch=128, workers=12)
     config = replace(config, clip=ClipConfig("ViT-B-16-quickgelu", "random"))
     ratio = benchmark.pedantic(epoch_over_steps, (config, one_step), rounds=1)
-    tables["steps"].append([EPOCH, "", "", "", f"{ratio:.2f}", f"{EPOCH_AT_MOST:g}", ""])
+    closing.add(EPOCH, ratio, "times its steps", aim=f"at most {EPOCH_AT_MOST:g}", **WHERE)
     benchmark.extra_info["epoch_over_steps"] = ratio

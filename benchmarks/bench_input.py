@@ -2,14 +2,13 @@
 
 ``LAMP_FAST_BENCH_PICTURES=DIR pytest benchmarks/bench_input.py --benchmark-only`` takes up to 512
 picture files below DIR; without it, JPEGs of 500 x 375 that it draws. All ways are interleaved, a
-quarter of a second each; medians, by this process's CPU time, which other programs disturb least.
-"packed" is the host's part where the device transforms. Entries of the cache were used before, so
-they are in memory if the machine has it to spare.
+hundred pictures each; medians, by this process's CPU time on one thread, which other programs
+disturb least. "packed" is the host's part where the device transforms. Entries of the cache were
+used before, so they are in memory if the machine has it to spare.
 """
 
+import itertools
 import os
-import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.measuring.timing import (
+    device_seconds,
+    interleave,
+    process_seconds,
+    this_device,
+    threads,
+)
 from lamp_fast.data import DecodedCache, Pictures
 from lamp_fast.data.loading import PictureDataset
 from lamp_fast.data.pictures import EXTENSIONS, check_pictures
@@ -25,7 +31,8 @@ from lamp_fast.data.resample import PackTransform, join, resample
 from lamp_fast.data.transforms import Preprocessing, training_transform
 
 MOST = 512
-ROUNDS, SECONDS = 9, 0.25
+ROUNDS, EACH = 9, 100
+UNIT = "pictures/s"
 PREPROCESSING = Preprocessing(size=224)
 FOLDER = os.environ.get("LAMP_FAST_BENCH_PICTURES")
 
@@ -54,47 +61,39 @@ def draw_pictures(folder, count=64):
     return folder
 
 
-def bench_input(benchmark, pictures, tmp_path, tables):
-    torch.set_num_threads(1)
+def bench_input(benchmark, pictures, tmp_path, closing):
     cached = replace(pictures, cache=DecodedCache(tmp_path, 2**40))
     for index in range(len(cached)):
         cached.load(index)
-    host, device = (
-        training_transform(PREPROCESSING),
-        PackTransform(PREPROCESSING, random=True),
-    )
-    ways = {
-        ("decoded alone", "files"): pictures.load,
-        ("decoded alone", "cache"): cached.load,
+    ways = {}
+
+    def add_way(what, where, load):
+        indices = itertools.cycle(range(len(pictures)))
+        ways[what, where] = lambda: [load(next(indices)) for _ in range(EACH)]
+
+    transforms = {
+        "transformed on the host": training_transform(PREPROCESSING),
+        "packed": PackTransform(PREPROCESSING, random=True),
     }
-    for what, transform in (("transformed on the host", host), ("packed", device)):
-        for where, some in (("files", pictures), ("cache", cached)):
+    for where, some in (("files", pictures), ("cache", cached)):
+        add_way("decoded alone", where, some.load)
+        for what, transform in transforms.items():
             dataset = PictureDataset(some, transform, seed=0)
-            ways[what, where] = lambda index, dataset=dataset: dataset[0, index]
-    rates = {way: [] for way in ways}
-    at = 0
-
-    def one_round():
-        nonlocal at
-        for way, load in ways.items():
-            done, started = 0, time.process_time()
-            while (taken := time.process_time() - started) < SECONDS:
-                load((at + done) % len(pictures))
-                done += 1
-            rates[way].append(done / taken)
-        at += MOST // ROUNDS
-
-    benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=1)
-    medians = {way: statistics.median(values[1:]) for way, values in rates.items()}
-    for what in dict.fromkeys(what for what, _ in ways):
-        files, cache = medians[what, "files"], medians[what, "cache"]
-        tables["input"].append([what, f"{files:,.0f}", f"{cache:,.0f}", f"{cache / files:.2f}"])
-        benchmark.extra_info[what] = [files, cache]
+            add_way(what, where, lambda index, dataset=dataset: dataset[0, index])
+    with threads(1):
+        options = {"clock": process_seconds}
+        times = benchmark.pedantic(interleave, (ways, ROUNDS), options, rounds=1)
+        rates = {way: EACH / time.median for way, time in times.items()}
+        for what in ("decoded alone", *transforms):
+            files, cache = rates[what, "files"], rates[what, "cache"]
+            beside = f"from files {files:,.0f} ({cache / files:.2f}x)"
+            closing.add(f"{what}, from the cache, one process", cache, UNIT, beside=beside)
+            benchmark.extra_info[what] = [files, cache]
 
 
-def bench_device_transform(benchmark, pictures, tables):
+def bench_device_transform(benchmark, pictures, closing):
     """The device's part, of a batch of 128: on a GPU where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     transform = PackTransform(PREPROCESSING, random=True)
     torch.manual_seed(0)
     count = min(128, len(pictures))
@@ -102,14 +101,10 @@ def bench_device_transform(benchmark, pictures, tables):
     if device.type == "cuda":
         batch = batch._replace(pixels=batch.pixels.pin_memory(), views=batch.views.pin_memory())
 
-    def run():
-        result = resample(batch, device, torch.float32)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return result
+    def transformed():
+        return resample(batch, device, torch.float32)
 
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
-    rate = f"{count / benchmark.stats.stats.median:,.0f}"
-    tables["input"].append(
-        [f"the device's part of packed, batch {count}, on {device}", rate, "", ""]
-    )
+    options = {"clock": device_seconds(device)}
+    times = benchmark.pedantic(interleave, ({"device": transformed}, 5), options, rounds=1)
+    what = f"the device's part of packed, batch {count}"
+    closing.add(what, count / times["device"].median, UNIT, device=device)

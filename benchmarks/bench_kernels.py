@@ -1,30 +1,19 @@
-"""The kernel table: every GPU op beside what a user would otherwise call, and its physical floor.
+"""The kernels: every GPU op beside what a user would otherwise call, and its physical floor.
 
 ``pytest benchmarks/bench_kernels.py --benchmark-only``; ``python -m benchmarks.gpu_report`` runs
-the same and keeps the numbers. Without a GPU there is nothing to measure: the lines are printed
-with empty cells.
+the same and keeps the numbers. Without a GPU there is nothing to measure.
 """
 
 import pytest
 
-from benchmarks import kernels
-from benchmarks.measure import measure_ceilings, this_device
+from benchmarks.measuring import kernels
+from benchmarks.measuring.timing import this_device
 
 DEVICE = this_device()
-CASES = list(kernels.cases(DEVICE))
+CASES = list(kernels.cases(DEVICE)) if DEVICE.type == "cuda" else []
 
 
-@pytest.fixture(scope="module")
-def ceilings():
-    return measure_ceilings(DEVICE)
-
-
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no GPU")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
-def bench_kernel(benchmark, request, tables, case):
-    if DEVICE.type != "cuda":
-        tables["kernels"].append([case.what, "", "no GPU", "", "", case.target])
-        pytest.skip("no GPU")
-    ceilings = request.getfixturevalue("ceilings")
-    row = benchmark.pedantic(kernels.measure, (case, DEVICE, ceilings), rounds=1)
-    tables["kernels"].extend(kernels.table([row]))
-    benchmark.extra_info.update(row.record() | {"ceilings": ceilings.record()})
+def bench_kernel(benchmark, closing, device_ceilings, case):
+    kernels.measure_into(closing, benchmark, case, DEVICE, device_ceilings)

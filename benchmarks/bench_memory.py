@@ -1,35 +1,26 @@
 """Peak memory of a LAMP step against the number of classes, with and without blocks.
 
 ``pytest benchmarks/bench_memory.py --benchmark-only``. Text per (image, class), batch 32, a small
-random CLIP in a process of its own; the closing table says what ViT-B/16 would take by the count
-that :meth:`Lamp.affordable_block` uses.
+random CLIP in a process of its own, beside what ViT-B/16 would take by the count that
+:meth:`Lamp.affordable_block` uses. ``--all`` adds 50 and 1,000 classes, and:
 
-A second table has ImageNet's classes with ViT-B/16 in bfloat16, K=4, S=4: measured on a GPU, and
-everywhere computed from the storages that the same code holds under fake tensors
-(:mod:`benchmarks.fake_memory`), weights included; its last line is the most classes of which a
-batch of 32 fits 80 GB whole (ImageNet's names, then the same with numbers), computed by the line
-through 500 and 1,000 classes. Minutes on two CPU cores.
+ImageNet's classes with ViT-B/16 in bfloat16, K=4, S=4: measured on a GPU, and everywhere counted
+from the storages that the same code holds under fake tensors, weights included; the last line is
+the most classes of which a batch of 32 fits 80 GB whole (ImageNet's names, then the same with
+numbers), by the line through 500 and 1,000 classes. Minutes on two CPU cores.
 """
-
-import json
-import subprocess
-import sys
 
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.classes import TEMPLATE, numbered
-from benchmarks.fake_memory import PeakMemory
-from benchmarks.measure import this_device
-from benchmarks.steps import random_clip
+from benchmarks.measuring.memory import BATCH, counted_peak, gpu_peak, system_peak
+from benchmarks.measuring.names import numbered
+from benchmarks.measuring.steps import Cell
+from benchmarks.measuring.timing import this_device
 from lamp_fast.clip import Trimming
-from lamp_fast.methods import Lamp
 from lamp_fast.methods.lamp import LampSettings
 
-BATCH = 32
 TEST_BATCH = 100
 # GiB that ImageNet's classes may take in training and in evaluation.
 LIMITS = {"train": 40, "evaluate": 16}
@@ -38,45 +29,7 @@ BLOCKS = [1 << 16, 4096]
 BLOCK = 1600
 WHOLE = Trimming(block=1 << 30, share_routes=False)
 MEMORY = 80e9
-
-STEP = """
-import json, resource, sys
-import open_clip, torch
-import torch.nn.functional as F
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data.transforms import Preprocessing
-from lamp_fast.methods import Lamp
-from lamp_fast.methods.lamp import LampSettings
-from lamp_fast.clip import Trimming
-
-classes, block = json.loads(sys.argv[1])
-torch.manual_seed(0)
-model = open_clip.CLIP(
-    embed_dim=64,
-    vision_cfg=dict(image_size=32, patch_size=8, layers=6, width=128, head_width=32),
-    text_cfg=dict(context_length=77, vocab_size=49408, layers=6, width=128, heads=4),
-    quick_gelu=True,
-)
-clip = FrozenClip(model, Preprocessing(size=32))
-trimming = Trimming(block=block, share_routes=False)
-lamp = Lamp(clip, LampSettings(layers=(3, 4, 5, 6)), trimming=trimming)
-prepared = lamp.prepare([f"thing number {each}" for each in range(classes)], "a photo of a {}.")
-images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % classes
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-lamp.step(images, labels, prepared, F.cross_entropy).loss.backward()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([(after - before) / 1024, sum(map(len, prepared.forests))]))
-"""
-
-
-def peak_mebibytes(classes, block):
-    answer = subprocess.run(
-        [sys.executable, "-c", STEP, json.dumps([classes, block])],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(answer.stdout)
+WHERE = {"device": this_device(), "dtype": torch.bfloat16}
 
 
 def vit_b_16_gibibytes(rows):
@@ -84,120 +37,91 @@ def vit_b_16_gibibytes(rows):
     return BATCH * rows * 10 * 512 * 4 * len(LampSettings().layers) / 2**30
 
 
-@pytest.mark.parametrize("classes", [50, 250, 1000])
-def bench_memory(benchmark, tables, classes):
-    measured = {}
-
+@pytest.mark.parametrize(
+    "classes", [250, *(pytest.param(count, marks=pytest.mark.whole_grid) for count in (50, 1000))]
+)
+def bench_memory(benchmark, closing, classes):
     def both():
-        for block in (BLOCK, BATCH * classes):
-            measured[block], measured["rows"] = peak_mebibytes(classes, block)
+        return [system_peak(classes, block) for block in (BLOCK, BATCH * classes)]
 
-    benchmark.pedantic(both, rounds=1)
-    benchmark.extra_info.update({str(key): value for key, value in measured.items()})
-    whole = vit_b_16_gibibytes(measured["rows"])
-    share = min(1.0, BLOCK / (BATCH * classes))
-    tables["memory"].append(
-        [
-            classes,
-            f"{measured[BLOCK]:.0f}",
-            f"{measured[BATCH * classes]:.0f}",
-            f"{whole * share:.1f}",
-            f"{whole:.1f}",
-        ]
+    (in_blocks, rows), (in_one, _) = benchmark.pedantic(both, rounds=1)
+    benchmark.extra_info.update({"in_blocks": in_blocks, "in_one": in_one, "rows": rows})
+    whole = vit_b_16_gibibytes(rows)
+    computed = whole * min(1.0, BLOCK / (BATCH * classes))
+    closing.add(
+        f"peak memory of a step, small CLIP, B={BATCH} C={classes}, blocks of {BLOCK:,} pairs",
+        in_blocks,
+        "MiB",
+        beside=f"in one {in_one:,.0f} MiB; ViT-B/16, computed: {computed:.1f} and {whole:.1f} GiB",
     )
 
 
-@pytest.fixture(scope="module")
-def vit_b_16():
-    return random_clip(this_device()).to(torch.bfloat16)
+def imagenet_cell(clip, classes):
+    names = numbered(open_clip.IMAGENET_CLASSNAMES, classes)
+    return Cell(clip, BATCH, classes, trim=WHOLE, names=names, k=4, s=4)
 
 
-def pieces(lamp, classes):
-    """A training step and an evaluation batch."""
-    device, dtype = next(lamp.clip.parameters()).device, lamp.clip.dtype
-
-    def train():
-        images = torch.zeros(BATCH, 3, 224, 224, dtype=dtype, device=device)
-        labels = torch.zeros(BATCH, dtype=torch.int64, device=device)
-        lamp.step(images, labels, classes, F.cross_entropy).loss.backward()
-        lamp.zero_grad(set_to_none=True)
+def pieces(cell):
+    """A training step and an evaluation batch; the optimiser's own memory is not of the classes."""
 
     def evaluate():
-        lamp.logits(torch.zeros(TEST_BATCH, 3, 224, 224, dtype=dtype, device=device), classes)
+        images = cell.images.new_zeros(TEST_BATCH, *cell.images.shape[1:])
+        cell.method.logits(images, cell.classes)
 
-    return {"train": train, "evaluate": evaluate}
-
-
-def computed_peak(piece):
-    """Bytes at the peak of a piece, weights not counted."""
-    with FakeTensorMode(allow_non_fake_inputs=True), PeakMemory() as memory:
-        piece()
-    return memory.peak
+    return {"train": cell.gradients, "evaluate": evaluate}
 
 
-def measured_peak(piece):
-    """The same as a GPU's allocator saw it; None without one."""
-    if not torch.cuda.is_available():
-        return None
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    piece()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def held_bytes(lamp, classes):
-    """Bytes of the weights, the parameters and what is prepared of the classes."""
-    held = [*lamp.clip.parameters(), *lamp.parameters(), *classes.states]
+def held_bytes(cell):
+    """Bytes of the weights, the parameters, the pictures and what is prepared of the classes."""
+    held = [*cell.clip.parameters(), *cell.method.parameters(), *cell.classes.states, cell.images]
     return sum(each.numel() * each.element_size() for each in held)
 
 
-def gibibytes(held, peak):
-    return "no GPU" if peak is None else f"{(held + peak) / 2**30:.1f}"
+def add(closing, what, counted, measured, most):
+    beside = "no GPU" if measured is None else f"measured {measured / 2**30:.1f} GiB"
+    aim = f"at most {most:.0f}"
+    closing.add(
+        f"peak memory, {what}", counted / 2**30, "GiB counted", beside=beside, aim=aim, **WHERE
+    )
 
 
+@pytest.mark.whole_grid
 @pytest.mark.parametrize("classes", [500, 1000])
-def bench_imagenet_memory(benchmark, tables, vit_b_16, classes):
-    lamp = Lamp(vit_b_16, LampSettings(k=4, s=4))
-    prepared = lamp.prepare(open_clip.IMAGENET_CLASSNAMES[:classes], TEMPLATE)
-    held = held_bytes(lamp, prepared)
+def bench_imagenet_memory(benchmark, closing, device_clip, classes):
+    cell = imagenet_cell(device_clip, classes)
+    held = held_bytes(cell)
 
     def measure():
         for block in BLOCKS:
-            lamp.trimming = Trimming(block=block, share_routes=False)
-            for what, piece in pieces(lamp, prepared).items():
-                computed, measured = computed_peak(piece), measured_peak(piece)
-                shown = [gibibytes(held, computed), gibibytes(held, measured), LIMITS[what]]
-                tables["imagenet memory"].append([what, classes, f"{block:,}", *shown])
-                benchmark.extra_info[f"{what} {block}"] = [held, computed, measured]
+            cell.method.trimming = Trimming(block=block, share_routes=False)
+            for what, piece in pieces(cell).items():
+                counted, measured = held + counted_peak(piece), gpu_peak(piece)
+                measured = None if measured is None else held + measured
+                title = f"ImageNet's first {classes:,}, blocks of {block:,}: {what}"
+                add(closing, title, counted, measured, LIMITS[what])
+                benchmark.extra_info[f"{what} {block}"] = [held, counted, measured]
 
     benchmark.pedantic(measure, rounds=1)
 
 
-def bench_largest(benchmark, tables, vit_b_16):
-    lamp = Lamp(vit_b_16, LampSettings(k=4, s=4), trimming=WHOLE)
-
-    def prepare(count):
-        prepared = lamp.prepare(numbered(open_clip.IMAGENET_CLASSNAMES, count), TEMPLATE)
-        return held_bytes(lamp, prepared), pieces(lamp, prepared)["train"]
-
-    def computed(count):
-        held, train = prepare(count)
-        return held + computed_peak(train)
+@pytest.mark.whole_grid
+def bench_largest(benchmark, closing, device_clip):
+    def counted(count):
+        cell = imagenet_cell(device_clip, count)
+        return held_bytes(cell) + counted_peak(cell.gradients)
 
     def measure():
-        few, some, many = (computed(count) for count in (250, 500, 1000))
+        few, some, many = (counted(count) for count in (250, 500, 1000))
         slope = (many - some) / 500
         # Some names are longer than others.
         assert few == pytest.approx(some - 250 * slope, rel=0.05), "memory is not linear"
         count = int(1000 + (MEMORY - many) / slope) // 100 * 100
-        expected = many + slope * (count - 1000)
-        shown, measured = [f"{expected / 2**30:.1f}", "no GPU"], None
+        expected, measured = many + slope * (count - 1000), None
         if torch.cuda.is_available():
-            held, train = prepare(count)
-            measured = held + measured_peak(train)
-            shown[1] = f"{measured / 2**30:.1f}"
-        shown.append(f"{MEMORY / 2**30:.1f}")
-        tables["imagenet memory"].append(["train, as many as fit", count, "whole", *shown])
+            cell = imagenet_cell(device_clip, count)
+            measured = held_bytes(cell) + gpu_peak(cell.gradients)
+        title = f"as many classes as fit, whole: train with {count:,}"
+        add(closing, title, expected, measured, MEMORY / 2**30)
         benchmark.extra_info.update({"classes": count, "bytes": [expected, measured]})
 
     benchmark.pedantic(measure, rounds=1)

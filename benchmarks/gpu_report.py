@@ -70,7 +70,7 @@ def _pytest(*arguments: str) -> tuple[str, ...]:
 
 
 def _benchmark(seconds: int, *arguments: str, needs_gpu: bool = True) -> Part:
-    command = _pytest("--benchmark-only", "-o", "timeout=0", *arguments)
+    command = _pytest("--benchmark-only", *arguments)
     return Part(command, seconds, needs_gpu=needs_gpu, benchmark=True)
 
 
@@ -91,7 +91,7 @@ PARTS: dict[str, Part] = {
     "methods": Part(
         ("-m", "benchmarks.methods_growth", "--out", OUT), seconds=40, plot="methods_growth.png"
     ),
-    "memory": _benchmark(20, "benchmarks/bench_memory.py", "-k", "imagenet or largest"),
+    "memory": _benchmark(20, "benchmarks/bench_memory.py", "--all", "-k", "imagenet or largest"),
     "fuzz": Part(_pytest("-m", "slow", "tests/ops/test_fuzz_ops.py"), seconds=35),
     "sanitizer": Part(
         _pytest(*SANITIZED),

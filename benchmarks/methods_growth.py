@@ -1,7 +1,7 @@
 """How the training step of each method grows with the number of classes: a table and a plot.
 
 ``python -m benchmarks.methods_growth [--out docs]``. ViT-B/16 with random weights (bfloat16 on a
-GPU, float32 on a CPU), B=4, Caltech101's names; a step is forward, loss and backward, in units of
+GPU, float32 on a CPU), B=4, Caltech101's names, beyond 100 classes ImageNet's; a step in units of
 open_clip's own image forward of the batch, which runs before and after each; medians. Dashed lines
 compute as the methods' authors do (``--as-published``; LAMP's is ``--path literal``: the equations
 as printed), solid ones as this package does, with the same results.
@@ -12,22 +12,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks.measure import against, device_name, this_device, write_record
-from benchmarks.methods import AS_PUBLISHED, MethodCell
-from benchmarks.steps import random_clip
+from benchmarks.measuring.steps import AS_PUBLISHED, Cell, random_clip
+from benchmarks.measuring.timing import (
+    device_name,
+    device_seconds,
+    interleave,
+    this_device,
+    write_record,
+)
+from benchmarks.plots.growth import draw_methods
 from lamp_fast import cli
 from lamp_fast.clip import FrozenClip, Trimming
 from lamp_fast.methods import METHODS
-from lamp_fast.runs.graph import CapturedStep, CudaRecorder
+from lamp_fast.runs.figures import save_figure
+from lamp_fast.runs.graph import CudaRecorder
 
 BATCH = 4
 CLASSES = {"cpu": (10, 25, 50, 100), "cuda": (10, 50, 100, 200, 500)}
-DISTINCT = Trimming(share_routes=False)
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ class Contender:
         title: in words.
         colour: a number, shared by the two ways of a method.
         slow: computes as published.
-        build: the step for (clip, classes).
+        build: the cell for (clip, classes).
+        captured: its step is one CUDA graph.
     """
 
     title: str
     colour: int
     slow: bool
-    build: Callable[[FrozenClip, int], MethodCell]
+    build: Callable[[FrozenClip, int], Cell]
     captured: bool = False
 
 
@@ -80,12 +86,12 @@ class Point:
 def contenders(device: torch.device) -> list[Contender]:
     """All lines for a device; only a GPU has CUDA graphs."""
 
-    def lamp(**options) -> Callable[[FrozenClip, int], MethodCell]:
-        return lambda clip, classes: MethodCell(clip, "lamp", BATCH, classes, DISTINCT, **options)
+    def lamp(**options) -> Callable[[FrozenClip, int], Cell]:
+        return lambda clip, classes: Cell(clip, BATCH, classes, **options)
 
-    def peer(name: str, slow: bool) -> Callable[[FrozenClip, int], MethodCell]:
+    def peer(name: str, slow: bool) -> Callable[[FrozenClip, int], Cell]:
         trim = Trimming(as_published=slow)
-        return lambda clip, classes: MethodCell(clip, name, BATCH, classes, trim)
+        return lambda clip, classes: Cell(clip, BATCH, classes, name, trim=trim)
 
     lines = [
         Contender("LAMP, text per (image, class)", 0, False, lamp()),
@@ -116,42 +122,21 @@ def _measure(clip, contender, classes, rounds, device) -> Point:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     cell = contender.build(clip, classes)
-    run = captured(cell, device) if contender.captured else cell.train
-    ratio, seconds = against(cell.image_forward, run, device, rounds)
+    run = cell.captured(CudaRecorder(device)) if contender.captured else cell.train
+    options = {"clock": device_seconds(device), "unit": cell.image_forward}
+    time = interleave({"train": run}, rounds, **options)["train"]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    return Point(ratio, seconds, peak)
+    return Point(time.ratio, time.median, peak)
 
 
-def captured(cell: MethodCell, device: torch.device) -> Callable[[], object]:
-    """The cell's training step as one CUDA graph; it changes nothing but gradients."""
-
-    def step(images, labels):
-        cell.train()
-        return {}
-
-    graph = CapturedStep(step, list, CudaRecorder(device))
-    return lambda: graph(cell.images, cell.labels)
-
-
-def draw(title: str, results: dict[str, dict[int, Point]], lines: list[Contender], file: Path):
-    """One line a contender, both axes logarithmic."""
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for line in lines:
-        points = {x: each.ratio for x, each in results[line.title].items() if each.ratio}
-        style = {"linestyle": "--", "marker": "x"} if line.slow else {"marker": "o"}
-        colour = f"C{line.colour}"
-        axes.plot([*points], [*points.values()], color=colour, label=line.title, **style)
-    ticks = sorted({x for each in results.values() for x in each})
-    axes.set(xscale="log", yscale="log", title=title)
-    axes.set(xlabel="classes C", ylabel="training step / image forward of the batch")
-    axes.set_xticks(ticks, [str(each) for each in ticks])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.grid(alpha=0.3)
-    figure.legend(frameon=False, loc="outside right center")
-    figure.savefig(file, dpi=110)
+def draw(title: str, results: dict[str, dict[int, Point]], lines: list[Contender]) -> Figure:
+    """The plot of all points that ran."""
+    ratios = {
+        name: {count: point.ratio for count, point in points.items() if point.ratio}
+        for name, points in results.items()
+    }
+    styles = {line.title: (line.colour, line.slow) for line in lines}
+    return draw_methods(title, ratios, styles)
 
 
 def main(settings: Settings) -> None:
@@ -176,7 +161,7 @@ def main(settings: Settings) -> None:
     numbers = {"batch": BATCH, "steps": steps}
     write_record(settings.out / "methods_growth.json", device, numbers)
     title = f"Training step of ViT-B/16, B={BATCH}, {device_name(device)}"
-    draw(title, results, lines, settings.out / "methods_growth.png")
+    save_figure(draw(title, results, lines), settings.out / "methods_growth.png")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "Eq. 9's printed sign": {"lbo_sign": "printed"},
     "gamma 5e-3": {"gamma": 5e-3},
     "with logit adjustment": {"logit_adjustment": True},
+    "without MSP, with logit adjustment": {"msp": False, "logit_adjustment": True},
 }
 ROWS = READINGS | PARTS
 # For scale: other methods with their published settings, by name.

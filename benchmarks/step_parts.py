@@ -11,44 +11,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import (
-    device_name,
-    measure_ceilings,
-    this_device,
-    time_steps,
-    write_record,
-)
-from benchmarks.step_kernels import (
+from benchmarks.measuring.floors import (
     ACTIVATION,
     ATTENTION,
     NORMS,
     OPTIMISER,
     PRODUCTS,
     floor_by_part,
+    measure_ceilings,
 )
-from benchmarks.steps import Line, build_cell, random_clip
+from benchmarks.measuring.steps import Line, random_clip
+from benchmarks.measuring.timing import device_name, this_device, time_steps, write_record
+from benchmarks.plots.parts import draw_parts
 from lamp_fast import cli
+from lamp_fast.runs.figures import save_figure
 
 LINES = {
-    "cuda": (
-        Line("B=128, C=50, text per (image, class)", 128, 50, "image", True),
-        Line("B=128, C=50, text per class", 128, 50, "class", True),
-        Line("B=4, C=50, text per (image, class)", 4, 50, "image", True),
-    ),
-    "cpu": (
-        Line("B=4, C=50, text per (image, class)", 4, 50, "image", True),
-        Line("B=4, C=50, text per class", 4, 50, "class", True),
-    ),
+    "cuda": (Line(128, 50, "image"), Line(128, 50, "class"), Line(4, 50, "image")),
+    "cpu": (Line(4, 50, "image"), Line(4, 50, "class")),
 }
-# A matrix product and a copy large enough to reach the device's rates.
-SIZES = {"cuda": {}, "cpu": {"size": 2048, "copied": 1 << 28}}
 RETRIEVAL, OTHER, WAITS = "retrieval", "other ops", "waits"
 # By a word of torch's name for the op; the first that fits.
 WORDS = {
@@ -171,43 +158,29 @@ def measure(
     return Shares(what, seconds, floor, {key[1]: by_op[key] for key in others[:8]})
 
 
-def draw(shares: Sequence[Shares], file: Path, title: str) -> None:
-    """Two bars a step: measured and floor, both in milliseconds, divided into the same parts."""
-    figure = Figure(figsize=(10, 1.2 + 1.1 * len(shares)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    labels = [f"{each.what}\n{kind}" for each in shares for kind in ("measured", "floor")]
-    bars = [values for each in shares for values in (each.seconds, each.floor)]
-    at = [2.4 * number + offset for number in range(len(shares)) for offset in (0, 0.9)]
-    left = [0.0] * len(bars)
-    for number, part in enumerate(PARTS):
-        widths = [1e3 * bar.get(part, 0.0) for bar in bars]
-        if any(widths):
-            axes.barh(at, widths, left=left, label=part, color=f"C{number}")
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(at, labels)
-    axes.invert_yaxis()
-    axes.set(xlabel="milliseconds of one training step", title=title)
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))
-    figure.savefig(file, dpi=110)
+def draw(shares: Sequence[Shares], title: str) -> Figure:
+    """Two bars a step: measured and floor."""
+    bars = {}
+    for each in shares:
+        bars |= {f"{each.what}\nmeasured": each.seconds, f"{each.what}\nfloor": each.floor}
+    return draw_parts(title, bars, PARTS)
 
 
 def main(settings: Settings) -> None:
     """Measure every line of this device, print the table, and draw."""
     device = this_device()
-    clip, ceilings = random_clip(device), measure_ceilings(device, **SIZES[device.type])
+    clip, ceilings = random_clip(device), measure_ceilings(device)
     shares = []
     for line in LINES[device.type]:
-        cell = build_cell(clip, line)
-        floor = floor_by_part(cell.kernels, ceilings)
-        shares.append(measure(line.what, cell.run, floor, device, settings.steps))
+        cell = line.cell(clip)
+        floor = floor_by_part(cell.kernels(train=True), ceilings)
+        shares.append(measure(line.what, cell.train, floor, device, settings.steps))
     rows = [row for each in shares for row in each.rows()]
     print(tabulate(rows, HEADER, tablefmt="github", disable_numparse=True))
     numbers = {"ceilings": ceilings.record(), "steps": [asdict(each) for each in shares]}
     write_record(settings.out / "step_parts.json", device, numbers)
     title = f"LAMP training step, ViT-B/16, {device_name(device)}"
-    draw(shares, settings.out / "step_parts.png", title)
+    save_figure(draw(shares, title), settings.out / "step_parts.png")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,39 @@ inline Dtype dtype_of(const std::string& name) {
   throw std::invalid_argument("dtype=" + name + ": expected float32, float64, float16 or bfloat16");
 }
 
+// Address of a matrix whose rows are contiguous, and the stride from one to the next.
+using Matrix = std::tuple<std::uintptr_t, int64_t>;
+
+inline RetrieveParams retrieve_params(const std::string& dtype, const Matrix& query,
+                                      const Matrix& keys, std::uintptr_t bias,
+                                      std::uintptr_t indices, std::uintptr_t similarity,
+                                      std::uintptr_t counts, int64_t batch, int64_t pool_size,
+                                      int64_t width, int64_t k, int threads) {
+  const auto [query_address, query_stride] = query;
+  const auto [keys_address, keys_stride] = keys;
+  return {dtype_of(dtype),
+          pointer<const void>(query_address),
+          pointer<const void>(keys_address),
+          pointer<const void>(bias),
+          pointer<int64_t>(indices),
+          pointer<void>(similarity),
+          pointer<int64_t>(counts),
+          query_stride,
+          keys_stride,
+          batch,
+          pool_size,
+          width,
+          k,
+          threads};
+}
+
+inline RetrieveBackwardParams retrieve_backward_params(const RetrieveParams& forward,
+                                                       std::uintptr_t grad,
+                                                       std::uintptr_t grad_query,
+                                                       std::uintptr_t grad_keys) {
+  return {forward, pointer<const void>(grad), pointer<void>(grad_query), pointer<void>(grad_keys)};
+}
+
 // Address of a tensor [N or G, H, rows, d] and its first three strides.
 using Rows = std::tuple<std::uintptr_t, int64_t, int64_t, int64_t>;
 
@@ -80,6 +113,19 @@ inline PrefixAttentionBackwardParams prefix_attention_backward_params(
 
 inline void bind_params(py::module_& module) {
   // Local to the module, so that a second build can be loaded beside it.
+  py::class_<RetrieveParams>(
+      module, "RetrieveParams", py::module_local(),
+      "Matrices as (address, stride of a row), in elements; addresses, 0 for none; sizes.")
+      .def(py::init(&retrieve_params), py::arg("dtype"), py::arg("query"), py::arg("keys"),
+           py::arg("bias"), py::arg("indices"), py::arg("similarity"), py::arg("counts"),
+           py::arg("batch"), py::arg("pool_size"), py::arg("width"), py::arg("k"),
+           py::arg("threads"));
+  py::class_<RetrieveBackwardParams>(
+      module, "RetrieveBackwardParams", py::module_local(),
+      "Those of the forward, and addresses of contiguous gradients: of the similarity, the query "
+      "and the keys.")
+      .def(py::init(&retrieve_backward_params), py::arg("forward"), py::arg("grad"),
+           py::arg("grad_query"), py::arg("grad_keys"));
   py::class_<PrefixAttentionParams>(
       module, "PrefixAttentionParams", py::module_local(),
       "Tensors as (address, strides of sequence, head and row), in elements; addresses, 0 for "

@@ -3,15 +3,8 @@
 namespace lamp {
 namespace {
 
-void retrieve(std::uintptr_t query, std::uintptr_t keys, std::uintptr_t bias,
-              std::uintptr_t indices, std::uintptr_t similarity, std::uintptr_t counts,
-              int64_t query_stride, int64_t keys_stride, int64_t batch, int64_t pool_size,
-              int64_t width, int64_t k, std::uintptr_t stream) {
-  retrieve_cuda({Dtype::kFloat32, pointer<const void>(query), pointer<const void>(keys),
-                 pointer<const void>(bias), pointer<int64_t>(indices), pointer<void>(similarity),
-                 pointer<int64_t>(counts), query_stride, keys_stride, batch, pool_size, width, k,
-                 /*threads=*/0},
-                pointer<void>(stream));
+void retrieve(const RetrieveParams& params, std::uintptr_t stream) {
+  retrieve_cuda(params, pointer<void>(stream));
 }
 
 void prefix_attention(const PrefixAttentionParams& params, std::uintptr_t seen_keys,
@@ -44,12 +37,9 @@ py::list devices() {
 void bind_cuda(py::module_& module) {
   module.def("cuda_devices", &devices,
              "(name, major, minor) of every device; RuntimeError with CUDA's reason.");
-  module.def("retrieve_cuda", &retrieve, py::arg("query"), py::arg("keys"), py::arg("bias"),
-             py::arg("indices"), py::arg("similarity"), py::arg("counts"), py::arg("query_stride"),
-             py::arg("keys_stride"), py::arg("batch"), py::arg("pool_size"), py::arg("width"),
-             py::arg("k"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-             "lamp_fast.ops.retrieve on float32 addresses of the current device, enqueued; strides "
-             "in elements, rows contiguous.");
+  module.def("retrieve_cuda", &retrieve, py::arg("params"), py::arg("stream"),
+             py::call_guard<py::gil_scoped_release>(),
+             "lamp_fast.ops.retrieve on float32 addresses of the current device, enqueued.");
   module.def("prefix_attention_cuda", &prefix_attention, py::arg("params"), py::arg("seen_keys"),
              py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
              "lamp_fast.ops.prefix_attention on addresses of the current device, enqueued; for the "

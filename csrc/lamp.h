@@ -24,27 +24,17 @@ struct RetrieveParams {
   int64_t pool_size;  // M
   int64_t width;      // D
   int64_t k;          // 1..M
-  int threads;        // at most so many; never changes a result
+  int threads;        // CPU: at most so many; never changes a result
 };
 
 void retrieve_cpu(const RetrieveParams& params);
 
+// indices and similarity are as the forward wrote them; bias and counts are not read.
 struct RetrieveBackwardParams {
-  Dtype dtype;             // of all but indices
-  const void* query;       // [B, D]
-  const void* keys;        // [M, D]
-  const int64_t* indices;  // [B, k], contiguous, as are all that follow
-  const void* similarity;  // [B, k]
-  const void* grad;        // [B, k], of similarity
-  void* grad_query;        // [B, D]
-  void* grad_keys;         // [M, D]
-  int64_t query_stride;
-  int64_t keys_stride;
-  int64_t batch;      // B
-  int64_t pool_size;  // M
-  int64_t width;      // D
-  int64_t k;
-  int threads;  // at most so many; never changes a result
+  RetrieveParams forward;
+  const void* grad;  // [B, k], of similarity; contiguous, as both gradients are
+  void* grad_query;  // [B, D]
+  void* grad_keys;   // [M, D]
 };
 
 void retrieve_backward_cpu(const RetrieveBackwardParams& params);

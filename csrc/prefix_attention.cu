@@ -270,27 +270,34 @@ __global__ void __launch_bounds__(kThreads)
 
 // The gradient of q, and delta, which the gradients of keys and values need. With weights p and
 // their gradient dp = grad v: ds = p (dp - delta), delta = sum p dp = out grad, dq = scale ds k.
+// An output that was rounded to half precision is off by more than all ds of a saturated softmax:
+// then delta is sum p dp / sum p, known at the end of the walk: dq = scale (p dp k - delta p k).
 template <typename T, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads)
     grad_query_kernel(const PrefixAttentionBackwardParams params, const int32_t* seen_keys,
                       float* deltas, const int64_t blocks, const bool vectors) {
   const PrefixAttentionParams& forward = params.forward;
   using RowSlice = Slice<kLanes, kChunks>;
+  constexpr bool kRounded = !std::is_same_v<T, float>;
   const RowSlice slice(forward.width, vectors);
   const float scale = static_cast<float>(forward.scale);
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const Item item = Item::of_lane<kLanes>(block, forward.sequences, forward.heads, forward.rows);
     const int64_t index = (item.sequence * forward.heads + item.head) * forward.rows + item.row;
-    float grad[RowSlice::kSize], out[RowSlice::kSize];
+    const bool writes = item.exists && threadIdx.x % kLanes == 0;
+    float grad[RowSlice::kSize], delta = 0;
     slice.load(
         head_of<const T>(params.grad, item.sequence, item.head) + item.row * params.grad.row_stride,
         grad);
-    slice.load(
-        head_of<const T>(forward.out, item.sequence, item.head) + item.row * forward.out.row_stride,
-        out);
-    const float delta = slice.dot(grad, out);
-    if (item.exists && threadIdx.x % kLanes == 0) deltas[index] = delta;
-    if (!params.grad_q.data) continue;
+    if constexpr (!kRounded) {
+      float out[RowSlice::kSize];
+      slice.load(head_of<const T>(forward.out, item.sequence, item.head) +
+                     item.row * forward.out.row_stride,
+                 out);
+      delta = slice.dot(grad, out);
+      if (writes) deltas[index] = delta;
+      if (!params.grad_q.data) continue;
+    }
 
     const int64_t group = group_of(item.sequence, forward);
     const Table<T> keys(forward.prefix_k, forward.k, group, item.sequence, item.head,
@@ -305,6 +312,7 @@ __global__ void __launch_bounds__(kThreads)
     scale_by(scale * kLog2OfE, q);
     const float lse = static_cast<const float*>(forward.lse)[index] * kLog2OfE;
     float grad_q[RowSlice::kSize] = {};
+    float mean_key[RowSlice::kSize] = {}, total = 0;  // sums of p k and of p, where kRounded
     for (int step = 0; __any_sync(kWholeWarp, step < seen.count); ++step) {
       float key[RowSlice::kSize] = {}, value[RowSlice::kSize] = {};
       if (step < seen.count) {
@@ -313,11 +321,24 @@ __global__ void __launch_bounds__(kThreads)
         slice.load(values.row(key_index), value);
       }
       const float weight = power_of_2(slice.dot(q, key) - lse);
-      const float grad_score = weight * (slice.dot(grad, value) - delta);
-      if (step < seen.count) add_scaled(grad_score, key, grad_q);
+      const float grad_weight = slice.dot(grad, value);
+      if (step >= seen.count) continue;
+      if constexpr (kRounded) {
+        total += weight;
+        delta += weight * grad_weight;
+        add_scaled(weight, key, mean_key);
+        add_scaled(weight * grad_weight, key, grad_q);
+      } else {
+        add_scaled(weight * (grad_weight - delta), key, grad_q);
+      }
+    }
+    if constexpr (kRounded) {
+      if (total != 0) delta /= total;
+      add_scaled(-delta, mean_key, grad_q);
+      if (writes) deltas[index] = delta;
     }
     scale_by(scale, grad_q);
-    if (item.exists)
+    if (item.exists && params.grad_q.data)
       slice.store(grad_q, head_of<T>(params.grad_q, item.sequence, item.head) +
                               item.row * params.grad_q.row_stride);
   }

@@ -199,21 +199,22 @@ void retrieve_backward_columns(const RetrieveBackwardParams& params,
                                const std::vector<double>& inverse_query,
                                const std::vector<double>& inverse_keys,
                                const std::vector<double>& along_keys, int64_t first) {
-  const int64_t pool_size = params.pool_size, k = params.k, width = params.width;
+  const RetrieveParams& forward = params.forward;
+  const int64_t pool_size = forward.pool_size, k = forward.k, width = forward.width;
   const int64_t columns = std::min<int64_t>(kColumns, width - first);
   const T* grad = static_cast<const T*>(params.grad);
-  const T* similarity = static_cast<const T*>(params.similarity);
+  const T* similarity = static_cast<const T*>(forward.similarity);
   std::vector<double> keys(pool_size * kColumns), key_sums(pool_size * kColumns);  // unit keys
   for (int64_t m = 0; m < pool_size; ++m) {
-    const T* key = static_cast<const T*>(params.keys) + m * params.keys_stride + first;
+    const T* key = static_cast<const T*>(forward.keys) + m * forward.keys_stride + first;
     for (int64_t d = 0; d < columns; ++d) keys[m * kColumns + d] = key[d] * inverse_keys[m];
   }
-  for (int64_t b = 0; b < params.batch; ++b) {
-    const T* query = static_cast<const T*>(params.query) + b * params.query_stride + first;
+  for (int64_t b = 0; b < forward.batch; ++b) {
+    const T* query = static_cast<const T*>(forward.query) + b * forward.query_stride + first;
     double unit[kColumns] = {}, sum[kColumns] = {}, along = 0;
     for (int64_t d = 0; d < columns; ++d) unit[d] = query[d] * inverse_query[b];
     for (int64_t j = b * k; j < (b + 1) * k; ++j) {
-      const int64_t m = params.indices[j];
+      const int64_t m = forward.indices[j];
       const double weight = grad[j];
       exchange(weight, keys.data() + m * kColumns, sum, unit, key_sums.data() + m * kColumns);
       along += weight * similarity[j];
@@ -233,19 +234,20 @@ void retrieve_backward_columns(const RetrieveBackwardParams& params,
 
 template <typename T>
 void retrieve_backward_typed(const RetrieveBackwardParams& params) {
-  const auto inverse_query = inverse_norms(static_cast<const T*>(params.query), params.query_stride,
-                                           params.batch, params.width);
-  const auto inverse_keys = inverse_norms(static_cast<const T*>(params.keys), params.keys_stride,
-                                          params.pool_size, params.width);
+  const RetrieveParams& forward = params.forward;
+  const auto inverse_query = inverse_norms(static_cast<const T*>(forward.query),
+                                           forward.query_stride, forward.batch, forward.width);
+  const auto inverse_keys = inverse_norms(static_cast<const T*>(forward.keys), forward.keys_stride,
+                                          forward.pool_size, forward.width);
   const T* grad = static_cast<const T*>(params.grad);
-  const T* similarity = static_cast<const T*>(params.similarity);
-  std::vector<double> along_keys(params.pool_size);
-  for (int64_t j = 0; j < params.batch * params.k; ++j)
-    along_keys[params.indices[j]] += static_cast<double>(grad[j]) * similarity[j];
+  const T* similarity = static_cast<const T*>(forward.similarity);
+  std::vector<double> along_keys(forward.pool_size);
+  for (int64_t j = 0; j < forward.batch * forward.k; ++j)
+    along_keys[forward.indices[j]] += static_cast<double>(grad[j]) * similarity[j];
 
-  const int64_t parts = round_up(params.width, kColumns) / kColumns;
-  const int64_t work = 2 * params.batch * params.k * params.width;
-  const int64_t threads = useful_threads(params.threads, work, parts);
+  const int64_t parts = round_up(forward.width, kColumns) / kColumns;
+  const int64_t work = 2 * forward.batch * forward.k * forward.width;
+  const int64_t threads = useful_threads(forward.threads, work, parts);
   for_each_part(parts, threads, [&](int64_t part, int64_t) {
     retrieve_backward_columns<T>(params, inverse_query, inverse_keys, along_keys, part * kColumns);
   });
@@ -261,7 +263,7 @@ void retrieve_cpu(const RetrieveParams& params) {
 }
 
 void retrieve_backward_cpu(const RetrieveBackwardParams& params) {
-  if (params.dtype == Dtype::kFloat64)
+  if (params.forward.dtype == Dtype::kFloat64)
     retrieve_backward_typed<double>(params);
   else
     retrieve_backward_typed<float>(params);

@@ -235,7 +235,7 @@ def retrieve_backward(
     grad_query: Tensor,
     grad_keys: Tensor,
 ) -> None:
-    """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`."""
+    """The closed form of ``lamp_fast.ops.retrieve``."""
     batch, k = indices.shape
     if batch == 0:
         grad_keys.zero_()

@@ -6,9 +6,10 @@ open_clip's own folder, and the hub's classifiers come the same way. Other progr
 too, so nothing is removed unasked.
 """
 
-import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,9 +18,9 @@ from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_c
 from tabulate import tabulate
 
 from lamp_fast import cli
-from lamp_fast.data.decoded import SUBFOLDER, default_folder
+from lamp_fast.data import decoded
 from lamp_fast.errors import InputError
-from lamp_fast.files import read_json
+from lamp_fast.runs import hub
 from lamp_fast.runs.folder import CONFIG
 
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
@@ -35,12 +36,14 @@ class Kept:
         name: the hub's repository, or a file's name.
         path: its folder or file.
         size: bytes on disk.
+        remove: whoever needs it again fetches or decodes it again.
     """
 
     what: str
     name: str
     path: Path
     size: int
+    remove: Callable[[], None]
 
 
 def find_kept() -> list[Kept]:
@@ -48,35 +51,32 @@ def find_kept() -> list[Kept]:
     repositories, files = _weights_of_open_clip()
     kept = []
     try:
-        cached = scan_cache_dir().repos
+        cache = scan_cache_dir()
     except CacheNotFound:
-        cached = frozenset()
-    for repository in cached:
-        if repository.repo_id in repositories:
+        cache = None
+    for each in cache.repos if cache else ():
+        if each.repo_id in repositories:
             what = "CLIP weights"
-        elif any(map(_is_classifier, repository.revisions)):
+        elif any(map(_is_classifier, each.revisions)):
             what = "classifier"
         else:
             continue
-        kept.append(Kept(what, repository.repo_id, repository.repo_path, repository.size_on_disk))
+        # The hub's own way, which knows of files that repositories share, for this one alone: a
+        # copy of a repository has the same revisions.
+        hashes = [revision.commit_hash for revision in each.revisions]
+        strategy = replace(cache, repos=frozenset({each})).delete_revisions(*hashes)
+        kept.append(Kept(what, each.repo_id, each.repo_path, each.size_on_disk, strategy.execute))
     folder = OPEN_CLIP_FOLDER.expanduser()
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name in files:
-            kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size))
-    decoded = default_folder() / SUBFOLDER
-    sizes = [each.stat().st_size for each in decoded.rglob("*") if each.is_file()]
+            kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size, file.unlink))
+    folder = decoded.default_folder() / decoded.SUBFOLDER
+    sizes = [each.stat().st_size for each in decoded.written_files(folder)]
     if sizes:
-        kept.append(Kept("decoded pictures", f"{len(sizes):,} files", decoded, sum(sizes)))
+        remove = partial(decoded.clear, folder)
+        count = f"{len(sizes):,} files"
+        kept.append(Kept("decoded pictures", count, folder, sum(sizes), remove))
     return sorted(kept, key=lambda each: (each.what, each.name))
-
-
-def clear(kept: list[Kept]) -> None:
-    """Remove it; whoever needs it again fetches or decodes it again."""
-    for each in kept:
-        if each.path.is_dir():
-            shutil.rmtree(each.path)
-        else:
-            each.path.unlink()
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def main(config: CacheConfig) -> int:
     """List, ask, remove."""
     if config.yes and not config.clear:
         raise InputError("--yes: expected --clear beside it")
-    folders = (default_folder() / SUBFOLDER, constants.HF_HUB_CACHE, OPEN_CLIP_FOLDER.expanduser())
-    places = "{}, {} and {}".format(*folders)
+    pictures = decoded.default_folder() / decoded.SUBFOLDER
+    places = f"{pictures}, {constants.HF_HUB_CACHE} and {OPEN_CLIP_FOLDER.expanduser()}"
     kept = find_kept()
     if not kept:
         print("Outside run folders this package keeps nothing, and nothing that it could have had")
@@ -107,7 +107,8 @@ def main(config: CacheConfig) -> int:
     print(tabulate(rows, header, tablefmt="github", colalign=alignment, disable_numparse=True))
     print(f"\nLooked in {places}. Other programs may use downloads too.")
     if config.clear and (config.yes or _agreed(len(kept))):
-        clear(kept)
+        for each in kept:
+            each.remove()
         print(f"Removed {len(kept)}.")
     return 0
 
@@ -133,14 +134,9 @@ def _weights_of_open_clip() -> tuple[set[str], set[str]]:
 
 def _is_classifier(revision: CachedRevisionInfo) -> bool:
     """Whether a repository of the hub holds what this package saves there."""
-    for file in revision.files:
-        if file.file_name == CONFIG:
-            try:
-                record = read_json(file.file_path)
-            except InputError:
-                return False
-            return isinstance(record, dict) and {"settings", "clip", "data"} <= record.keys()
-    return False
+    return any(
+        file.file_name == CONFIG and hub.is_record(file.file_path) for file in revision.files
+    )
 
 
 def _megabytes(size: int) -> str:

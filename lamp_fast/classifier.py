@@ -411,7 +411,11 @@ def _read(number: int, picture: Picture) -> Tensor:
 
 def _as_file(image: Image.Image) -> bytes:
     """The bytes of a lossless file, so that an image in memory is read by a file's rules."""
+    # PIL opens greyscale of 16 bits as 32-bit integers, from which a TIFF could not tell it.
+    grey16 = image.mode == "I" and image.format in ("PNG", "PPM")
     image = ImageOps.exif_transpose(image)
+    if grey16:
+        image = image.convert("I;16")
     if image.has_transparency_data:
         image = image.convert("RGBA")
     content = io.BytesIO()

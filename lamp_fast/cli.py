@@ -13,11 +13,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 import tyro
 
-from lamp_fast.errors import InputError
+from lamp_fast.errors import InputError, printable
 
 Config = TypeVar("Config")
 
@@ -73,6 +73,22 @@ def parse(
         raise InputError(message) from None
 
 
+def say(*lines: str, stream: TextIO | None = None) -> None:
+    """Print lines that may hold names of files and classes; see :func:`printable`.
+
+    What the stream's encoding lacks is escaped too.
+
+    Args:
+        lines: each stays one line.
+        stream: by default standard output.
+    """
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    for line in lines:
+        shown = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+        print(shown, file=stream, flush=True)
+
+
 def run(
     config_class: type[Config],
     main: Callable[[Config], int | None],
@@ -97,15 +113,17 @@ def run_read(
     try:
         sys.exit(main(read(argv)) or 0)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}", stream=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # A full disk, a folder that is read-only, a pipe that closed: the machine's, not a bug.
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {where}{' '.join(str(error.strerror or error).split())}", file=sys.stderr)
+        reason = " ".join(str(error.strerror or error).split())
+        say(f"error: {where}{reason}", stream=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
+        print(file=sys.stderr)
+        say(str(interrupt) or "interrupted", stream=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -113,8 +131,8 @@ def _quieten() -> None:
     """Our own warnings are one line; libraries' chatter on the root logger stays out of the way."""
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"PIL\..*")
-    warnings.showwarning = lambda message, category, *_, **__: print(
-        f"warning: {' '.join(str(message).split())}", file=sys.stderr
+    warnings.showwarning = lambda message, category, *_, **__: say(
+        f"warning: {' '.join(str(message).split())}", stream=sys.stderr
     )
 
 

@@ -40,7 +40,8 @@ class EvaluateConfig:
     """The run folder."""
     data: str | None = None
     """Test on all classes of this data set instead; a name that training takes, or one of
-    imagenetv2, imagenet_sketch, imagenet_a and imagenet_r."""
+    imagenetv2, imagenet_sketch, imagenet_a and imagenet_r. Of folder and table the test part is
+    scored, of pictures without parts every one."""
     root: Path | None = None
     """As in training, for --data; without it, where the run's own pictures lie now."""
     table: Path | None = None
@@ -87,8 +88,7 @@ def main(config: EvaluateConfig) -> int:
             experiment, facts = ranks.together(load, config.run, ranks)
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
-        for line in experiment.describe():
-            print(line)
+        cli.say(*experiment.describe())
         seconds = facts["seconds"]
         if target is None:
             rows = evaluate_rows(experiment, seconds, facts["adaptation"] is not None, ranks)
@@ -100,7 +100,7 @@ def main(config: EvaluateConfig) -> int:
             rows = transfer_rows(experiment, seconds, ranks)
             _print_table(experiment, rows)
             ranks.once(write_results, out, experiment, rows)
-            print(f"\nwrote   {out}")
+            cli.say("", f"wrote   {out}")
     return 0
 
 

@@ -436,7 +436,7 @@ class ExportConfig:
 def main(config: ExportConfig) -> int:
     """Export, check, and say how well the two agree."""
     difference = export(config.run, config.out, format=config.format, classes=config.classes)
-    print(
+    cli.say(
         f"{config.out / FILES[config.format]}: largest difference of logits {difference:.1e}"
         f" on random pictures, batches of {' and '.join(map(str, CHECKED_BATCHES))}"
     )

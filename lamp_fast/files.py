@@ -43,7 +43,12 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table with a header line."""
+    """Write a table with a header line.
+
+    Cells hold names exactly as they are, for programs. A spreadsheet may take one that begins with
+    ``=``, ``+``, ``-`` or ``@`` for a formula: a quote before it would be safe there, and another
+    name for everybody else.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

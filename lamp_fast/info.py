@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from lamp_fast import __version__, cli
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.parameters import parameter_lines
 
@@ -60,23 +60,23 @@ def op_table(device: torch.device) -> str:
     """What serves every op on a device, why, and what else is there or is missing."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
-    for op in contracts.IMPLEMENTATIONS:
+    for op in dispatch.IMPLEMENTATIONS:
         # Only prefix_attention tells rows that see few keys (text) from rows that see all (vision).
         for sparse in (False, True) if op == "prefix_attention" else (False,):
-            call = contracts.Call(device, dtype, sparse=sparse)
-            name, why, missing = contracts.pick(op, call)
+            call = dispatch.Call(device, dtype, sparse=sparse)
+            name, why, missing = dispatch.pick(op, call)
             what = op + (" (text)" if sparse else " (vision)" if op == "prefix_attention" else "")
             rows.append([what, name, why, _others(op, call, name, missing)])
     return tabulate(rows, ["op", "served by", "why", "others"], tablefmt="simple")
 
 
-def _others(op: str, call: contracts.Call, chosen: str, missing: str | None) -> str:
+def _others(op: str, call: dispatch.Call, chosen: str, missing: str | None) -> str:
     if missing is not None:
         return f"not {missing}"
     able = (
         name
-        for name in contracts.IMPLEMENTATIONS[op]
-        if name != chosen and contracts.objection(op, name, call) is None
+        for name in dispatch.IMPLEMENTATIONS[op]
+        if name != chosen and dispatch.objection(op, name, call) is None
     )
     return ", ".join(able)
 

@@ -1,14 +1,15 @@
 """``python -m lamp_fast.predict RUN FILE|FOLDER|CSV ...``: classify pictures with a trained run.
 
 RUN is a run folder or what save_pretrained wrote; the training pictures need not exist any more.
-The exit code is 1 where pictures could not be read: they are reported and left out.
+The exit code is 1 where pictures could not be read: they are reported and left out. So are files
+and folders in a given folder that look like pictures and are not read (.heic, ...).
 """
 
 import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,8 @@ from tqdm import tqdm
 from lamp_fast import cli
 from lamp_fast.classifier import Classifier, Prediction
 from lamp_fast.data.pictures import EXTENSIONS
-from lamp_fast.errors import InputError
+from lamp_fast.data.sources.files import LeftOut, check_regular, pictures_below
+from lamp_fast.errors import InputError, printable
 from lamp_fast.files import write_csv, write_json
 
 TABLE_SUFFIX = ".csv"
@@ -60,7 +62,8 @@ class PredictConfig:
 def main(config: PredictConfig) -> int:
     """Classify every picture; print or write the result."""
     _check_outputs(config)
-    files = [file for source in config.sources for file in list_pictures(source, config)]
+    left_out = LeftOut(skip_unreadable=True)
+    files = [file for source in config.sources for file in list_pictures(source, config, left_out)]
     if not files:
         raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
     classifier = Classifier.load(config.run, device=config.device, pretrained=config.pretrained)
@@ -70,7 +73,8 @@ def main(config: PredictConfig) -> int:
     trained = set(classifier.trained_names)
     _tell(_about_classes(names, trained))
     _tell(f"bias    {bias}")
-    # Names come from files: whatever the terminal cannot show is escaped.
+    for line in left_out.lines():
+        _tell(line)
     sys.stdout.reconfigure(errors="backslashreplace")
     plain = config.csv is None and config.json is None
     predictions: list[tuple[Path, Prediction]] = []
@@ -83,7 +87,7 @@ def main(config: PredictConfig) -> int:
             continue
         predictions.append((file, outcome))
         if plain:
-            print(_line(file, outcome))
+            cli.say(_line(file, outcome))
     if config.csv is not None:
         _write_csv(config.csv, predictions)
     if config.json is not None:
@@ -93,23 +97,30 @@ def main(config: PredictConfig) -> int:
             "bias": bias,
             "classes": [{"name": name, "trained": name in trained} for name in names],
         }
+        about["left_out"] = left_out.lines()
         _write_json(config.json, about, predictions, unreadable)
     if unreadable:
         _tell(f"skipped {len(unreadable)} of {len(files)} pictures that could not be read")
-    return 1 if unreadable else 0
+    return 1 if unreadable or left_out.looks_like_pictures else 0
 
 
-def list_pictures(source: Path, config: PredictConfig) -> list[Path]:
+def list_pictures(source: Path, config: PredictConfig, left_out: LeftOut) -> list[Path]:
     """The picture files that an argument means, in order; no picture is read yet.
+
+    A folder is listed as training lists the folder of a class; what is in it and is not taken is
+    counted in ``left_out``.
 
     Raises:
         InputError: no such file or folder, a folder without pictures, a malformed .csv file.
     """
     if source.is_dir():
-        found = sorted(_pictures_below(source))
+        found = pictures_below(source, left_out)
         if not found:
-            raise InputError(f"{source}: holds no pictures ({', '.join(EXTENSIONS)})")
-        return found
+            beside = "; ".join(left_out.lines())
+            raise InputError(
+                f"{source}: holds no pictures ({', '.join(EXTENSIONS)}){beside and '; ' + beside}"
+            )
+        return sorted(source / each for each in found)
     if not source.exists():
         raise InputError(f"{source}: does not exist, expected a picture, a folder or a .csv file")
     if source.suffix.lower() == TABLE_SUFFIX:
@@ -138,16 +149,9 @@ def _names(flag: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                yield Path(parent, name)
-
-
 def _listed(file: Path, column: str) -> list[Path]:
     try:
+        check_regular(file)
         # The signature that spreadsheets write before UTF-8 is no part of the first column's name.
         with open(file, encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
@@ -205,9 +209,11 @@ def _line(file: Path, prediction: Prediction) -> str:
 
 
 def _write_csv(file: Path, predictions: Sequence[tuple[Path, Prediction]]) -> None:
+    # On a terminal a name is for people, in a file or a pipe for programs.
+    text = printable if file == STDOUT and sys.stdout.isatty() else str
     header = ["file", "rank", "class", "probability", "trained"]
     rows: list[list[Any]] = [
-        [_text(picture), rank, name, f"{probability:.6g}", str(trained).lower()]
+        [text(_text(picture)), rank, text(name), f"{probability:.6g}", str(trained).lower()]
         for picture, each in predictions
         for rank, (name, probability, trained) in enumerate(
             zip(each.names, each.probabilities, each.trained, strict=True), start=1
@@ -252,7 +258,7 @@ def _text(path: Path) -> str:
 
 def _tell(line: str) -> None:
     # Standard output is the result's alone.
-    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    cli.say(line, stream=sys.stderr)
 
 
 if __name__ == "__main__":

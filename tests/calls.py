@@ -213,13 +213,13 @@ def _attention_budget(call: Call, dtype, above, exact) -> dict[str, Tensor]:
     }
 
 
-def pointwise(op: str, *shape: int, size=3.0, seed=0) -> Call:
+def gelu(op: str, *shape: int, size=3.0, seed=0) -> Call:
     generator = torch.Generator().manual_seed(seed)
     x = size * torch.randn(shape, generator=generator, dtype=torch.float64)
     return Call(op, [x], seed=seed)
 
 
-def _pointwise_budget(call: Call, dtype, above, exact) -> dict[str, Tensor]:
+def _gelu_budget(call: Call, dtype, above, exact) -> dict[str, Tensor]:
     """float32 inside: z = 1.702 x errs by u'|z|, which moves the gate by at most a quarter of that
     (0.4 for the normal's); the exponential and a division add a few u'; |slope| < 1.2; one rounding
     to the dtype, or its smallest step."""
@@ -271,8 +271,8 @@ def _rounded_once(sizes: dict[str, Tensor], dtype, exact) -> dict[str, Tensor]:
 BUDGETS: dict[str, Callable] = {
     "retrieve": _retrieve_budget,
     "prefix_attention": _attention_budget,
-    "quick_gelu": _pointwise_budget,
-    "gelu": _pointwise_budget,
+    "quick_gelu": _gelu_budget,
+    "gelu": _gelu_budget,
     "add_layer_norm": _add_layer_norm_budget,
 }
 
@@ -297,7 +297,7 @@ def draw(op: str, seed: int, *, large: bool) -> Call:
     if op in ("quick_gelu", "gelu"):
         shape = one((1,), (7,), (3, 5), (2, 513), (2, 1, 1024), (1025,), (0, 4))
         shape = (one(1, 3, 64), *shape) if large else shape
-        return pointwise(op, *shape, size=one(0.1, 3.0, 30.0), seed=seed)
+        return gelu(op, *shape, size=one(0.1, 3.0, 30.0), seed=seed)
     if op == "add_layer_norm":
         shape = one((3,), (1, 5), (2, 2), (0, 3)) if not large else one((1000,), (3, 77), (5,))
         width = one(1, 5, 32, 100, 512, 768) if not large else one(1, 80, 512, 768, 1280, 4096)

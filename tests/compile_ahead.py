@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 
 POINTERS = {
     torch.float16: "*fp16",
@@ -65,23 +65,28 @@ def compile_launch(kernel, given, named, target: int):
     names = kernel.arg_names
     values = dict(zip(names, given, strict=False)) | {n: v for n, v in named.items() if n in names}
     options = {name: value for name, value in named.items() if name not in names}
-    signature, constants, facts = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
+    constants, facts = {}, {}
+
+    def describe(value, parameter, path):
+        """The type of an argument, or of those in a tuple."""
+        if isinstance(value, tuple):
+            return tuple(describe(x, parameter, (*path, i)) for i, x in enumerate(value))
         known = isinstance(value, int) and not parameter.do_not_specialize
-        aligned = isinstance(value, torch.Tensor) or (known and value % 16 == 0)
         if parameter.is_constexpr or value is None or (known and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-            continue
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or (known and value % 16 == 0):
+            facts[path] = [["tt.divisibility", 16]]
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTERS[value.dtype]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-        if aligned:
-            facts[(index,)] = [["tt.divisibility", 16]]
+            return POINTERS[value.dtype]
+        if isinstance(value, float):
+            return "fp32"
+        return "i32" if abs(value) < 2**31 else "i64"
+
+    signature = {
+        parameter.name: describe(values[parameter.name], parameter, (index,))
+        for index, parameter in enumerate(kernel.params)
+    }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=facts)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
@@ -111,7 +116,7 @@ def _empty(*shape, dtype=torch.float32):
 
 def _retrieve(batch, pool_size, k, width):
     query, keys, bias = _empty(batch, width), _empty(pool_size, width), _empty(pool_size)
-    indices, similarity, _ = contracts.retrieve(query, keys, bias, k, "triton")
+    indices, similarity, _ = torch.ops.lamp_fast.retrieve(query, keys, bias, k, "triton")
     _run("retrieve", query, keys, bias, k)
     _run("retrieve", query, keys, indices, similarity, similarity.clone(), backward=True)
 
@@ -127,13 +132,13 @@ def _prefix_attention(
     index = _empty(sequences, dtype=torch.int64) if indexed else None
     mask = _empty(rows, prefix + length, dtype=torch.bool) if masked else None
     options = index, mask, causal, int(causal), width**-0.5
-    out, lse = contracts.prefix_attention(*tensors, *options, "triton")
+    out, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *options, "triton")
     _run("prefix_attention", *tensors, *options)
     for needed in needs:
         _run("prefix_attention", out, *tensors, out, lse, *options, *needed, backward=True)
 
 
-def _pointwise(op, dtype):
+def _gelu(op, dtype):
     x = _empty(25216, 3072, dtype=dtype)
     _run(op, x)
     _run(op, x, x, backward=True)
@@ -141,7 +146,9 @@ def _pointwise(op, dtype):
 
 def _add_layer_norm(width, dtype):
     x, weight = _empty(25216, width, dtype=dtype), _empty(width, dtype=dtype)
-    total, normed, mean, rstd = contracts.add_layer_norm(x, x, weight, weight, 1e-5, "triton")
+    total, normed, mean, rstd = torch.ops.lamp_fast.add_layer_norm(
+        x, x, weight, weight, 1e-5, "triton"
+    )
     _run("add_layer_norm", x, x, weight, weight, 1e-5)
     for above in (None, total):
         _run("add_layer_norm", normed, above, total, weight, mean, rstd, backward=True)
@@ -152,7 +159,7 @@ def _run(op, *arguments, backward=False):
     function = f"{op}_backward" if backward else op
     results = getattr(torch.ops.lamp_fast, function).default(*arguments, "triton")
     results = (results,) if isinstance(results, torch.Tensor) else results
-    contracts.load(op, "triton", function)(*arguments, *results)
+    dispatch.load(op, "triton", function)(*arguments, *results)
 
 
 def cases(full: bool) -> dict[str, object]:
@@ -171,8 +178,8 @@ def cases(full: bool) -> dict[str, object]:
         "attention float32": lambda: _prefix_attention(
             128, 128, 8, 200, 200, 9, 64, torch.float32, masked=True
         ),
-        "quick_gelu": lambda: _pointwise("quick_gelu", some),
-        "gelu": lambda: _pointwise("gelu", some),
+        "quick_gelu": lambda: _gelu("quick_gelu", some),
+        "gelu": lambda: _gelu("gelu", some),
         "add_layer_norm": lambda: _add_layer_norm(768, some),
     }
     if not full:
@@ -183,7 +190,7 @@ def cases(full: bool) -> dict[str, object]:
     for dtype in DTYPES:
         name = str(dtype)[6:]
         for op in ("quick_gelu", "gelu"):
-            product[f"{op} {name}"] = (_pointwise, (op, dtype), {})
+            product[f"{op} {name}"] = (_gelu, (op, dtype), {})
         for width in (512, 768, 1024, 1280, 4096):
             product[f"add_layer_norm {width} {name}"] = (_add_layer_norm, (width, dtype), {})
         # float16 differs from bfloat16 in nothing that a launch depends on.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 
 ON_GPU = ("triton", "cuda")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -41,7 +41,7 @@ def cases(op: str, *dtypes: torch.dtype) -> pytest.MarkDecorator:
         ("impl", "dtype"),
         [
             pytest.param(impl, dtype, marks=skipped(op, impl), id=f"{impl}-{str(dtype)[6:]}")
-            for impl in contracts.IMPLEMENTATIONS[op]
+            for impl in dispatch.IMPLEMENTATIONS[op]
             for dtype in dtypes
             if serves(impl, dtype)
         ],
@@ -54,7 +54,7 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
         "impl",
         [
             pytest.param(impl, marks=skipped(op, impl))
-            for impl in contracts.IMPLEMENTATIONS[op]
+            for impl in dispatch.IMPLEMENTATIONS[op]
             if serves(impl, dtype)
         ],
     )
@@ -62,8 +62,8 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
 
 def skipped(op: str, impl: str) -> pytest.MarkDecorator:
     """The mark of a test that needs an implementation, with the reason where it cannot run."""
-    call = contracts.Call(device(impl), torch.float32)
-    reason = contracts.objection(op, impl, call)
+    call = dispatch.Call(device(impl), torch.float32)
+    reason = dispatch.objection(op, impl, call)
     return pytest.mark.skipif(reason is not None, reason=f"{impl}: {reason}")
 
 

@@ -68,7 +68,7 @@ class Block:
     def prefix(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of prompts [..., width]: each [..., heads, width / heads].
 
-        A prompt needs nothing else (SPEC, "Prompts and attention", 1): its query, output and MLP
+        A prompt needs nothing else (docs/mathematics.md, fact 1): its query, output and MLP
         would only feed an output that is dropped before the next layer.
         """
         attention = self.source.attn

@@ -21,11 +21,11 @@ from matplotlib.patches import Patch
 
 from lamp_fast import cli
 from lamp_fast.data import DataConfig
-from lamp_fast.data.describe import Description, describe, shown, to_text
+from lamp_fast.data.describe import Description, describe, to_text
 from lamp_fast.data.sources import readiness
 from lamp_fast.data.sources.download import check_downloads, download
 from lamp_fast.data.sources.readiness import Readiness, check_root
-from lamp_fast.errors import InputError
+from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import Seed, validate
 from lamp_fast.files import write_bytes
 from lamp_fast.runs.experiment import load_data
@@ -106,7 +106,7 @@ def plot(file: Path, description: Description) -> None:
 
 def _plain(name: str) -> str:
     """A class name as matplotlib shall print it: dollars begin no formula."""
-    return shown(name).replace("$", r"\$")
+    return printable(name).replace("$", r"\$")
 
 
 def _check_out(out: Path) -> None:
@@ -128,7 +128,7 @@ def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
     names = check_downloads(names, root)
     for name in names:
         for line in download(name, root):
-            print(f"{name}: {line}", file=sys.stderr)
+            cli.say(f"{name}: {line}", stream=sys.stderr)
     return check_root(root, names)
 
 
@@ -158,7 +158,7 @@ def main(settings: DescribeConfig) -> int:
         if settings.json:
             print(json.dumps([asdict(each) for each in states], indent=2))
         else:
-            print(readiness.to_text(states))
+            cli.say(*readiness.to_text(states).split("\n"))
         return 0
     data = data_of(settings)
     validate(replace(settings, data=data))
@@ -176,8 +176,7 @@ def main(settings: DescribeConfig) -> int:
     encoding = sys.stdout.encoding or "ascii"
     if "█".encode(encoding, "replace") == b"?":
         text = text.translate(PLAIN_BARS)
-    # Class names come from files: what the terminal cannot show is escaped.
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    cli.say(*text.split("\n"))
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from lamp_fast.data import protocol
 from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.pictures import Pictures, check_pictures
+from lamp_fast.data.shipped_names import shipped_note
 from lamp_fast.data.sources import DataSource
 from lamp_fast.errors import InputError
 
@@ -33,6 +34,7 @@ class Benchmark:
         augment: whether random crops and flips leave the classes what they are.
         trained: False where a run is only tested on the data: ``base_names`` are all its classes,
             and there is no training picture.
+        notes: what a reader of a result must know of how the pictures were found, a line each.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Benchmark:
     shots: int | None
     augment: bool
     trained: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> np.ndarray:
@@ -65,6 +68,7 @@ class Benchmark:
             return [
                 f'{self.name}: {len(self.base_names)} classes, "{self.template}", tested only',
                 f"{len(self.test_base):,} test pictures",
+                *self.notes,
             ]
         base, new, counts = len(self.base_names), len(self.new_names), self.counts
         halves = f" ({base} base, {new} new)" if new else ""
@@ -79,6 +83,7 @@ class Benchmark:
             f" {counts.min()} a class, realised imbalance"
             f" {protocol.realised_imbalance(counts):.4g}{adapt}",
             f"{tests if new else f'{len(self.test_base):,}'} test pictures",
+            *self.notes,
         ]
 
 
@@ -103,8 +108,8 @@ def build_benchmark(
         seed: of every draw.
 
     Raises:
-        InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, a half without test
-            pictures, or a data set that has no training pictures.
+        InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, a half of a single
+            class or without test pictures, or a data set that has no training pictures.
     """
     if source.test_only:
         raise InputError(
@@ -122,6 +127,12 @@ def build_benchmark(
     base, new = np.arange(len(source.classnames)), np.empty(0, dtype=np.int64)
     if split == "base-new":
         base, new = protocol.base_new(base)
+        if len(new) < 2:
+            # Among one class every answer is right.
+            raise InputError(
+                f"--split base-new: {len(base) + len(new)} classes give a new half of {len(new)},"
+                " expected at least 4, or --split all"
+            )
     base_train = _half(train, base)
     tail = protocol.long_tail(base_train.labels, imb, seed)
     benchmark = Benchmark(
@@ -137,6 +148,7 @@ def build_benchmark(
         cap=None if shots is not None else cap,
         shots=shots,
         augment=source.augment,
+        notes=_notes(source),
     )
     _check_complete(benchmark)
     return benchmark
@@ -165,6 +177,7 @@ def transfer_benchmark(source: DataSource) -> Benchmark:
         shots=None,
         augment=source.augment,
         trained=False,
+        notes=_notes(source),
     )
     _check_complete(benchmark)
     return benchmark
@@ -202,6 +215,13 @@ def decode_through(
         part: replace(getattr(benchmark, part), cache=cache, downscale=downscale) for part in PARTS
     }
     return replace(benchmark, **parts)
+
+
+def _notes(source: DataSource) -> tuple[str, ...]:
+    drawn = ()
+    if source.drawn:
+        drawn = (f"{' and '.join(source.drawn)} drawn here from train, alike in every run",)
+    return (*drawn, *source.notes, *shipped_note(source.classnames))
 
 
 def _half(pictures: Pictures, classes: np.ndarray) -> Pictures:

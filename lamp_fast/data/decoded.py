@@ -3,18 +3,22 @@
 A picture lies in a safetensors file of its own, uint8 [H, W, 3] at its original size, and is mapped
 into memory when read. The name is a hash over the source file's content and over what decodes it,
 so a changed picture or another PIL never meets an old entry. Files are written beside their place
-and renamed, hence whole or absent whoever else reads and writes; a checksum finds what the disk
-damaged, and such an entry is made again.
+and renamed, hence whole or absent whoever else reads and writes; a checksum over name and pixels
+finds what the disk damaged or another entry replaced, and such an entry is made again.
+
+The folder carries a mark, and no other is written to; only files that the cache writes are removed.
 """
 
 import contextlib
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import PIL
@@ -38,6 +42,11 @@ _DECODER = " ".join(
 
 _PICTURE, _CHECKSUM = "picture", "crc32"
 _LOCK, _TOTAL, _PARTIAL = ".lock", ".total", ".partial"
+# Programs that make backups leave a folder alone that holds this file (bford.info/cachedir).
+_MARK = "CACHEDIR.TAG"
+_MARK_CONTENT = b"Signature: 8a477f597d28d172789f06886806bc55\n# Decoded pictures of lamp_fast.\n"
+_PARTS = "[0-9a-f][0-9a-f]"
+_WRITTEN = re.compile(rf"[0-9a-f]{{64}}|tmp\w{{8}}\{_PARTIAL}")
 # What a file takes of most disks is a multiple of this.
 _DISK_BLOCK = 4096
 # Room is made for more than one picture, since making it means looking at every entry.
@@ -51,6 +60,37 @@ def default_folder() -> Path:
     if given := os.environ.get(FOLDER_VARIABLE):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamp_fast"
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder carries the cache's mark, or holds nothing that the cache did not write."""
+    if (folder / _MARK).is_file():
+        return (folder / _MARK).read_bytes() == _MARK_CONTENT
+    names = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    # Version 0.1.0 left no mark, but two files of its own beside the folders of entries.
+    own = f"{_WRITTEN.pattern}|{_PARTS}" if {_LOCK, _TOTAL} <= names else _WRITTEN.pattern
+    return all(re.fullmatch(own, each) for each in names - {_LOCK, _TOTAL})
+
+
+def written_files(folder: Path) -> Iterator[os.DirEntry]:
+    """Entries of a cache, partly written ones too; nothing of a folder that is none."""
+    for part in folder.glob(_PARTS) if is_ours(folder) else ():
+        with contextlib.suppress(OSError), os.scandir(part) as files:
+            for each in files:
+                if _WRITTEN.fullmatch(each.name) and each.is_file(follow_symlinks=False):
+                    yield each
+
+
+def clear(folder: Path) -> None:
+    """Remove what the cache has written to its folder, and the folder if nothing else is in it."""
+    for each in written_files(folder):
+        os.unlink(each)
+    if is_ours(folder):
+        for name in (_LOCK, _TOTAL, _MARK):
+            (folder / name).unlink(missing_ok=True)
+        for each in (*folder.glob(_PARTS), folder):
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 class DecodedCache:
@@ -96,7 +136,7 @@ class DecodedCache:
             with safe_open(file, "pt") as archive:
                 picture = archive.get_tensor(_PICTURE)
                 expected = archive.metadata()[_CHECKSUM]
-            if picture.dtype == torch.uint8 and _checksum(picture) == expected:
+            if picture.dtype == torch.uint8 and _checksum(file, picture) == expected:
                 if file.stat().st_mtime < self.opened:
                     # Once a run: the least recently used run is what eviction looks at.
                     with contextlib.suppress(OSError):
@@ -120,11 +160,12 @@ class DecodedCache:
         """
         if not self._writes:
             return
-        picture = picture.contiguous()
-        content = to_safetensors({_PICTURE: picture}, metadata={_CHECKSUM: _checksum(picture)})
+        picture, file = picture.contiguous(), self._file(digest, downscale)
+        metadata = {_CHECKSUM: _checksum(file, picture)}
+        content = to_safetensors({_PICTURE: picture}, metadata=metadata)
         try:
             if self._reserve(_on_disk(len(content))):
-                self._replace(self._file(digest, downscale), content)
+                self._replace(file, content)
         except OSError as error:
             self._stop_writing(error)
 
@@ -138,9 +179,10 @@ class DecodedCache:
 
     def _replace(self, file: Path, content: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(_PARTIAL, dir=file.parent)
+        # Not mkstemp, which keeps out whoever shares the cache.
+        partial = file.with_name(f"tmp{secrets.token_hex(4)}{_PARTIAL}")
         try:
-            with open(descriptor, "wb") as stream:
+            with open(partial, "xb") as stream:
                 stream.write(content)
             os.replace(partial, file)
         except BaseException:
@@ -149,8 +191,11 @@ class DecodedCache:
             raise
 
     def _lock(self) -> FileLock:
+        if not is_ours(self.folder):
+            raise OSError(f"it holds other files, and no {_MARK} of this cache")
         # The folder may have been cleared meanwhile.
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / _MARK).is_file():
+            self._replace(self.folder / _MARK, _MARK_CONTENT)
         return FileLock(self.folder / _LOCK)
 
     def _reserve(self, size: int) -> bool:
@@ -190,17 +235,15 @@ class DecodedCache:
     def _entries(self) -> list[tuple[str, float, int]]:
         """Path, time of last use and bytes of every entry; what dead processes left is removed."""
         entries = []
-        for folder in self.folder.glob("??"):
-            with contextlib.suppress(OSError), os.scandir(folder) as files:
-                for each in files:
-                    # An entry that another process has just removed.
-                    with contextlib.suppress(OSError):
-                        status = each.stat()
-                        stale = status.st_mtime < time.time() - _SECONDS_TO_WRITE
-                        if stale and each.name.endswith(_PARTIAL):
-                            os.unlink(each.path)
-                            continue
-                        entries.append((each.path, status.st_mtime, _on_disk(status.st_size)))
+        for each in written_files(self.folder):
+            # An entry that another process has just removed.
+            with contextlib.suppress(OSError):
+                status = each.stat()
+                stale = status.st_mtime < time.time() - _SECONDS_TO_WRITE
+                if stale and each.name.endswith(_PARTIAL):
+                    os.unlink(each)
+                    continue
+                entries.append((each.path, status.st_mtime, _on_disk(status.st_size)))
         return entries
 
     def _stop_writing(self, error: OSError) -> None:
@@ -214,8 +257,10 @@ class DecodedCache:
             )
 
 
-def _checksum(picture: Tensor) -> str:
-    return f"{zlib.crc32(picture.numpy()):08x}"
+def _checksum(file: Path, picture: Tensor) -> str:
+    """Over pixels, their shape and the name, which stands for what they were decoded from."""
+    described = zlib.crc32(f"{file.name} {list(picture.shape)}".encode())
+    return f"{zlib.crc32(picture.numpy(), described):08x}"
 
 
 def _on_disk(size: int) -> int:

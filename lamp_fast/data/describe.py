@@ -12,6 +12,7 @@ from lamp_fast.data.names import OddName, odd_names
 from lamp_fast.data.pictures import inspect_pictures, unreadable_message
 from lamp_fast.data.protocol import head_classes, realised_imbalance
 from lamp_fast.data.sources import DataSource
+from lamp_fast.errors import printable
 
 PARTS = ("train", "val", "test")
 BAR_WIDTH = 30
@@ -62,6 +63,7 @@ class Description:
         split: "all" or "base-new".
         imb, cap, shots: of the protocol; see :class:`lamp_fast.data.Benchmark`.
         drawn: parts that were drawn from train, because the data set has none.
+        notes: how the pictures were found, and what was left out on the way, a line each.
         classes: in label order, base before new.
         imbalance: the largest trained class over the smallest; None where one has no picture.
         unreadable: a line for each picture that cannot be read.
@@ -76,6 +78,7 @@ class Description:
     cap: int | None
     shots: int | None
     drawn: tuple[str, ...]
+    notes: tuple[str, ...]
     classes: tuple[ClassSummary, ...]
     imbalance: float | None
     unreadable: tuple[str, ...]
@@ -150,6 +153,7 @@ def describe(source: DataSource, benchmark: Benchmark, *, progress: bool = True)
         cap=benchmark.cap,
         shots=benchmark.shots,
         drawn=source.drawn,
+        notes=source.notes,
         classes=classes,
         imbalance=realised_imbalance(training[:base]) if training[:base].all() else None,
         unreadable=tuple(unreadable),
@@ -162,11 +166,6 @@ def to_text(description: Description) -> str:
     """A summary to read in a terminal: facts, a bar a class, and what looks wrong."""
     blocks = [_facts(description), _chart(description), _problems(description)]
     return "\n\n".join("\n".join(block) for block in blocks)
-
-
-def shown(text: str) -> str:
-    """Text from a file as a terminal may show it: signs that could steer it are escaped."""
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _facts(description: Description) -> list[str]:
@@ -184,7 +183,7 @@ def _facts(description: Description) -> list[str]:
     imbalance = "none" if description.imbalance is None else f"{description.imbalance:.4g}"
     lines = [
         f"data       {description.data}: {len(classes)} classes{halves},"
-        f' "{shown(description.template)}"',
+        f' "{printable(description.template)}"',
         f"pictures   {totals}{drawn}",
         f"training   {sum(counts):,} pictures (split {description.split}, {most},"
         f" imb {description.imb:g}): {max(counts)} to {min(counts)} a class,"
@@ -203,7 +202,7 @@ def _facts(description: Description) -> list[str]:
         lines.append(f"head/tail  {', '.join(sizes)} pictures")
     else:
         lines.append("head/tail  n/a: every class is as large")
-    return lines
+    return [*lines, *(f"note       {printable(each)}" for each in description.notes)]
 
 
 def _chart(description: Description) -> list[str]:
@@ -219,7 +218,7 @@ def _chart(description: Description) -> list[str]:
         available = [each.train] if drawn else []
         rows.append(
             [
-                shown(each.name),
+                printable(each.name),
                 "-" if new else each.training,
                 *available,
                 each.val,
@@ -295,7 +294,7 @@ def _number(things: Sequence[Any] | set[Any], one: str, many: str | None = None)
 
 def _listed(title: str, entries: Any) -> list[str]:
     """A title and the first entries below it."""
-    entries = [f"  {shown(each)}" for each in entries]
+    entries = [f"  {printable(each)}" for each in entries]
     left_out = len(entries) - MOST_LINES
     more = [f"  ... {left_out:,} more, --json has them all"] if left_out > 0 else []
     return [title, *entries[:MOST_LINES], *more]

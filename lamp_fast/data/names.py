@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from open_clip.tokenizer import SimpleTokenizer
 
+from lamp_fast.data.shipped_names import shipped_names
+
 # Of the 1,667 words in ImageNet's class names 13 have as many pieces: xoloitzcuintli, axolotl, ...
 MANY_PIECES = 4
 CONTEXT = 77
@@ -36,6 +38,7 @@ def odd_names(names: Sequence[str], template: str) -> list[OddName]:
     - it holds a character that the vocabulary has no token for (the character comes apart into
       bytes), or one that no name should hold (U+FFFD, control characters);
     - one word of it, a run of letters, becomes :data:`MANY_PIECES` tokens or more;
+    - most classes have a number in front of their names, as archives ship them;
     - it has no word of two letters or more, as numbers and codes have none (and no unknown
       character, which is reason enough);
     - its prompt is longer than CLIP's :data:`CONTEXT` tokens.
@@ -46,12 +49,16 @@ def odd_names(names: Sequence[str], template: str) -> list[OddName]:
     """
     tokenizer = SimpleTokenizer()
     found = []
+    shipped = shipped_names(names)
     first: dict[tuple[int, ...], str] = {}
     for name in names:
         tokens = tuple(tokenizer.encode(name))
         same = first.setdefault(tokens, name)
         if same != name:
             found.append(OddName(name, f"the same tokens as {same!r}"))
+        if name in shipped:
+            better = f", as {shipped[name]!r}" if shipped[name] else ""
+            found.append(OddName(name, f"a number in front; classes.json can do without{better}"))
         unknown = _unknown_characters(tokenizer, name, tokens)
         if unknown:
             found.append(OddName(name, f"unknown characters: {' '.join(unknown)}"))

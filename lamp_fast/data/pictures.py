@@ -22,10 +22,14 @@ from lamp_fast.errors import InputError
 
 # What PIL may take a file for, whatever its name. Others can start programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp"),
+    *(".tif", ".tiff"),
+)
 
-# What a picture may hold, by its header alone: where PIL begins to warn, 256 MiB as RGB.
-MOST_PIXELS = 1024**3 // 12
+# What a picture may hold, by its header alone: where PIL itself refuses, enough for a camera of 108
+# or 150 megapixels. Decoding takes at most 8 bytes a pixel, so 1.4 GB, for one picture at a time.
+MOST_PIXELS = 2 * (1024**3 // 12)
 MOST_BYTES = 1024**3 // 2
 
 # A damaged file makes PIL's decoders raise almost anything.
@@ -36,6 +40,12 @@ _THREADS = min(8, os.cpu_count() or 1)
 # Larger pictures are decoded by one thread at a time, so that memory does not grow with threads.
 _LARGE_PIXELS = 2**24
 _ONE_LARGE_PICTURE = threading.Lock()
+# Of a larger picture this many pixels are converted to RGB at a time.
+_BAND_PIXELS = 2**22
+# Chunks of a PNG that are no pixels, and a field of TIFF with its value for signed integers.
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ANNOTATIONS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 _BOMB = f"more than {MOST_PIXELS:,} pixels, refused as a decompression bomb"
 
 
@@ -148,21 +158,35 @@ class Pictures:
         return file.read_bytes()
 
 
-def decode(content: bytes, *, reduced: bool = False) -> Image.Image:
+def decode(content: bytes, *, only_check: bool = False) -> Image.Image:
     """Decode the bytes of a picture file to RGB.
 
     Greyscale of 16 bits is scaled to 8, not clipped. Transparent pixels show white, as in the
-    pictures that open_clip's models were trained on (img2dataset).
+    pictures that open_clip's models were trained on (img2dataset). What a PNG carries beside its
+    pixels is no reason to refuse them, however long it is.
 
     Args:
         content: a file in one of :data:`FORMATS`; of several frames the first counts.
-        reduced: give a JPEG at an eighth of its size, in grey: every byte is still read, for less
-            work.
+        only_check: read every byte, but give a single pixel, for less work; what cannot be decoded
+            raises all the same.
 
     Raises:
-        ValueError: more than :data:`MOST_PIXELS` by the header, before memory is taken for them.
+        ValueError: more than :data:`MOST_PIXELS` by the header, before memory is taken for them;
+            values that have no agreed range, as floating-point or signed ones.
         Exception: whatever PIL makes of a damaged file.
     """
+    try:
+        return _decode(content, only_check)
+    except ValueError:
+        # PIL refuses more than 1 MB of a text or a colour profile, packed as it may be. Short ones
+        # stay, because a text can say which way up the picture is.
+        pixels = _without_annotations(content)
+        if len(pixels) == len(content):
+            raise
+    return _decode(pixels, only_check)
+
+
+def _decode(content: bytes, only_check: bool) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -170,24 +194,64 @@ def decode(content: bytes, *, reduced: bool = False) -> Image.Image:
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         raise ValueError(_BOMB)
+    _check_values(image)
     with _ONE_LARGE_PICTURE if pixels > _LARGE_PIXELS else contextlib.nullcontext():
-        return _decoded(image, reduced)
+        if only_check:
+            image.draft("L", (1, 1))
+            image.load()
+            return _to_rgb(image.crop((0, 0, 1, 1)))
+        image.load()
+        # Damaged metadata is no reason to refuse the pixels.
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
-def _decoded(image: Image.Image, reduced: bool) -> Image.Image:
-    if reduced:
-        image.draft("L", (1, 1))
-    image.load()
-    # Damaged metadata is no reason to refuse the pixels.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
+def _without_annotations(content: bytes) -> bytes:
+    """A PNG without its texts and its colour profile; anything else as it is."""
+    if not content.startswith(_PNG_SIGNATURE):
+        return content
+    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position < len(content):
+        # Length, kind, data and a checksum of four bytes.
+        length = int.from_bytes(content[position : position + 4])
+        kind = content[position + 4 : position + 8]
+        end = position + 12 + length
+        if kind not in _ANNOTATIONS:
+            kept.append(content[position:end])
+        position = end
+    return b"".join(kept)
+
+
+def _check_values(image: Image.Image) -> None:
+    """Refuse numbers of which nobody can say which is black and which is white."""
+    kinds = image.tag_v2.get(_SAMPLE_FORMAT, ()) if image.format == "TIFF" else ()
+    if _SIGNED in (kinds if isinstance(kinds, tuple) else (kinds,)):
+        raise ValueError("signed integers have no agreed range")
+    if image.format == "TIFF" and image.mode == "I":
+        raise ValueError("32-bit integers have no agreed range")
+    if image.mode == "F":
+        raise ValueError("floating-point values have no agreed range")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB; a large one in bands, so that the copies on the way there stay small."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    rows = max(1, _BAND_PIXELS // image.width)
+    if image.height <= rows:
+        return _band_to_rgb(image)
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_band_to_rgb(band), (0, top))
+    return result
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
         image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point values have no agreed range")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -266,7 +330,7 @@ def _check(pictures: Pictures, index: int) -> bytes | Exception:
     try:
         content = pictures.content(index)
         if pictures.arrays is None:
-            decode(content, reduced=True)
+            decode(content, only_check=True)
     except _UNREADABLE as error:
         return error
     return hashlib.sha256(content).digest()

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
-from lamp_fast.data.transforms import Preprocessing, View, centre_view, draw_view
+from lamp_fast.data.transforms import Preprocessing, View, centre_view, draw_view, middle
 
 # Pixels of a table row.
 STRIP = 64
@@ -60,6 +62,11 @@ class PackTransform:
             view = draw_view(picture, self.preprocessing.size)
         else:
             view = centre_view(picture, self.preprocessing)
+            if view.crop != middle(*picture.shape[-2:]):
+                # Thin and squashed as a whole: as strips it could take 64 times its own size.
+                mode = InterpolationMode(self.preprocessing.interpolation)
+                picture = resize(picture, list(view.scaled), mode, antialias=True)
+                view = View((0, 0, *view.scaled), view.scaled)
         return pack(picture, view, self.preprocessing)
 
 

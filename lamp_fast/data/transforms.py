@@ -20,6 +20,10 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 AREA = (0.08, 1.0)
 ASPECT_RATIO = (3 / 4, 4 / 3)
 
+# A picture is thin where its longer side is more than this many times the shorter. Only its middle
+# is scaled then: torchvision would scale all of a 60,000 x 1 picture to 13 million x 224.
+THIN = 32
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -67,26 +71,45 @@ def draw_view(picture: Tensor, size: int) -> View:
     return View(crop, (size, size), flip=bool(torch.rand(1) < 0.5))
 
 
+def middle(height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of what the square in the middle of a picture depends on.
+
+    That is the picture itself, unless it is thin. Of a thin one :data:`THIN` times the shorter side
+    is left, or one pixel more where only that keeps the middle in its place: far more than a
+    filter reaches beyond the square.
+    """
+    longest = THIN * min(height, width)
+    tall, wide = (
+        side if side <= longest else longest + (side - longest) % 2 for side in (height, width)
+    )
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
 def centre_view(picture: Tensor, preprocessing: Preprocessing) -> View:
-    """What v2.Resize and v2.CenterCrop show of a test picture."""
+    """What v2.Resize and v2.CenterCrop show of a test picture; of a thin one, of its middle."""
     height, width = picture.shape[-2:]
-    size, whole = preprocessing.size, (0, 0, height, width)
+    size = preprocessing.size
     if preprocessing.resize_mode == "squash":
-        return View(whole, (size, size))
+        return View((0, 0, height, width), (size, size))
+    crop = middle(height, width)
+    height, width = crop[2:]
     # The longer side is truncated to whole pixels, the corner rounded, as in torchvision.
     shorter = min(height, width)
     scaled = (int(size * height / shorter), int(size * width / shorter))
     corner = tuple(round((side - size) / 2.0) for side in scaled)
-    return View(whole, scaled, corner)
+    return View(crop, scaled, corner)
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
-    """The deterministic transform of a test picture: resize, centre crop, normalise."""
+    """The deterministic transform of a test picture: resize, centre crop, normalise.
+
+    Bit for bit what torchvision's transforms of these names make of a picture that is not thin.
+    """
     size, mode = preprocessing.size, InterpolationMode(preprocessing.interpolation)
     if preprocessing.resize_mode == "squash":
         resize = [v2.Resize((size, size), mode, antialias=True)]
     else:
-        resize = [v2.Resize(size, mode, antialias=True), v2.CenterCrop(size)]
+        resize = [_crop_middle, v2.Resize(size, mode, antialias=True), v2.CenterCrop(size)]
     return v2.Compose([*resize, *_to_normalised(preprocessing)])
 
 
@@ -95,9 +118,7 @@ def five_crop_transform(preprocessing: Preprocessing) -> v2.Transform:
     size, mode = preprocessing.size, InterpolationMode(preprocessing.interpolation)
     return v2.Compose(
         [
-            v2.Resize(size, mode, antialias=True),
-            v2.FiveCrop(size),
-            _Stack(),
+            _FiveCrops(v2.Compose([v2.Resize(size, mode, antialias=True), v2.FiveCrop(size)])),
             *_to_normalised(preprocessing),
         ]
     )
@@ -119,11 +140,32 @@ class _RandomView:
         return functional.horizontal_flip(picture) if view.flip else picture
 
 
-class _Stack(v2.Transform):
-    """Several crops as one tensor."""
+def _crop_middle(picture: Tensor) -> Tensor:
+    top, left, height, width = middle(*picture.shape[-2:])
+    return picture[..., top : top + height, left : left + width]
 
-    def forward(self, crops: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(tuple(crops))
+
+class _FiveCrops:
+    """Top left, top right, bottom left, bottom right and centre as one tensor.
+
+    Of a thin picture each crop is taken from the end that it is at, or from the middle.
+
+    Args:
+        crops: gives the five of a picture that is not thin.
+    """
+
+    def __init__(self, crops: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        self.crops = crops
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        _, _, height, width = middle(*picture.shape[-2:])
+        first = self.crops(picture[..., :height, :width])
+        if (height, width) == picture.shape[-2:]:
+            return torch.stack(first)
+        last = self.crops(picture[..., -height:, -width:])
+        upper_right, lower_left = (last, first) if width > height else (first, last)
+        centre = self.crops(_crop_middle(picture))
+        return torch.stack([first[0], upper_right[1], lower_left[2], last[3], centre[4]])
 
 
 def _to_normalised(preprocessing: Preprocessing) -> list[v2.Transform]:

@@ -5,10 +5,12 @@ from torch import Tensor
 
 from lamp_fast import _C
 from lamp_fast.ops.native import (
+    address,
     contiguous,
     contiguous_rows,
     prefix_attention_backward_params,
     prefix_attention_params,
+    retrieve_params,
 )
 
 
@@ -24,22 +26,8 @@ def retrieve(
     """See :func:`lamp_fast.ops.retrieve`; float32 or float64."""
     query, keys = contiguous_rows(query), contiguous_rows(keys)
     bias = bias.to(query.dtype).contiguous()
-    _C.retrieve(
-        query.dtype == torch.float64,
-        query.data_ptr(),
-        keys.data_ptr(),
-        bias.data_ptr(),
-        indices.data_ptr(),
-        similarity.data_ptr(),
-        counts.data_ptr(),
-        query.stride(0),
-        keys.stride(0),
-        query.shape[0],
-        keys.shape[0],
-        query.shape[1],
-        k,
-        torch.get_num_threads(),
-    )
+    outputs = indices, similarity, counts
+    _C.retrieve(retrieve_params(query, keys, bias, k, *outputs, torch.get_num_threads()))
 
 
 def retrieve_backward(
@@ -51,26 +39,14 @@ def retrieve_backward(
     grad_query: Tensor,
     grad_keys: Tensor,
 ) -> None:
-    """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`, summed in float64."""
+    """The closed form of ``lamp_fast.ops.retrieve``, summed in float64."""
     query, keys = contiguous_rows(query), contiguous_rows(keys)
     indices, similarity, grad = indices.contiguous(), similarity.contiguous(), grad.contiguous()
-    _C.retrieve_backward(
-        query.dtype == torch.float64,
-        query.data_ptr(),
-        keys.data_ptr(),
-        indices.data_ptr(),
-        similarity.data_ptr(),
-        grad.data_ptr(),
-        grad_query.data_ptr(),
-        grad_keys.data_ptr(),
-        query.stride(0),
-        keys.stride(0),
-        query.shape[0],
-        keys.shape[0],
-        query.shape[1],
-        indices.shape[1],
-        torch.get_num_threads(),
+    forward = retrieve_params(
+        *(query, keys, None, indices.shape[1], indices, similarity, None), torch.get_num_threads()
     )
+    results = (address(each) for each in (grad, grad_query, grad_keys))
+    _C.retrieve_backward(_C.RetrieveBackwardParams(forward, *results))
 
 
 def prefix_attention(

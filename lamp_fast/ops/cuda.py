@@ -4,8 +4,6 @@ The caller makes the tensors' device the current one. Everything is enqueued on 
 and nothing waits, so a CUDA graph can capture it.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,10 @@ from lamp_fast.ops.native import (
     address,
     contiguous,
     contiguous_rows,
+    enqueue,
     prefix_attention_backward_params,
     prefix_attention_params,
+    retrieve_params,
 )
 
 if not _C.build_info()["cuda"]:
@@ -40,21 +40,7 @@ def retrieve(
     """See :func:`lamp_fast.ops.retrieve`; float32."""
     query, keys = contiguous_rows(query), contiguous_rows(keys)
     bias = bias.to(torch.float32).contiguous()
-    _enqueue(
-        _C.retrieve_cuda,
-        query.data_ptr(),
-        keys.data_ptr(),
-        bias.data_ptr(),
-        indices.data_ptr(),
-        similarity.data_ptr(),
-        counts.data_ptr(),
-        query.stride(0),
-        keys.stride(0),
-        query.shape[0],
-        keys.shape[0],
-        query.shape[1],
-        k,
-    )
+    enqueue(_C.retrieve_cuda, retrieve_params(query, keys, bias, k, indices, similarity, counts))
 
 
 def prefix_attention(
@@ -76,7 +62,7 @@ def prefix_attention(
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     params = prefix_attention_params(*tensors, out, lse, prefix_index, mask, causal, blind, scale)
     seen_keys = None if mask is None else _lists(*mask.shape, q.device)
-    _enqueue(_C.prefix_attention_cuda, params, address(seen_keys))
+    enqueue(_C.prefix_attention_cuda, params, address(seen_keys))
 
 
 def prefix_attention_backward(
@@ -115,17 +101,12 @@ def prefix_attention_backward(
         if parts > 1:
             partial = lse.new_empty((parts, *prefix_k.shape[:3], 2, q.shape[3]))
     delta = torch.empty_like(lse)
-    _enqueue(
+    enqueue(
         _C.prefix_attention_backward_cuda,
         params,
         *(address(each) for each in (seen_keys, seeing_rows, delta, order, offsets, partial)),
         parts,
     )
-
-
-def _enqueue(function: Callable[..., None], *arguments) -> None:
-    """Call with the current stream as the last argument."""
-    function(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def _lists(entries: int, longest: int, device: torch.device) -> Tensor:

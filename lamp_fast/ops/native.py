@@ -1,11 +1,37 @@
-"""How tensors become the parameter structs of ``lamp_fast._C``, for its CPU and CUDA ops alike.
+"""What crosses to ``lamp_fast._C``: tensors as the structs of csrc/lamp.h, and the CUDA stream.
 
-Structs hold addresses, so the caller keeps the tensors alive.
+Structs hold addresses, so the caller keeps the tensors alive. Alike for C++ and CUDA.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from lamp_fast import _C
+
+
+def retrieve_params(
+    query: Tensor,
+    keys: Tensor,
+    bias: Tensor | None,
+    k: int,
+    indices: Tensor,
+    similarity: Tensor,
+    counts: Tensor | None,
+    threads: int = 0,
+) -> _C.RetrieveParams:
+    """The first two are contiguous in their last dimension, the others wholly."""
+    return _C.RetrieveParams(
+        _dtype(query),
+        (query.data_ptr(), query.stride(0)),
+        (keys.data_ptr(), keys.stride(0)),
+        *(address(each) for each in (bias, indices, similarity, counts)),
+        query.shape[0],
+        *keys.shape,
+        k,
+        threads,
+    )
 
 
 def prefix_attention_params(
@@ -27,11 +53,9 @@ def prefix_attention_params(
     sequences, heads, rows, width = q.shape
     groups, prefix_length = prefix_k.shape[0], prefix_k.shape[2]
     return _C.PrefixAttentionParams(
-        str(q.dtype).removeprefix("torch."),
+        _dtype(q),
         *(_rows(each) for each in (q, k, v, prefix_k, prefix_v, out)),
-        lse.data_ptr(),
-        address(prefix_index),
-        address(mask),
+        *(address(each) for each in (lse, prefix_index, mask)),
         (sequences, groups, heads, rows, k.shape[2], prefix_length, width),
         causal,
         blind,
@@ -57,6 +81,11 @@ def prefix_attention_backward_params(
     )
 
 
+def enqueue(function: Callable[..., None], *arguments) -> None:
+    """Call a CUDA function with the current stream as the last argument."""
+    function(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
 def address(x: Tensor | None) -> int:
     """Where a tensor begins; 0 for none."""
     return 0 if x is None else x.data_ptr()
@@ -69,6 +98,10 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 def contiguous_rows(x: Tensor) -> Tensor:
     """Contiguous in its last dimension, by a copy if need be."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:

@@ -29,7 +29,7 @@ def retrieve_backward(
     grad_query: Tensor,
     grad_keys: Tensor,
 ) -> None:
-    """The closed form of :class:`lamp_fast.ops.autograd.Retrieve`, for forwards without their own.
+    """The closed form of ``lamp_fast.ops.retrieve``, for forwards without their own.
 
     float64 for the reasons above; the sums run over Dv and over B.
     """

@@ -29,7 +29,7 @@ def main(config: ReportConfig) -> int:
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder, expected a file to write")
     write_bytes(out, build_page(config.run).encode())
-    print(out)
+    cli.say(str(out))
     return 0
 
 

@@ -63,7 +63,7 @@ def run_on_cluster(
     submitted = [executor.submit(worker) for _ in range(workers)]
     print(f"cluster {executor.cluster}: {', '.join(each.job_id for each in submitted)}", flush=True)
     try:
-        # Without slots: nothing is done here, but the bar goes on and deaths are noticed.
+        # Without slots: nothing is done here, but the bar goes on and failures are named.
         return queue.run(
             tasks,
             [],

@@ -1,18 +1,19 @@
 """A folder of jobs that any number of workers share, on one machine or on many.
 
     jobs/ADDRESS/task.json             what is to be done
-    jobs/ADDRESS/attempt-1/            made by whoever does it; making it is the claim
-        claim.json                     who, since when, and a beat that says it is alive
+    jobs/ADDRESS/lease.lock            filelock's lease: who does the job, and a beat that it lives
+    jobs/ADDRESS/attempt-1/            made by who holds the lease, for this attempt alone
+        claim.json                     who made it, and how it failed if it did
         log.txt                        everything that the job printed
         run/, outcome.json             what it leaves
     jobs/ADDRESS/outcome.json          there once the job is done, and for good
 
-A claim is ``mkdir``, which one of many succeeds with, also on a network file system. A claim whose
-beat stands still is given up for dead, and making ``attempt-2`` takes the job over: nothing is
-renamed or removed, so two that notice the same death cannot undo each other's claims. Beats are
-compared with what the watcher itself saw earlier, never with a clock of another machine. A holder
-that was only asleep finds the later attempt when it wakes, stops its process, and publishes
-nothing; it has written in its own attempt's folder alone. At worst a job is computed twice.
+Who holds the lease works. A lease whose beat stands still passes to another worker, which makes
+``attempt-2``. A lease cannot stop a holder that was only asleep, so what filelock leaves to its
+users is done here: attempts are numbered by ``mkdir``, which one of many succeeds with, also on a
+network file system; a holder whose lease is lost, or that finds a later attempt, publishes nothing
+and has written in its own attempt's folder alone; and an outcome is published by a link that never
+replaces one, so the first stands. At worst a job is computed twice.
 """
 
 import contextlib
@@ -29,16 +30,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLease, Timeout
 from tqdm import tqdm
 
 from lamp_fast.files import write_json
 
 OUTCOME = "outcome.json"
-CLAIM, LOG, TASK = "claim.json", "log.txt", "task.json"
+CLAIM, LEASE, LOG, TASK = "claim.json", "lease.lock", "log.txt", "task.json"
 
-# States of a job, and of a claim.
+TAKEN_OVER = "taken over by another worker"
+
+# States of a job.
 DONE, FREE, RUNNING, FAILED, WAITING = "done", "free", "running", "failed", "waiting"
-RELEASED = "released"
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ class Timing:
         poll: between two looks at own processes.
         scan: between two looks at what other workers do.
         beat: between two signs of life.
-        stale: without a sign of life a worker is given up; several beats, and more than a network
-            file system holds back what another machine wrote (a minute, often).
+        stale: without a sign of life a worker loses its lease; several beats, and more than a
+            network file system holds back what another machine wrote (a minute, often). The same
+            for all workers that share a folder.
         stop: between the request to stop and the kill.
     """
 
@@ -104,7 +108,6 @@ class Queue:
     def __init__(self, folder: Path, command: Command, timing: Timing | None = None) -> None:
         self.folder, self.command = Path(folder), command
         self.timing = timing or Timing()
-        self._seen: dict[Path, tuple[bytes, float]] = {}
 
     def add(self, tasks: Iterable[Task]) -> None:
         """Write down what is not there yet."""
@@ -172,12 +175,11 @@ class Queue:
         attempt = self._last_attempt(address)
         if attempt == 0:
             return FREE, 0
-        claim = self._claim(address, attempt)
-        if claim.get("state") == FAILED:
+        if self._claim(address, attempt).get("state") == FAILED:
             return (FREE if retry.get(address) == attempt else FAILED), attempt
-        if claim.get("state") == RELEASED or self._is_dead(address, attempt, claim):
-            return FREE, attempt
-        return RUNNING, attempt
+        # Whether a holder lives is found out by taking its lease.
+        held = (self.job_folder(address) / LEASE).is_file()
+        return (RUNNING if held else FREE), attempt
 
     def _last_attempt(self, address: str) -> int:
         folder = self.job_folder(address)
@@ -192,26 +194,26 @@ class Queue:
         except (OSError, ValueError):
             return {}
 
-    def _is_dead(self, address: str, attempt: int, claim: Mapping[str, Any]) -> bool:
-        if claim.get("where") == _this_machine() and not _is_alive(claim["pid"], claim["born"]):
-            return True
-        folder, said = self.attempt_folder(address, attempt), json.dumps(claim).encode()
-        before, since = self._seen.get(folder, (b"", 0.0))
-        if said != before:
-            self._seen[folder] = said, time.monotonic()
-            return False
-        return time.monotonic() - since > self.timing.stale
+    def _lease(self, address: str) -> SoftFileLease:
+        return SoftFileLease(
+            self.job_folder(address) / LEASE,
+            lease_duration=self.timing.stale,
+            heartbeat_interval=self.timing.beat,
+            blocking=False,
+        )
 
 
 class _Running:
-    """A job that a process of ours does."""
+    """A job that a process of ours does, in a folder that is there, under a lease that is held."""
 
-    def __init__(self, queue: Queue, task: Task, attempt: int, slot: Mapping[str, str]) -> None:
+    def __init__(
+        self, queue: Queue, task: Task, attempt: int, slot: Mapping[str, str], lease: SoftFileLease
+    ) -> None:
         self.queue, self.task, self.attempt, self.slot = queue, task, attempt, slot
-        self.folder = queue.attempt_folder(task.address, attempt)
+        self.lease, self.folder = lease, queue.attempt_folder(task.address, attempt)
         self.started = time.monotonic()
-        self.beats, self.beaten = 0, self.started
-        self.say(RUNNING)
+        self.claim = {"host": socket.gethostname(), "pid": os.getpid(), "state": RUNNING}
+        write_json(self.folder / CLAIM, self.claim)
         with open(self.folder / LOG, "wb") as log:
             self.process = subprocess.Popen(
                 [*queue.command(queue.job_folder(task.address), attempt)],
@@ -222,40 +224,38 @@ class _Running:
                 start_new_session=True,
             )
 
-    def say(self, state: str, **more: Any) -> None:
-        """Write the claim."""
-        pid = os.getpid()
-        who = {"where": _this_machine(), "host": socket.gethostname(), "pid": pid}
-        who |= {"born": _birth(pid), "beat": self.beats, "state": state}
-        write_json(self.folder / CLAIM, who | more)
+    def is_lost(self) -> bool:
+        """Whether the job is another worker's by now."""
+        later = self.queue._last_attempt(self.task.address) > self.attempt
+        return later or self.lease.compromise is not None
 
-    def beat(self) -> bool:
-        """Say that we live, when it is time; False where another worker has taken over."""
-        if time.monotonic() - self.beaten < self.queue.timing.beat:
-            return True
-        self.beats, self.beaten = self.beats + 1, time.monotonic()
-        if self.queue._last_attempt(self.task.address) > self.attempt:
-            return False
-        self.say(RUNNING)
-        return True
-
-    def finish(self) -> str | None:
-        """Publish the outcome of a process that has ended, or return why there is none."""
+    def finish(self) -> str:
+        """Publish the outcome of a process that has ended; returns what became of the job."""
         code = self.process.returncode
-        file = self.folder / OUTCOME
-        if code == 0 and file.is_file():
-            outcome = json.loads(file.read_text(encoding="utf-8"))
-            outcome["attempt"] = self.attempt
-            write_json(self.queue.job_folder(self.task.address) / OUTCOME, outcome)
-            for earlier in range(1, self.attempt):
-                folder = self.queue.attempt_folder(self.task.address, earlier)
-                shutil.rmtree(folder / "run", ignore_errors=True)
-            return None
+        if code == 0 and (self.folder / OUTCOME).is_file():
+            return "done" if not self.is_lost() and self.publish() else TAKEN_OVER
         reason = f"exit code {code}" if code else f"exit code 0, but it left no {OUTCOME}"
         if code < 0:
             reason = f"killed by signal {-code}"
-        self.say(FAILED, reason=reason)
-        return reason
+        write_json(self.folder / CLAIM, self.claim | {"state": FAILED, "reason": reason})
+        return f"failed ({reason})"
+
+    def publish(self) -> bool:
+        """Make the outcome the job's; False where there is one already, which stands."""
+        job = self.queue.job_folder(self.task.address)
+        outcome = json.loads((self.folder / OUTCOME).read_text(encoding="utf-8"))
+        own, published = job / f".{OUTCOME}.{self.attempt}", job / OUTCOME
+        write_json(own, outcome | {"attempt": self.attempt})
+        # A network file system may report as there already what it has just linked.
+        with contextlib.suppress(FileExistsError):
+            os.link(own, published)
+        first = published.samefile(own)
+        own.unlink()
+        if first:
+            for earlier in range(1, self.attempt):
+                folder = self.queue.attempt_folder(self.task.address, earlier)
+                shutil.rmtree(folder / "run", ignore_errors=True)
+        return first
 
     def ask_to_stop(self) -> None:
         """Ask the process, and what it started, to end; every file that it leaves is whole."""
@@ -292,6 +292,9 @@ class _Work:
         self.slots, self.free_slots = slots, list(slots)
         self.running: list[_Running] = []
         self.states: dict[str, tuple[str, int]] = {}
+        # Kept, since a lease learns by comparing with what it saw earlier that a beat stands still.
+        self.leases: dict[str, SoftFileLease] = {}
+        self.not_tried: list[str] = []
         self.scanned = float("-inf")
         self.scan()
         done = sum(state == DONE for state, _ in self.states.values())
@@ -329,36 +332,48 @@ class _Work:
             needed = {self.states[each][0] for each in task.needs}
             if state == FREE and needed - {DONE}:
                 self.states[address] = FAILED if FAILED in needed else WAITING, attempt
+        own = {each.task.address for each in self.running}
+        self.not_tried = [
+            address
+            for address, (state, _) in self.states.items()
+            if state in (FREE, RUNNING) and address not in own
+        ]
 
     def start(self) -> None:
-        """Claim free jobs for free slots."""
-        for address, (state, attempt) in self.states.items():
-            if not self.free_slots:
-                return
-            if state != FREE:
-                continue
-            self.states[address] = RUNNING, attempt + 1
-            self.retry.pop(address, None)
+        """Take free jobs, and those whose holder is dead, for free slots."""
+        while self.free_slots and self.not_tried:
+            address = self.not_tried.pop(0)
+            task, attempt = self.tasks[address], self.states[address][1] + 1
+            self.states[address] = RUNNING, attempt
+            lease = self.leases.setdefault(address, self.queue._lease(address))
             # An interruption in between would leave a process that nobody knows of.
-            with _uninterrupted(), contextlib.suppress(FileExistsError):
-                self.queue.attempt_folder(address, attempt + 1).mkdir()
-                task, slot = self.tasks[address], self.free_slots[0]
-                self.running.append(_Running(self.queue, task, attempt + 1, slot))
+            with _uninterrupted(), contextlib.suppress(Timeout), contextlib.ExitStack() as held:
+                held.enter_context(lease)
+                # The last scan may be out of date: the job has ended since, or was taken and left.
+                if self.queue._state(task, self.retry)[0] in (DONE, FAILED):
+                    continue
+                try:
+                    self.queue.attempt_folder(address, attempt).mkdir()
+                except FileExistsError:
+                    continue
+                self.retry.pop(address, None)
+                self.running.append(_Running(self.queue, task, attempt, self.free_slots[0], lease))
                 del self.free_slots[0]
+                held.pop_all()
 
     def reap(self) -> int:
         """End what has ended or was taken over; returns how many."""
         ended = 0
         for each in list(self.running):
-            if each.process.poll() is None:
-                if each.beat():
-                    continue
+            if each.process.poll() is not None:
+                self.tell(each.finish(), each)
+            elif each.lease.compromise is not None:
                 each.ask_to_stop()
                 each.end()
-                self.tell("taken over by another worker", each)
+                self.tell(TAKEN_OVER, each)
             else:
-                reason = each.finish()
-                self.tell("done" if reason is None else f"failed ({reason})", each)
+                continue
+            each.lease.release()
             self.running.remove(each)
             self.free_slots.append(each.slot)
             ended += 1
@@ -404,7 +419,7 @@ class _Work:
         for each in self.running:
             each.end()
             with contextlib.suppress(OSError):
-                each.say(RELEASED)
+                each.lease.release()
         self.bar.close()
 
 
@@ -424,24 +439,3 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         for number in held:
             signal.raise_signal(number)
-
-
-def _this_machine() -> str:
-    """What process ids are unique in: this start of this kernel, and its namespace of them."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _birth(pid: int) -> int | None:
-    """When a process of this machine began, in ticks; None where there is none."""
-    try:
-        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The second field is a name in parentheses, which may hold spaces and parentheses.
-    after = content.rpartition(")")[2].split()
-    return None if after[0] == "Z" else int(after[19])
-
-
-def _is_alive(pid: int, born: int | None) -> bool:
-    return born is not None and _birth(pid) == born

@@ -1,14 +1,16 @@
 """A table as Markdown, LaTeX, CSV, JSON and, for a figure of the paper, a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from lamp_fast.fields import format_layers
 from lamp_fast.files import write_bytes, write_csv, write_json
@@ -109,30 +111,14 @@ def write_table(rendered: Rendered, folder: Path) -> list[Path]:
 def markdown(rendered: Rendered) -> str:
     """The table with its remarks, footnotes and tests."""
     table, bold = rendered.plan.table, best(rendered.plan, rendered.cells)
+    metrics = table.metrics
     parts = [f"# {_headline(rendered)}"]
     for panel in table.panels:
         parts.append(f"## {panel.title}")
         for columns in _blocks(rendered.columns):
-            header = [
-                "",
-                *(
-                    f"{title}<br>{metric.title}"
-                    for (_, title), metric in _crossed(columns, table.metrics)
-                ),
-            ]
-            body = [
-                [
-                    row.title,
-                    *(
-                        _markdown_cell(
-                            rendered, (panel.title, row.title, key, metric.key), metric, bold
-                        )
-                        for (key, _), metric in _crossed(columns, table.metrics)
-                    ),
-                ]
-                for row in table.rows
-            ]
-            parts.append(_github(header, body))
+            titles = [f"{title}<br>{each.title}" for (_, title), each in product(columns, metrics)]
+            body = _body(rendered, panel, columns, partial(_markdown_cell, rendered, bold))
+            parts.append(_github(["", *titles], body))
     notes = [f"[{number}] {note['text']}" for number, note in enumerate(rendered.notes, 1)]
     parts += [*rendered.remarks, *notes]
     if rendered.drawn:
@@ -152,51 +138,26 @@ TESTS_REMARK = (
 
 def _tests_table(rendered: Rendered) -> str:
     titles = {metric.key: metric.title for metric in rendered.plan.table.metrics}
-    body = []
-    for (first, second), tests in rendered.tests.items():
-        for (panel, metric), test in tests.items():
-            if test is None:
-                continue
-            counts = f"{test.pairs} / {test.data_sets}"
-            body.append(
-                [
-                    first,
-                    second,
-                    panel,
-                    titles[metric],
-                    f"{test.difference:+.2f}",
-                    counts,
-                    _p_value(test.p_pairs),
-                    _p_value(test.p_data_sets),
-                ]
-            )
-    header = [
-        "first",
-        "second",
-        "",
-        "metric",
-        "difference",
-        "pairs / data sets",
-        "p (pairs)",
-        "p (data sets)",
-    ]
+    body = [
+        (first, second, panel, titles[metric], f"{test.difference:+.2f}",
+         f"{test.pairs} / {test.data_sets}", _p_value(test.p_pairs), _p_value(test.p_data_sets))
+        for (first, second), tests in rendered.tests.items()
+        for (panel, metric), test in tests.items()
+        if test is not None
+    ]  # fmt: skip
+    header = ("first", "second", "", "metric", "difference", "pairs / data sets", "p (pairs)",
+              "p (data sets)")  # fmt: skip
     return _github(header, body, texts=4)
 
 
 def _drawn_table(drawn: Sequence[Drawn]) -> str:
     header = ["", "", "cap", "pictures", "largest class", "smallest class", "realised imbalance"]
     body = [
-        [
-            each.data,
-            each.panel,
-            "none" if each.cap is None else str(each.cap),
-            f"{each.pictures:,}",
-            f"{each.most:,}",
-            f"{each.least:,}",
-            f"{each.most / each.least:.4g}",
-        ]
+        [each.data, each.panel, "none" if each.cap is None else str(each.cap),
+         f"{each.pictures:,}", f"{each.most:,}", f"{each.least:,}",
+         f"{each.most / each.least:.4g}"]
         for each in drawn
-    ]
+    ]  # fmt: skip
     return _github(header, body, texts=2)
 
 
@@ -222,10 +183,21 @@ def _blocks(columns: Sequence[tuple[str, str]]) -> list[Sequence[tuple[str, str]
     return [columns[start : start + COLUMNS_ABREAST] for start in starts]
 
 
-def _crossed(
-    columns: Sequence[tuple[str, str]], metrics: Sequence[Metric]
-) -> list[tuple[tuple[str, str], Metric]]:
-    return [(column, metric) for column in columns for metric in metrics]
+def _body(
+    rendered: Rendered,
+    panel: Panel,
+    columns: Sequence[tuple[str, str]],
+    show: Callable[[Key, Metric], str],
+) -> list[list[str]]:
+    """Of each row its title, and what is shown of its cells."""
+    crossed = list(product(columns, rendered.plan.table.metrics))
+    return [
+        [
+            row.title,
+            *(show((panel.title, row.title, key, each.key), each) for (key, _), each in crossed),
+        ]
+        for row in rendered.plan.table.rows
+    ]
 
 
 def _number(value: float, metric: Metric) -> str:
@@ -239,7 +211,7 @@ def _spread(cell: Cell, metric: Metric) -> str | None:
     return _number(cell.spread, metric)
 
 
-def _markdown_cell(rendered: Rendered, key: Key, metric: Metric, bold: set[Key]) -> str:
+def _markdown_cell(rendered: Rendered, bold: set[Key], key: Key, metric: Metric) -> str:
     cell = rendered.cells[key]
     if cell.mean is None:
         shown = NOTHING
@@ -266,28 +238,22 @@ def latex(rendered: Rendered) -> str:
         f"\\label{{tab:{table.name}}}",
         "\\centering\\scriptsize",
     ]
-    count = len(table.metrics)
+    metrics = [_escape(each.title) for each in table.metrics]
+    count = len(metrics)
     for panel in table.panels:
         for columns in _blocks(rendered.columns):
-            lines.append(f"\\begin{{tabular}}{{l{'c' * count * len(columns)}}}")
-            lines.append("\\toprule")
             heads = [f"\\multicolumn{{{count}}}{{c}}{{{_escape(title)}}}" for _, title in columns]
-            lines.append(_latex_line([_escape(panel.title), *heads]))
-            rules = [
-                f"\\cmidrule(lr){{{2 + at * count}-{1 + (at + 1) * count}}}"
-                for at in range(len(columns))
+            starts = range(2, 2 + count * len(columns), count)
+            lines += [
+                f"\\begin{{tabular}}{{l{'c' * count * len(columns)}}}",
+                "\\toprule",
+                _latex_line([_escape(panel.title), *heads]),
+                "".join(f"\\cmidrule(lr){{{each}-{each + count - 1}}}" for each in starts),
+                _latex_line(["", *metrics * len(columns)]),
+                "\\midrule",
             ]
-            lines.append("".join(rules))
-            titles = [_escape(metric.title) for _, metric in _crossed(columns, table.metrics)]
-            lines.append(_latex_line(["", *titles]))
-            lines.append("\\midrule")
-            for row in table.rows:
-                keys = [
-                    ((panel.title, row.title, key, metric.key), metric)
-                    for (key, _), metric in _crossed(columns, table.metrics)
-                ]
-                cells = [_latex_cell(rendered, key, metric, bold) for key, metric in keys]
-                lines.append(_latex_line([_escape(row.title), *cells]))
+            body = _body(rendered, panel, columns, partial(_latex_cell, rendered, bold))
+            lines += [_latex_line([_escape(title), *cells]) for title, *cells in body]
             lines += ["\\bottomrule", "\\end{tabular}", "\\par\\medskip"]
     lines += [f"{_escape(each)}\\par" for each in rendered.remarks]
     lines += [
@@ -301,7 +267,7 @@ def _latex_line(cells: Sequence[str]) -> str:
     return f"{' & '.join(cells)} \\\\"
 
 
-def _latex_cell(rendered: Rendered, key: Key, metric: Metric, bold: set[Key]) -> str:
+def _latex_cell(rendered: Rendered, bold: set[Key], key: Key, metric: Metric) -> str:
     cell = rendered.cells[key]
     if cell.mean is None:
         shown = "--"
@@ -319,16 +285,8 @@ def _latex_cell(rendered: Rendered, key: Key, metric: Metric, bold: set[Key]) ->
     return shown
 
 
-_LATEX = {
-    "\\": "\\textbackslash{}",
-    **{each: f"\\{each}" for each in "&%$#_{}"},
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-}
-
-
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(each, each) for each in text)
+    return "".join(LATEX_ESCAPE_RULES.get(each, each) for each in text)
 
 
 CSV_HEADER = (
@@ -342,23 +300,12 @@ def flat(rendered: Rendered) -> tuple[Sequence[str], list[list[Any]]]:
     table = rendered.plan.table
     rows = {row.title: row for row in table.rows}
     units = {metric.key: metric.unit for metric in table.metrics}
-    lines = []
-    for (panel, row, column, metric), cell in rendered.cells.items():
-        figures = [_rounded(each) for each in (cell.mean, cell.spread)]
-        lines.append(
-            [
-                table.name,
-                panel,
-                row,
-                rows[row].method,
-                column,
-                metric,
-                units[metric],
-                *figures,
-                len(cell.values),
-                "" if cell.paper is None else cell.paper,
-            ]
-        )
+    lines = [
+        [table.name, panel, row, rows[row].method, column, metric, units[metric],
+         _rounded(cell.mean), _rounded(cell.spread), len(cell.values),
+         "" if cell.paper is None else cell.paper]
+        for (panel, row, column, metric), cell in rendered.cells.items()
+    ]  # fmt: skip
     return CSV_HEADER, lines
 
 

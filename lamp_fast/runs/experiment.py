@@ -200,17 +200,17 @@ def check_target(data: DataConfig) -> Checked:
         InputError: see :func:`load_source` and :func:`check_benchmark`.
     """
     validate(data)
-    benchmark = transfer_benchmark(find_source(data))
+    benchmark = transfer_benchmark(find_source(data, only_test=True))
     return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
 
 
-def find_source(data: DataConfig) -> DataSource:
+def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
     """List the pictures of a data set; see :func:`load_source`."""
     data = data.resolved()
     table = None
     if data.table is not None:
         table = Table(data.table, data.path_column, data.label_column, data.split_column)
-    return load_source(data.data, data.root, data.template, table)
+    return load_source(data.data, data.root, data.template, table, only_test=only_test)
 
 
 def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:

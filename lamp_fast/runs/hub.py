@@ -7,6 +7,7 @@ trained it.
 import copy
 import html
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import lamp_fast
 from lamp_fast.errors import InputError
-from lamp_fast.files import save_tensors, write_bytes, write_json
+from lamp_fast.files import read_json, save_tensors, write_bytes, write_json
 from lamp_fast.runs.folder import CONFIG, RESULT
 from lamp_fast.runs.scoring import results_table
 
@@ -45,7 +46,8 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder {folder}: is a file, expected a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+    saved = (folder / WEIGHTS).is_file() and is_record(folder / CONFIG)
+    if folder.is_dir() and any(folder.iterdir()) and not saved:
         raise InputError(
             f"folder {folder}: holds other files, expected a new folder or an earlier save"
         )
@@ -54,8 +56,19 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
     write_json(folder / CONFIG, record)
     if classifier.results is not None:
         write_json(folder / RESULT, classifier.results)
+    else:  # those of an earlier save would pass for this one's
+        (folder / RESULT).unlink(missing_ok=True)
     card = model_card(record, classifier.results, license=license)
     write_bytes(folder / CARD, card.encode())
+
+
+def is_record(file: Path) -> bool:
+    """Whether a file is the ``config.json`` of a run or a saved classifier of this package."""
+    try:
+        record = read_json(file)
+    except InputError:
+        return False
+    return isinstance(record, dict) and {"settings", "clip", "data"} <= record.keys()
 
 
 def fetch(
@@ -168,7 +181,8 @@ def model_card(
         f"---\n{metadata.to_yaml()}\n---",
         f"# {_plain(title)}",
         "An image classifier: a frozen CLIP with prompts learned by"
-        f" `lamp_fast` {record['version']}. This repository holds the learned tensors alone.",
+        f" `lamp_fast` {_plain(record['version'])}. This repository holds the learned tensors"
+        " alone.",
         "```python\nfrom lamp_fast import Classifier\n\n"
         'classifier = Classifier.from_pretrained("THIS_REPOSITORY")\n'
         'print(classifier.classify(["picture.jpg"], top=3))\n```',
@@ -178,10 +192,10 @@ def model_card(
         _protocol(settings, data),
         _classes(data),
         "## CLIP",
-        f"{_plain(clip['name'])}, weights {_plain(clip['weights'])}, {clip['activation']},"
-        f" sha256 `{clip['fingerprint']}`. Loading refuses any other weights.",
+        f"{_plain(clip['name'])}, weights {_plain(clip['weights'])}, {_plain(clip['activation'])},"
+        f" sha256 `{_plain(clip['fingerprint'])}`. Loading refuses any other weights.",
         "## Licence",
-        f"The learned tensors: {'not stated by their author' if license is None else license}."
+        f"The learned tensors: {_plain(license or 'not stated by their author')}."
         " CLIP's weights are not part of this repository and keep their own licence, and so do the"
         " training pictures. `lamp_fast` itself is Apache-2.0.",
     ]
@@ -215,7 +229,8 @@ def _evaluations(data: str, rows: list[Mapping[str, Any]]) -> list[EvalResult]:
 def _results(rows: list[Mapping[str, Any]] | None, random: bool) -> str:
     if rows is None:
         return "None were saved."
-    lines = [results_table(rows), "Percentages on the test pictures."]
+    escaped = [{**row, "name": _plain(row["name"])} for row in rows]
+    lines = [results_table(escaped), "Percentages on the test pictures."]
     if random:
         lines.append("**The CLIP's weights are random: these accuracies mean nothing.**")
     return "\n\n".join(lines)
@@ -225,12 +240,12 @@ def _protocol(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     drawn, counts = settings["data"], data["counts"]
     amount = f"{drawn['shots']} shots" if drawn["shots"] else f"cap {drawn['cap'] or 'none'}"
     lines = [
-        f"- data: {_plain(drawn['data'])}, sha256 `{data['sha256']}`",
+        f"- data: {_plain(drawn['data'])}, sha256 `{_plain(data['sha256'])}`",
         f"- class prompt: {_plain(data['template'])}",
         f"- training pictures: {sum(counts):,} of {len(counts)} classes, {max(counts)} to"
         f" {min(counts)} a class ({amount}, imbalance ratio asked for {drawn['imb']:g})",
         f"- new classes, tested without training: {len(data['new_names'])}",
-        f"- preset {settings['preset']}, seed {settings['seed']},"
+        f"- preset {_plain(settings['preset'])}, seed {settings['seed']},"
         f" {settings['optim']['epochs']} epochs; every setting is in `config.json`",
     ]
     return "\n".join(lines)
@@ -246,18 +261,17 @@ def _classes(data: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of a user as Markdown shows it literally, on one line."""
-    escaped = html.escape(" ".join(str(text).split()), quote=False)
-    return "".join(f"\\{each}" if each in "\\`*_{}[]()#+!|~" else each for each in escaped)
+    """Text of a user as Markdown shows it literally, on one line, without control characters."""
+    line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text)).split())
+    return re.sub(r"[\\`*_{}\[\]()#+!|~$:@]", r"\\\g<0>", html.escape(line, quote=False))
 
 
 def _check_repo_id(name: str, expected: str) -> None:
     try:
         validate_repo_id(name)
+        name_fits = "/" in name
     except ValueError:
         name_fits = False
-    else:
-        name_fits = "/" in name
     if not name_fits:
         raise InputError(f"{name}: expected {expected}owner/name on the Hugging Face hub")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lamp_fast import cli
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of
 from lamp_fast.files import read_json, save_tensors, write_json
@@ -81,8 +82,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
     placed = place(replace(config, out=folder), ranks)
     block = ranks.once(_recorded_block, folder) if config.resume else None
     experiment = ranks.together(assemble, placed, checked, block)
-    for line in experiment.describe():
-        print(line, flush=True)
+    cli.say(*experiment.describe())
     if config.resume:
         ranks.once(_refuse_other_settings, experiment, folder)
     trainer = Trainer(experiment, folder, ranks)
@@ -97,7 +97,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
             print(f"resume  after epoch {trainer.progress.epoch} of {epochs}")
         else:
             ranks.once(_begin, trainer)
-        print(f"run     {folder}", flush=True)
+        cli.say(f"run     {folder}")
         try:
             if trainer.parameters:
                 trainer.run()
@@ -108,7 +108,7 @@ def _run(config: TrainConfig, ranks: Ranks) -> int:
                 f" python -m lamp_fast.train --out {folder} --resume goes on"
             ) from None
         except NonFiniteLossError as error:
-            print(f"error: {error}", file=sys.stderr)
+            cli.say(f"error: {error}", stream=sys.stderr)
             return 1
     return 0
 

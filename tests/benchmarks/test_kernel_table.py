@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import kernels
-from benchmarks.measure import Ceilings, Time, rotations
+from benchmarks.measuring import kernels
+from benchmarks.measuring.floors import Ceilings
+from benchmarks.measuring.timing import CPU, Time, rotations
 
-CPU = torch.device("cpu")
 CASES = list(kernels.cases(CPU, small=True))
 RATES = Ceilings(flops=1e12, bytes=1e9, dtype="float32")
 
@@ -46,8 +46,7 @@ def test_wrong_results_are_not_timed():
     row = kernels.measure(case, CPU, RATES)
     assert row.times.keys() == {"ours", "eager"}
     assert row.refused["torch.compile"].startswith("wrong: relative error")
-    (line,) = kernels.table([row])
-    assert "wrong" in line[4]
+    assert "torch.compile: wrong" in row.beside()
 
 
 def test_the_error_of_a_coarse_contender_is_shown_beside_its_time():
@@ -56,8 +55,7 @@ def test_the_error_of_a_coarse_contender_is_shown_beside_its_time():
     row = kernels.measure(case, CPU, RATES)
     # A random factor of three mantissa bits is off by 2% or so; half of that would be four bits.
     assert 0.01 < row.errors["fp8 product alone"] < kernels.MOST_FP8_ERROR
-    (line,) = kernels.table([row])
-    assert f"(error {row.errors['fp8 product alone']:.1e})" in line[4]
+    assert f"(error {row.errors['fp8 product alone']:.1e})" in row.beside()
     assert row.record()["errors"] == row.errors
 
 
@@ -96,3 +94,33 @@ def test_ratios_are_against_ours():
 def test_a_gpu_rotates_more_than_its_cache_holds():
     (one,) = rotations(lambda seed: (torch.zeros(4),), CPU)
     assert one[0].shape == (4,)
+
+
+def test_floors_of_the_last_layer_count_the_rows_that_ask():
+    tree = kernels.tree_case(CPU, torch.float32, False, images=2, prefix=5, classes=10, last=True)
+    q, k, v, prefix_k, prefix_v = tree.draw(0)
+    assert q.shape[2] == 10 < k.shape[2]
+    inputs = sum(each.numel() for each in (q, k, v, prefix_k, prefix_v))
+    assert tree.moved == 4 * (inputs + q.numel())
+    retrieve = kernels.retrieve_case(CPU, True, batch=3, width=8, k=2)
+    query, keys, _ = retrieve.draw(0)
+    # Read in forward and in backward, and their gradients; indices, similarity and its gradient.
+    assert retrieve.moved == 3 * (query.nbytes + keys.nbytes) + 3 * 2 * (8 + 4 + 4)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        kernels.retrieve_case(CPU, True, batch=3, width=8, k=2),
+        kernels.short_case(
+            CPU, torch.float32, True, groups=2, share=3, rows=5, prefix=4, heads=2, width=32
+        ),
+        kernels.tree_case(CPU, torch.float32, True, images=2, prefix=5, classes=10, last=True),
+    ],
+    ids=lambda case: case.what,
+)
+def test_native_code_stands_beside_the_reference_alone(case):
+    row = kernels.measure(case.on_cpu(), CPU, RATES, rounds=1)
+    assert row.refused == {}
+    assert row.times.keys() - {"ours"} <= {"reference", "eager"}
+    assert len(row.times) == 2

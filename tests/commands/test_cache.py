@@ -87,6 +87,15 @@ def test_decoded_pictures_are_listed_and_cleared(home, capsys):
     assert kept.read(b"digest") is not None
 
 
+def test_a_folder_called_decoded_that_is_not_ours_stays(home, capsys):
+    mine = home / "own" / "decoded" / "film.mkv"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    assert cache.main(cache.CacheConfig(clear=True, yes=True)) == 0
+    assert "Removed 3." in capsys.readouterr().out
+    assert mine.read_text() == "precious"
+
+
 def test_no_cache_at_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "nothing"))
     monkeypatch.setattr(cache, "scan_cache_dir", lambda: scan_cache_dir(tmp_path / "none"))

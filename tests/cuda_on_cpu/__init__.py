@@ -99,5 +99,5 @@ def load_ops(native) -> ModuleType:
         else:
             lamp_fast._C = extension
     # The one thing that a CPU has not: a stream. What is enqueued is done at once.
-    module._enqueue = lambda function, *arguments: function(*arguments, 0)
+    module.enqueue = lambda function, *arguments: function(*arguments, 0)
     return module

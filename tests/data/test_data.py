@@ -337,9 +337,12 @@ def test_folders_without_a_test_part(tmp_path, with_val):
         write_folders(tmp_path / "val", {"ant": 1, "cup": 1})
     source = load_source("folder", tmp_path)
     sizes = [len(part) for part in (source.train, source.val, source.test)]
-    assert sizes == ([21, 2, 9] if with_val else [15, 6, 9])
+    assert sizes == ([30, 0, 2] if with_val else [15, 6, 9])
     assert not set(source.train.names) & {*source.test.names, *source.val.names}
-    assert source.drawn == (("test",) if with_val else ("val", "test"))
+    assert source.drawn == (() if with_val else ("val", "test"))
+    told = " ".join(build_benchmark(source, split="all", **NO_DRAW).describe())
+    assert ("val and test drawn here" in told) != with_val
+    assert ("the val pictures are the test set" in told) == with_val
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -437,8 +440,8 @@ def write_table(folder, rows=TABLE, header=("path", "label", "split"), name="tab
     return file
 
 
-def load_table(file, root=None, **columns):
-    return load_source("table", root, None, Table(file, **columns))
+def load_table(file, root=None, only_test=False, **columns):
+    return load_source("table", root, None, Table(file, **columns), only_test=only_test)
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet", "TABLE.CSV"])
@@ -515,7 +518,7 @@ def test_paths_of_tables_stay_below_the_root(tmp_path):
         assert message.startswith(f"{file}: row 2: path {path!r}, expected a path below")
     (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
     file.write_text("path,label\na/1.png,fox\nlink.png,ant\n")
-    assert "'link.png' leads out" in refusal(load_table, file)
+    assert len(load_table(file, only_test=True).test) == 2  # a link is followed, as in folders
     file.write_text("path,label\na/1.png,fox\ngone.png,ant\n")
     assert "1 of the 2 listed pictures are missing" in refusal(load_table, file)
 
@@ -564,6 +567,7 @@ def test_tables_that_are_not_there(tmp_path):
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "t.parquet").touch()
     message = refusal(load_table, tmp_path / "t.parquet")
     assert "needs pyarrow (pip install 'lamp_fast[parquet]')" in message
 
@@ -621,7 +625,7 @@ def test_a_run_on_a_table(tmp_path):
     assert (saved.data.split, saved.data.imb, saved.data.cap) == ("all", 1, None)
     assert assemble(saved).data_hash == experiment.data_hash
     halved = replace(config, data=replace(config.data, split="base-new"))
-    assert assemble(halved).benchmark.new_names == ("red fox",)
+    assert "2 classes give a new half of 1" in refusal(assemble, halved)
 
 
 @pytest.mark.parametrize(
@@ -721,6 +725,15 @@ def test_describe(uneven):
 )
 def test_benchmark_refusals(uneven, changed, expected):
     assert expected in refusal(build_benchmark, uneven, **(NO_DRAW | changed))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_half_needs_two_classes(tmp_path, classes):
+    """Among one class every answer is right: it would score 100."""
+    source = load_source("folder", write_folders(tmp_path, dict.fromkeys("abcd"[:classes], 4)))
+    message = refusal(build_benchmark, source, **NO_DRAW)
+    assert message.startswith(f"--split base-new: {classes} classes give a new half of 1")
+    assert build_benchmark(source, **(NO_DRAW | {"split": "all"})).new_names == ()
 
 
 def test_a_half_without_test_pictures(tmp_path):

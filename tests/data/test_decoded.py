@@ -102,6 +102,75 @@ def test_damage_is_found_and_mended(tmp_path, damage):
     assert cache.read(plain.digests[3].tobytes()) is not None
 
 
+@pytest.mark.parametrize("downscale", [None, 16])
+def test_an_entry_moved_over_another_is_refused(tmp_path, downscale):
+    """Of the same shape, so that nothing but the name tells them apart."""
+    cache = DecodedCache(tmp_path, LIMIT)
+    cache.write(b"a", picture(1), downscale)
+    cache.write(b"b", picture(2))
+    os.replace(cache._file(b"a", downscale), cache._file(b"b", None))
+    assert cache.read(b"b") is None
+    cache.write(b"b", picture(2))
+    assert torch.equal(cache.read(b"b"), picture(2))
+
+
+def test_turned_pixels_are_refused(tmp_path):
+    """The shape stands in the header, where the pixels' own checksum does not reach."""
+    cache = DecodedCache(tmp_path, LIMIT)
+    cache.write(b"a", torch.zeros(10, 20, 3, dtype=torch.uint8))
+    (file,) = entries(cache)
+    content = file.read_bytes()
+    assert content.count(b"[10,20,3]") == 1
+    file.write_bytes(content.replace(b"[10,20,3]", b"[20,10,3]"))
+    assert cache.read(b"a") is None
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o077])
+def test_what_is_written_follows_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        cache = DecodedCache(tmp_path, LIMIT)
+        cache.write(b"a", picture(1))
+    finally:
+        os.umask(before)
+    for path in cache.folder.rglob("*"):
+        everyone = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == everyone & ~mask, path
+
+
+def test_a_folder_of_somebody_else_is_neither_filled_nor_emptied(tmp_path, capsys):
+    mine = tmp_path / "decoded" / "ab" / ("ab" * 32)
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"precious")
+    cache = DecodedCache(tmp_path, 0)
+    cache.opened = time.time() + 60
+    cache.write(b"a", picture(1))
+    cache._entries()
+    decoded.clear(cache.folder)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds other files" in line
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_eviction_and_clearing_leave_what_the_cache_did_not_write(tmp_path, marked):
+    """Unmarked, the folder is as version 0.1.0 left it."""
+    cache = DecodedCache(tmp_path, LIMIT)
+    cache.write(b"a", picture(1))
+    (entry,) = entries(cache)
+    assert (cache.folder / "CACHEDIR.TAG").read_bytes().startswith(b"Signature: 8a477f597d28d1727")
+    if not marked:
+        (cache.folder / "CACHEDIR.TAG").unlink()
+    mine = [entry.parent / "notes.txt", entry.parent / entry.name[:63]]
+    for path in mine:
+        path.write_text("precious")
+    os.utime(entry, (0, 0))
+    assert DecodedCache(tmp_path, 0).size() == 0
+    assert not entry.exists()
+    decoded.clear(cache.folder)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
+
+
 def test_what_is_read_may_be_written_to_without_changing_the_entry(tmp_path):
     cache = DecodedCache(tmp_path, LIMIT)
     cache.write(b"a", picture(1))
@@ -202,7 +271,7 @@ def test_concurrent_runs_read_whole_pictures_within_the_bound(tmp_path):
 def test_what_a_dead_process_left_is_removed(tmp_path):
     cache = DecodedCache(tmp_path, LIMIT)
     cache.write(b"a", picture(1))
-    left = entries(cache)[0].with_suffix(".partial")
+    left = entries(cache)[0].with_name("tmp0a_b1c2d.partial")
     left.write_bytes(b"x" * 9999)
     os.utime(left, (0, 0))
     assert cache.size() == 4096

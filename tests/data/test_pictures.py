@@ -219,6 +219,7 @@ def test_decompression_bombs(tmp_path, side):
     )
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_largest_picture_is_no_bomb(tmp_path):
     Image.new("1", (MOST_PIXELS // 9000, 9000)).save(tmp_path / "large.png")
     check_pictures(pictures_in(tmp_path, "large.png"))

@@ -279,7 +279,7 @@ def test_the_similarity_loss_moves_keys_or_tokens_too(small_clip, path, phi, tex
 
 @pytest.mark.parametrize(("phi", "count"), [("mlp", 456_960), ("linear", 435_840)])
 def test_default_parameter_count(phi, count):
-    """ViT-B/16 widths, D=32, ten layers, M=20, S=2 (SPEC)."""
+    """ViT-B/16 widths, D=32, ten layers, M=20, S=2 (docs/mathematics.md, Parameter count)."""
     config = LampSettings(phi=phi)
     layer = LayerPrompts(config, 768, 512)
     assert len(config.layers) * sum(each.numel() for each in layer.parameters()) == count

@@ -9,7 +9,6 @@ import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
 
 every_implementation = under_test.implementations("add_layer_norm")
 
@@ -142,11 +141,15 @@ def test_opcheck(impl):
         pytest.skip("called as it is, without an op")
     for rows in (3, 0):
         x, update, weight, bias = draw(rows, 8, device=under_test.device(impl))
-        torch.library.opcheck(contracts.add_layer_norm, (x, update, weight, bias, 1e-5, impl))
-        total, normed, *statistics = contracts.add_layer_norm(x, update, weight, bias, 1e-5, impl)
+        torch.library.opcheck(
+            torch.ops.lamp_fast.add_layer_norm, (x, update, weight, bias, 1e-5, impl)
+        )
+        total, normed, *statistics = torch.ops.lamp_fast.add_layer_norm(
+            x, update, weight, bias, 1e-5, impl
+        )
         for above in (None, total.clone()):
             arguments = normed.clone(), above, total, weight, *statistics, impl
-            torch.library.opcheck(contracts.add_layer_norm_backward, arguments)
+            torch.library.opcheck(torch.ops.lamp_fast.add_layer_norm_backward, arguments)
 
 
 @pytest.mark.parametrize(

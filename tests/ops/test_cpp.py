@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lamp_fast import ops
-from lamp_fast.ops import contracts
 
 reason = ops.implementations("prefix_attention")["cpp"]
 if reason is not None:
@@ -165,9 +164,8 @@ def test_a_forked_child_of_a_threaded_parent():
 def test_log_sum_exp():
     q, k, v, prefix_k, prefix_v = draw(4, 2, 2, 5, 3, 6, torch.float64)
     mask = tree(5, 3)
-    lse = contracts.prefix_attention(q, k, v, prefix_k, prefix_v, None, mask, False, 0, 0.4, "cpp")[
-        1
-    ]
+    options = None, mask, False, 0, 0.4
+    _, lse = torch.ops.lamp_fast.prefix_attention(q, k, v, prefix_k, prefix_v, *options, "cpp")
     scores = q @ torch.cat([prefix_k.repeat_interleave(2, 0), k], dim=2).mT * 0.4
     wanted = scores.masked_fill(~mask, -math.inf).logsumexp(-1)
     torch.testing.assert_close(lse, wanted, rtol=0, atol=1e-14)
@@ -278,7 +276,7 @@ def test_an_index_out_of_range_is_refused_below_the_public_check():
     tensors = draw(2, 2, 1, 3, 2, 4)
     index = torch.tensor([0, 2])
     with pytest.raises(IndexError, match=r"prefix_index: holds 2, expected 0\.\.1"):
-        contracts.prefix_attention(*tensors, index, None, True, 0, 1.0, "cpp")
+        torch.ops.lamp_fast.prefix_attention(*tensors, index, None, True, 0, 1.0, "cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -286,10 +284,10 @@ def test_opcheck(dtype):
     tensors = draw(5, 3, 2, 4, 3, 8, dtype)
     for index, mask, causal in ((INDEX, None, True), (INDEX, tree(4, 3), False)):
         options = index, mask, causal, 1 - int(mask is not None), 0.3
-        torch.library.opcheck(contracts.prefix_attention, (*tensors, *options, "cpp"))
-        out, lse = contracts.prefix_attention(*tensors, *options, "cpp")
+        torch.library.opcheck(torch.ops.lamp_fast.prefix_attention, (*tensors, *options, "cpp"))
+        out, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *options, "cpp")
         for needs in ((True, True), (False, True)):
             torch.library.opcheck(
-                contracts.prefix_attention_backward,
+                torch.ops.lamp_fast.prefix_attention_backward,
                 (out.clone(), *tensors, out, lse, *options, *needs, "cpp"),
             )

@@ -18,12 +18,13 @@ from pathlib import Path
 import calls
 import cuda_on_cpu
 import pytest
+import test_prefix_attention
 import test_retrieve
 import torch
 import under_test
 
 from lamp_fast import ops
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 
 SIMULATED = "cuda_on_cpu"
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -47,9 +48,9 @@ def simulated(native):
     module = cuda_on_cpu.load_ops(native)
     name = f"{SIMULATED}.ops"
     sys.modules[name] = module
-    table = contracts.IMPLEMENTATIONS
-    table["retrieve"][SIMULATED] = contracts.Implementation(name, ("cpu",), backward="reference")
-    table["prefix_attention"][SIMULATED] = contracts.Implementation(name, ("cpu",))
+    table = dispatch.IMPLEMENTATIONS
+    table["retrieve"][SIMULATED] = dispatch.Implementation(name, ("cpu",), backward="reference")
+    table["prefix_attention"][SIMULATED] = dispatch.Implementation(name, ("cpu",))
     yield module
     for op in ("retrieve", "prefix_attention"):
         del table[op][SIMULATED]
@@ -253,13 +254,19 @@ def test_prefix_attention_of_random_shapes(simulated, seed):
     calls.assert_accurate(call, SIMULATED, DTYPES[seed % 3])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [12, 40])
+def test_gradients_of_a_saturated_softmax(simulated, dtype, length):
+    test_prefix_attention.test_gradients_of_a_saturated_softmax(SIMULATED, dtype, length)
+
+
 def test_prefix_attention_opcheck(simulated):
     for name in ("tree", "indexed"):
         tensors, options = arguments(case(name))
-        torch.library.opcheck(contracts.prefix_attention, (*tensors, *options, SIMULATED))
-        out, lse = contracts.prefix_attention(*tensors, *options, SIMULATED)
+        torch.library.opcheck(torch.ops.lamp_fast.prefix_attention, (*tensors, *options, SIMULATED))
+        out, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *options, SIMULATED)
         torch.library.opcheck(
-            contracts.prefix_attention_backward,
+            torch.ops.lamp_fast.prefix_attention_backward,
             (torch.ones_like(out), *tensors, out, lse, *options, True, True, SIMULATED),
         )
 
@@ -389,9 +396,9 @@ def test_scores_far_below_zero(simulated):
 
 def test_only_what_is_needed_is_computed(simulated):
     tensors, options = arguments(case("text"))
-    out, lse = contracts.prefix_attention(*tensors, *options, SIMULATED)
+    out, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *options, SIMULATED)
     both, own, prefix = (
-        contracts.prefix_attention_backward(
+        torch.ops.lamp_fast.prefix_attention_backward(
             torch.ones_like(out), *tensors, out, lse, *options, *needs, SIMULATED
         )
         for needs in ((True, True), (True, False), (False, True))
@@ -402,7 +409,7 @@ def test_only_what_is_needed_is_computed(simulated):
 
 def test_the_log_sum_exp_is_of_the_scores_that_a_row_sees(simulated):
     tensors, options = arguments(case("text"))
-    _, lse = contracts.prefix_attention(*tensors, *options, SIMULATED)
+    _, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *options, SIMULATED)
     q, k, _, prefix_k, _ = (each.double() for each in tensors)
     own = (q @ k.mT / 8).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
     prefix = q @ prefix_k.repeat_interleave(3, dim=0).mT / 8
@@ -444,7 +451,7 @@ def test_blocks_beyond_a_grid_are_walked(native, simulated):
 def test_an_index_out_of_range_ends_the_launch(simulated):
     tensors, options = arguments(calls.prefix_attention(2, 2, 1, 2, 1, 8, index=[0, 2]))
     with pytest.raises(RuntimeError, match=r"^prefix_attention: a kernel trapped"):
-        contracts.prefix_attention(*tensors, *options, SIMULATED)
+        torch.ops.lamp_fast.prefix_attention(*tensors, *options, SIMULATED)
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
@@ -481,6 +488,7 @@ def test_prefix_attention_writes_its_outputs_alone(simulated, needs):
 def test_without_cuda_the_import_says_why():
     native = types.SimpleNamespace(
         build_info=lambda: {"cuda": False, "cuda_reason": "no nvcc in PATH"},
+        RetrieveParams=object,
         PrefixAttentionParams=object,
         PrefixAttentionBackwardParams=object,
     )

@@ -5,15 +5,17 @@ import subprocess
 import sys
 import warnings
 
+import calls
 import pytest
 import torch
+import under_test
 
 from lamp_fast import info, ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 
-CPU = contracts.Call(torch.device("cpu"), torch.float32)
-GPU = contracts.Call(torch.device("cuda", 0), torch.bfloat16)
+CPU = dispatch.Call(torch.device("cpu"), torch.float32)
+GPU = dispatch.Call(torch.device("cuda", 0), torch.bfloat16)
 
 
 @pytest.fixture
@@ -21,58 +23,58 @@ def table(monkeypatch):
     """Stand-in implementations of one op: missing ones fail to import, the others serve."""
 
     def forget():
-        for cached in (contracts.pick, contracts.why_unavailable, contracts.load):
+        for cached in (dispatch.pick, dispatch.why_unavailable, dispatch.load):
             cached.cache_clear()
 
     def install(rules, missing=(), refusing=()):
         forget()
         implementations = {
-            name: contracts.Implementation(
+            name: dispatch.Implementation(
                 "lamp_fast.no_such_module" if name in missing else "lamp_fast.ops.reference",
                 build_hint="build it",
                 objection=lambda call, name=name: "too new" if name in refusing else None,
             )
             for name in ("reference", "first", "second")
         }
-        monkeypatch.setitem(contracts.IMPLEMENTATIONS, "gelu", implementations)
-        monkeypatch.setitem(contracts.RULES, "gelu", rules)
+        monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "gelu", implementations)
+        monkeypatch.setitem(dispatch.RULES, "gelu", rules)
 
     yield install
     forget()
 
 
-BOTH = (contracts.Rule("cpu", "first", "measured"), contracts.Rule("cpu", "second", "guessed"))
+BOTH = (dispatch.Rule("cpu", "first", "measured"), dispatch.Rule("cpu", "second", "guessed"))
 
 
 def test_the_first_line_that_can_run_serves(table):
     table(BOTH)
-    assert contracts.pick("gelu", CPU) == ("first", "measured", None)
+    assert dispatch.pick("gelu", CPU) == ("first", "measured", None)
 
 
 def test_what_is_missing_or_refuses_gives_way_to_the_next_line_and_is_told(table):
     table(BOTH, missing=["first"])
-    name, why, missing = contracts.pick("gelu", CPU)
+    name, why, missing = dispatch.pick("gelu", CPU)
     assert (name, why) == ("second", "guessed")
     assert "first" in missing
     assert "build it" in missing
     table(BOTH, refusing=["first"])
-    assert contracts.pick("gelu", CPU) == ("second", "guessed", "first: too new")
+    assert dispatch.pick("gelu", CPU) == ("second", "guessed", "first: too new")
 
 
 def test_lines_of_other_devices_and_calls_do_not_count(table):
     rules = (
-        contracts.Rule("cuda", "first", "other device"),
-        contracts.Rule("cpu", "second", "few keys", lambda call: call.sparse),
+        dispatch.Rule("cuda", "first", "other device"),
+        dispatch.Rule("cpu", "second", "few keys", lambda call: call.sparse),
     )
     table(rules)
-    assert contracts.pick("gelu", CPU)[0] == "reference"
-    sparse = contracts.Call(CPU.device, CPU.dtype, sparse=True)
-    assert contracts.pick("gelu", sparse)[0] == "second"
+    assert dispatch.pick("gelu", CPU)[0] == "reference"
+    sparse = dispatch.Call(CPU.device, CPU.dtype, sparse=True)
+    assert dispatch.pick("gelu", sparse)[0] == "second"
 
 
 def test_only_the_reference_left_warns_once(table):
     table(BOTH, missing=["first", "second"])
-    contracts._warn_once.cache_clear()
+    dispatch._warn_once.cache_clear()
     x = torch.ones(3)
     with pytest.warns(RuntimeWarning, match=r"gelu runs the slower reference: first.*build it"):
         ops.gelu(x)
@@ -90,16 +92,16 @@ def test_an_explicit_choice_never_gives_way(table):
 
 def test_a_preferred_implementation_serves_where_it_can(table):
     table(BOTH, refusing=["second"])
-    assert contracts.pick("gelu", CPU, "reference")[0] == "reference"
-    assert contracts.pick("gelu", CPU, "second")[0] == "first"
-    assert contracts.pick("retrieve", CPU, "second")[0] == contracts.pick("retrieve", CPU)[0]
+    assert dispatch.pick("gelu", CPU, "reference")[0] == "reference"
+    assert dispatch.pick("gelu", CPU, "second")[0] == "first"
+    assert dispatch.pick("retrieve", CPU, "second")[0] == dispatch.pick("retrieve", CPU)[0]
 
 
 def test_prefer_concerns_calls_that_name_nothing():
     query, keys, bias = torch.randn(3, 4), torch.randn(5, 4), torch.zeros(5)
     assert ops.prefer("reference") is None
     try:
-        assert contracts.choose("retrieve", None, query.device, query.dtype) == ("reference", None)
+        assert dispatch.choose("retrieve", None, query) == "reference"
         ops.retrieve(query, keys, bias, 2, impl="cpp")
     finally:
         assert ops.prefer(None) == "reference"
@@ -107,24 +109,29 @@ def test_prefer_concerns_calls_that_name_nothing():
 
 def test_a_gpu_below_sm_80_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    objection = contracts.IMPLEMENTATIONS["retrieve"]["cuda"].objection(GPU)
+    objection = dispatch.IMPLEMENTATIONS["retrieve"]["cuda"].objection(GPU)
     assert "sm_80" in objection
     assert "sm_75" in objection
     assert "'triton' and 'reference'" in objection
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert contracts.IMPLEMENTATIONS["retrieve"]["cuda"].objection(GPU) is None
+    assert dispatch.IMPLEMENTATIONS["retrieve"]["cuda"].objection(GPU) is None
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("op", "call", "words"),
     [
-        (contracts.Call(GPU.device, GPU.dtype, large=True), "256"),
-        (contracts.Call(GPU.device, torch.float64), "float64"),
+        (
+            "retrieve",
+            dispatch.Call(GPU.device, GPU.dtype, large=True),
+            "256 and k up to 32",
+        ),
+        ("prefix_attention", dispatch.Call(GPU.device, GPU.dtype, large=True), "width up to 128"),
+        ("retrieve", dispatch.Call(GPU.device, torch.float64), "float64"),
+        ("prefix_attention", dispatch.Call(GPU.device, torch.float64), "float64"),
     ],
 )
-def test_kernels_say_what_they_do_not_take(call, words):
-    for op in ("retrieve", "prefix_attention"):
-        assert words in contracts.IMPLEMENTATIONS[op]["triton"].objection(call)
+def test_kernels_say_what_they_do_not_take(op, call, words):
+    assert words in dispatch.IMPLEMENTATIONS[op]["triton"].objection(call)
 
 
 @pytest.mark.parametrize(
@@ -133,23 +140,75 @@ def test_kernels_say_what_they_do_not_take(call, words):
 )
 def test_an_old_interpreter_with_a_new_numpy_is_refused(monkeypatch, triton, numpy, refused):
     versions = {"triton": triton, "numpy": numpy}
-    monkeypatch.setattr(contracts.importlib.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(dispatch.importlib.metadata, "version", versions.__getitem__)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    contracts._interpreter_limits.cache_clear()
+    dispatch._interpreter_limits.cache_clear()
     try:
-        reason = contracts.IMPLEMENTATIONS["retrieve"]["triton"].objection(CPU)
+        reason = dispatch.IMPLEMENTATIONS["retrieve"]["triton"].objection(CPU)
     finally:
-        contracts._interpreter_limits.cache_clear()
+        dispatch._interpreter_limits.cache_clear()
     assert (reason is not None) == refused
     assert not refused or "numpy below 2.4, it is 2.4.0" in reason
 
 
 def test_every_rule_names_an_implementation_and_every_implementation_has_its_backward():
-    for op, rules in contracts.RULES.items():
-        known = contracts.IMPLEMENTATIONS[op]
+    for op, rules in dispatch.RULES.items():
+        known = dispatch.IMPLEMENTATIONS[op]
         assert {rule.name for rule in rules} <= known.keys()
         for implementation in known.values():
             assert implementation.backward is None or implementation.backward in known
+
+
+TWICE = {
+    "retrieve": calls.retrieve(3, 5, 4, 2),
+    "prefix_attention": calls.prefix_attention(4, 2, 1, 3, 2, 4, causal=True),
+    "quick_gelu": calls.gelu("quick_gelu", 3, 4),
+    "gelu": calls.gelu("gelu", 3, 4),
+    "add_layer_norm": calls.add_layer_norm(3, 4),
+}
+
+
+def smooth_outputs(call, impl):
+    """A function of the tensors that take a gradient, and those tensors."""
+    live = len(call.tensors) - call.frozen
+
+    def outputs(*leaves):
+        frozen = [each.to(leaves[0]) for each in call.tensors[live:]]
+        results = getattr(ops, call.op)(
+            *leaves, *frozen, *call.positional, **call.options, impl=impl
+        )
+        results = (results,) if isinstance(results, torch.Tensor) else results
+        return tuple(each for each in results if each.is_floating_point())
+
+    return outputs, call.tensors[:live]
+
+
+@pytest.mark.parametrize("op", TWICE)
+def test_second_derivatives_of_the_reference_are_right(op):
+    outputs, leaves = smooth_outputs(TWICE[op], "reference")
+    # torch refuses them for its fused attention.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(outputs, [x.clone().requires_grad_() for x in leaves])
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(
+    ("op", "impl"),
+    [
+        pytest.param(op, impl, marks=under_test.skipped(op, impl))
+        for op in TWICE
+        for impl in dispatch.IMPLEMENTATIONS[op]
+        if impl != "reference"
+    ],
+)
+def test_second_derivatives_of_the_others_are_refused_and_never_zero(op, impl, power):
+    """With a gradient from above that is a constant (power 1), or depends on the tensors."""
+    outputs, leaves = smooth_outputs(TWICE[op], impl)
+    leaves = [x.float().to(under_test.device(impl)).requires_grad_() for x in leaves]
+    loss = sum(each.pow(power).sum() for each in outputs(*leaves))
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    with pytest.raises(NotImplementedError, match="expected impl='reference'"):
+        sum(each.sum() for each in gradients).backward()
 
 
 def test_the_package_works_without_triton():
@@ -157,11 +216,11 @@ def test_the_package_works_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch
-from lamp_fast import ops
+from lamp_fast import errors, ops
 print(ops.retrieve(torch.randn(2, 3), torch.randn(4, 3), torch.zeros(4), 2)[0].shape)
 try:
     ops.gelu(torch.ones(2), impl="triton")
-except ops.InputError as error:
+except errors.InputError as error:
     print(error)
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -177,7 +236,7 @@ except ops.InputError as error:
 def test_info_names_every_op_and_how_cuda_was_built(capsys):
     assert info.main(info.InfoConfig()) == 0
     lines = capsys.readouterr().out.splitlines()
-    for op in contracts.IMPLEMENTATIONS:
+    for op in dispatch.IMPLEMENTATIONS:
         assert any(line.startswith(op) for line in lines)
     cuda = [line for line in lines if line.startswith("cuda: ")]
     assert len(cuda) == 1

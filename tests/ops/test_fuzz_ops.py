@@ -5,7 +5,7 @@ import pytest
 import torch
 import under_test
 
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 
 GPU = torch.cuda.is_available()
 SEEDS = 12
@@ -14,7 +14,7 @@ MANY = 2000
 
 def every_implementation():
     for op in calls.OPS:
-        for impl in contracts.IMPLEMENTATIONS[op]:
+        for impl in dispatch.IMPLEMENTATIONS[op]:
             if impl != "reference":
                 yield pytest.param(op, impl, marks=under_test.skipped(op, impl), id=f"{op}-{impl}")
 

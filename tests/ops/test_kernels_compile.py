@@ -37,7 +37,7 @@ def assert_fit(compiled):
 
 
 def names_of_kernels():
-    sources = [path.read_text() for path in (TESTS.parent / "kernels").glob("*.py")]
+    sources = [path.read_text() for path in (TESTS.parent / "kernels").rglob("*.py")]
     return {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.M)}
 
 

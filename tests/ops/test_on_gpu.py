@@ -5,7 +5,7 @@ import pytest
 import torch
 import under_test
 
-from lamp_fast.ops import contracts
+from lamp_fast.ops import dispatch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -17,8 +17,8 @@ CALLS = {
     "indexed": lambda: calls.prefix_attention(
         5, 3, 2, 12, 8, 64, causal=True, index=[2, 0, 0, 1, 2]
     ),
-    "quick_gelu": lambda: calls.pointwise("quick_gelu", 33, 512),
-    "gelu": lambda: calls.pointwise("gelu", 33, 512),
+    "quick_gelu": lambda: calls.gelu("quick_gelu", 33, 512),
+    "gelu": lambda: calls.gelu("gelu", 33, 512),
     "add_layer_norm": lambda: calls.add_layer_norm(33, 768),
 }
 
@@ -26,7 +26,7 @@ CALLS = {
 def on_gpu():
     for name, make in CALLS.items():
         op = make().op
-        for impl in contracts.IMPLEMENTATIONS[op]:
+        for impl in dispatch.IMPLEMENTATIONS[op]:
             if impl in under_test.ON_GPU:
                 marks = under_test.skipped(op, impl)
                 yield pytest.param(name, impl, marks=marks, id=f"{name}-{impl}")

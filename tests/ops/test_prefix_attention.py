@@ -9,7 +9,7 @@ import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
+from lamp_fast.ops.prefix_attention import SHORT_ROWS
 
 every_implementation = under_test.implementations("prefix_attention")
 every_float64 = under_test.implementations("prefix_attention", torch.float64)
@@ -158,6 +158,72 @@ def test_as_accurate_as_eager(impl, dtype, name):
     call = calls.prefix_attention(*sizes, **options)
     with under_test.poisoned_memory():
         calls.assert_accurate(call, impl, dtype)
+
+
+def saturated_bounds(call, above, dtype):
+    """What the gradients of the scores' operands may be off by, where half precision enters only
+    with the operands, once with each slope and once with the result.
+
+    With u of the dtype and u' of float32, n keys and absolute values in products: a score errs by
+    e = (d + 4) u' scale |q| |k|, and a weight p by r = e + sum p e + 4 u' (1 + |score| + |lse|),
+    relatively. dp = grad v errs by a = d u' |grad| |v|. delta = sum p dp / sum p errs by
+    D = sum p (a + r |dp - delta| + n u' |dp|). So a slope p (dp - delta) errs by
+    p ((u + r) |dp - delta| + a + D + 2 u' (|dp| + |delta|)), or by half the smallest number. There
+    is no u |delta|: one key has nearly all the weight, and its dp - delta is far below delta.
+    """
+    q, k, v, prefix_k, prefix_v = call.tensors
+    keys, values = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
+    count, width, scale = keys.shape[2], q.shape[3], q.shape[3] ** -0.5
+    unit, unit32 = torch.finfo(dtype).eps / 2, calls.UNIT32 / 2
+    scores = scale * q @ keys.mT
+    weights, lse = scores.softmax(-1), scores.logsumexp(-1, keepdim=True)
+    assert weights.amax(-1).median() > 0.999
+
+    def mean(x):
+        return (weights * x).sum(-1, keepdim=True)
+
+    score = (width + 4) * unit32 * scale * (q.abs() @ keys.abs().mT)
+    relative = score + mean(score) + 4 * unit32 * (1 + scores.abs() + lse.abs())
+    raised = above @ values.mT
+    delta = mean(raised)
+    spread = (raised - delta).abs()
+    product = width * unit32 * (above.abs() @ values.abs().mT)
+    error = mean(product + relative * spread + count * unit32 * raised.abs())
+    error = (unit + relative) * spread + product + error + 2 * unit32 * (raised.abs() + delta.abs())
+    smallest = torch.finfo(dtype).smallest_normal * unit
+    # A sum over keys, or over the rows of all sequences, adds as many roundings of its terms.
+    error = error + (count + len(q) * q.shape[2]) * unit32 * spread
+    slopes = scale * (weights * error + smallest)
+    to_keys = slopes.mT @ q.abs()
+    prefix = prefix_k.shape[2]
+    return {
+        "gradient 0": slopes @ keys.abs(),
+        "gradient 1": to_keys[:, :, prefix:],
+        "gradient 3": to_keys[:, :, :prefix].sum(0, keepdim=True),
+    }
+
+
+@under_test.cases("prefix_attention", torch.float16, torch.bfloat16)
+@pytest.mark.parametrize("length", [12, 40])
+def test_gradients_of_a_saturated_softmax(impl, dtype, length):
+    """An output that was rounded to half precision does not tell a row's sum of p dp."""
+    if impl == "reference":
+        pytest.skip("has the numerics of torch's attention")
+    call = calls.prefix_attention(3, 1, 2, length, 4, 32, size=6.0)
+    call.tensors = [each.to(dtype).double() for each in call.tensors]
+    # The prefix once a sequence, so that its keys broadcast.
+    whole = [each.expand(3, -1, -1, -1) for each in call.tensors[3:]]
+    (above,) = calls.gradients_from_above(call, [call.tensors[0]])
+    above = above.to(dtype).double()
+    call.rounding = dtype
+    got = calls.run(call, impl, dtype, under_test.device(impl))
+    exact = calls.run(call, "reference", torch.float64, torch.device("cpu"))
+    call.tensors = [*call.tensors[:3], *whole]
+    unit, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
+    for name, bound in saturated_bounds(call, above, dtype).items():
+        bound = bound + unit * exact[name].abs() + smallest * unit
+        excess = ((got[name].double() - exact[name]).abs() / bound).max()
+        assert excess <= 1, f"{name}: {excess:.2f} times the bound"
 
 
 @every_implementation
@@ -363,33 +429,38 @@ def test_opcheck(impl):
         rest = *routes, call.options.get("causal", False), 0, 0.5
         # One test alone of the fake: the others trace the op many times over.
         checks = {"test_utils": ("test_schema", "test_faketensor")}
-        torch.library.opcheck(contracts.prefix_attention, (*tensors, *rest, impl), **checks)
-        out, lse = contracts.prefix_attention(*tensors, *rest, impl)
+        torch.library.opcheck(
+            torch.ops.lamp_fast.prefix_attention, (*tensors, *rest, impl), **checks
+        )
+        out, lse = torch.ops.lamp_fast.prefix_attention(*tensors, *rest, impl)
         arguments = (out.clone(), *tensors, out, lse, *rest, True, True, impl)
-        torch.library.opcheck(contracts.prefix_attention_backward, arguments, **checks)
+        torch.library.opcheck(torch.ops.lamp_fast.prefix_attention_backward, arguments, **checks)
 
 
 @every_implementation
 @pytest.mark.parametrize("indexed", [False, True])
-def test_compiles_whole_forward_and_backward(impl, indexed):
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_whole_forward_and_backward(impl, indexed, dynamic):
+    """At several lengths, on both sides of what counts as short: sizes become symbols."""
     torch._dynamo.reset()
     index = torch.tensor([1, 1, 0, 0]) if indexed else None
 
     def causal(*tensors):
         return attend(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
 
-    compiled = torch.compile(causal, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(causal, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     dtype = torch.float64 if under_test.serves(impl, torch.float64) else torch.float32
-    ours = [tensor.requires_grad_() for tensor in draw(4, 2, 1, 5, 3, 4, dtype)]
-    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    out, wanted = compiled(*ours), causal(*theirs)
-    # A few hundred roundings of values of order 1, should the compiler order them otherwise.
-    atol = 1e3 * torch.finfo(dtype).eps
-    assert torch.allclose(out, wanted, rtol=0, atol=atol)
-    out.pow(2).sum().backward()
-    wanted.pow(2).sum().backward()
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a.grad, b.grad, rtol=0, atol=10 * atol)
+    for length in (5, 7, SHORT_ROWS + 1):
+        ours = [tensor.requires_grad_() for tensor in draw(4, 2, 1, length, 3, 4, dtype)]
+        theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+        out, wanted = compiled(*ours), causal(*theirs)
+        # A few hundred roundings of values of order 1, should the compiler order them otherwise.
+        atol = 1e3 * torch.finfo(dtype).eps
+        assert torch.allclose(out, wanted, rtol=0, atol=atol)
+        out.pow(2).sum().backward()
+        wanted.pow(2).sum().backward()
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a.grad, b.grad, rtol=0, atol=10 * atol)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import under_test
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import contracts
 
 every_implementation = under_test.implementations("retrieve")
 every_case = under_test.cases("retrieve", torch.float32, torch.float64)
@@ -347,24 +346,16 @@ def test_threads_change_no_bit():
 
 def test_native_writes_every_output_and_nothing_beside_it():
     _needs_cpp()
-    from lamp_fast import _C
+    from lamp_fast.ops import cpp
 
     query, keys, bias = draw(5, 7, 3)
     guard = -77
     indices = torch.full((7, 2), guard)
     similarity = torch.full((7, 2), math.nan)
     counts = torch.full((9,), guard)
-    _C.retrieve(
-        False,
-        query.data_ptr(),
-        keys.data_ptr(),
-        bias.data_ptr(),
-        indices[1:6].data_ptr(),
-        similarity[1:6].data_ptr(),
-        counts[1:8].data_ptr(),
-        *(3, 3, 5, 7, 3, 2, 1),
-    )
-    assert_matches_oracle((indices[1:6], similarity[1:6], counts[1:8]), query, keys, bias, 2)
+    outputs = indices[1:6], similarity[1:6], counts[1:8]
+    cpp.retrieve(query, keys, bias, 2, *outputs)
+    assert_matches_oracle(outputs, query, keys, bias, 2)
     assert indices[[0, 6]].tolist() == [[guard] * 2] * 2
     assert similarity[[0, 6]].isnan().all()
     assert counts[[0, 8]].tolist() == [guard] * 2
@@ -392,12 +383,11 @@ def test_opcheck(impl, dtype):
         pytest.skip("called as it is, without an op")
     for batch in (0, 1, 6):
         query, keys, bias = (x.to(under_test.device(impl)) for x in draw(batch, 9, 5, dtype))
-        torch.library.opcheck(contracts.retrieve, (query, keys, bias, 3, impl))
-        indices, similarity, _ = contracts.retrieve(query, keys, bias, 3, impl)
-        backward = contracts.IMPLEMENTATIONS["retrieve"][impl].backward or impl
+        torch.library.opcheck(torch.ops.lamp_fast.retrieve, (query, keys, bias, 3, impl))
+        indices, similarity, _ = torch.ops.lamp_fast.retrieve(query, keys, bias, 3, impl)
         torch.library.opcheck(
-            contracts.retrieve_backward,
-            (query, keys, indices, similarity, similarity.clone(), backward),
+            torch.ops.lamp_fast.retrieve_backward,
+            (query, keys, indices, similarity, similarity.clone(), impl),
         )
 
 

@@ -4,21 +4,26 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from lamp_fast.files import write_json
+from lamp_fast.reproduce import queue as queues
 from lamp_fast.reproduce.queue import Queue, Task, Timing
 
 FAST = Timing(poll=0.01, scan=0.02, beat=0.05, stale=0.6, stop=5.0)
 PATIENT = Timing(poll=0.01, scan=0.02, beat=0.05, stale=1e6, stop=5.0)
-ELSEWHERE = {"where": "another machine", "pid": 1, "born": 1, "state": "running"}
 
 DOES = 'echo x >> {job}/did; echo \'{{"run": "here"}}\' > {job}/attempt-{attempt}/outcome.json'
 FAILS = "echo x >> {job}/did; echo no luck; exit 3"
 HANGS_ONCE = "if [ {attempt} = 1 ]; then echo $$ > {job}/pid; exec sleep 600; fi; " + DOES
+WAITS = (
+    "mkdir {job}/attempt-{attempt}/run; echo $$ > {job}/pid;"
+    " until [ -e {job}/go-{attempt} ]; do sleep 0.02; done; " + DOES
+)
 
 fork = multiprocessing.get_context("fork")
 
@@ -42,10 +47,24 @@ def times_done(queue, address):
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def work_in_process(queue, tasks):
-    process = fork.Process(target=lambda: os._exit(len(queue.run(tasks, [{}], show=False))))
+def work_in_process(queue, tasks, host=None):
+    """A worker, on a machine of another name where one is given."""
+
+    def work():
+        if host is not None:
+            socket.gethostname = lambda: host
+        os._exit(len(queue.run(tasks, [{}], show=False)))
+
+    process = fork.Process(target=work)
     process.start()
     return process
+
+
+def pid_of_job(queue, address):
+    """Of the process that does it, once it runs."""
+    file = queue.job_folder(address) / "pid"
+    wait_for(lambda: file.is_file() and file.read_text().strip())
+    return int(file.read_text())
 
 
 def wait_for(condition, seconds=30.0):
@@ -94,12 +113,11 @@ def test_the_job_of_a_killed_worker_is_taken_over(tmp_path):
     queue = make_queue(tmp_path, HANGS_ONCE)
     tasks = named("a")
     worker = work_in_process(queue, tasks)
-    file = queue.job_folder("a") / "pid"
-    wait_for(lambda: file.is_file() and file.read_text().strip())
+    job = pid_of_job(queue, "a")
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     # Real jobs look for their parent themselves; a shell does not.
-    os.kill(int(file.read_text()), signal.SIGKILL)
+    os.kill(job, signal.SIGKILL)
     (queue.attempt_folder("a", 1) / "run").mkdir()
     # The clock is never asked here: a dead process of this machine is known at once.
     assert queue.run(tasks, [{}], show=False) == []
@@ -108,53 +126,101 @@ def test_the_job_of_a_killed_worker_is_taken_over(tmp_path):
     assert not (queue.attempt_folder("a", 1) / "run").exists()
 
 
-def test_a_worker_of_another_machine_counts_as_dead_once_its_beat_stands_still(
-    tmp_path, monkeypatch
-):
-    queue, (task,) = make_queue(tmp_path, timing=Timing(stale=180.0)), named("a")
-    now = [0.0]
-    monkeypatch.setattr("lamp_fast.reproduce.queue.time.monotonic", lambda: now[0])
-    claim = queue.attempt_folder("a", 1) / "claim.json"
+def test_a_worker_of_another_machine_keeps_its_job_while_it_beats(tmp_path):
+    timing = Timing(poll=0.01, scan=0.02, beat=0.05, stale=1.5, stop=5.0)
+    queue, tasks = make_queue(tmp_path, "sleep 4; " + DOES, timing), named("a")
+    worker = work_in_process(queue, tasks, host="elsewhere")
+    wait_for((queue.attempt_folder("a", 1) / "log.txt").is_file)
+    assert queue.run(tasks, [{}], show=False) == []
+    worker.join()
+    assert worker.exitcode == 0
+    assert (queue.outcome("a")["attempt"], times_done(queue, "a")) == (1, 1)
 
-    def state_at(seconds):
-        now[0] = seconds
-        return queue._state(task, {})
 
-    write_json(claim, ELSEWHERE | {"beat": 0})
-    assert [state_at(0), state_at(100)] == [("running", 1)] * 2
-    write_json(claim, ELSEWHERE | {"beat": 1})
-    assert [state_at(190), state_at(370)] == [("running", 1)] * 2
-    assert state_at(370.1) == ("free", 1)
-    write_json(claim, ELSEWHERE | {"beat": 2})  # it was only slow
-    assert state_at(371) == ("running", 1)
+def test_a_worker_of_another_machine_counts_as_dead_once_its_beat_stands_still(tmp_path):
+    queue, tasks = make_queue(tmp_path, HANGS_ONCE, FAST), named("a")
+    worker = work_in_process(queue, tasks, host="elsewhere")
+    job = pid_of_job(queue, "a")
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    os.kill(job, signal.SIGKILL)
+    # Nothing but its beat can tell: its process id says nothing here.
+    assert queue.run(tasks, [{}], show=False) == []
+    assert (queue.outcome("a")["attempt"], times_done(queue, "a")) == (2, 1)
 
 
 def test_of_many_that_notice_a_death_one_takes_over(tmp_path):
     queue, tasks = make_queue(tmp_path, timing=FAST), named("a", "b")
     queue.add(tasks)
-    for task in tasks:
-        write_json(queue.attempt_folder(task.address, 1) / "claim.json", ELSEWHERE | {"beat": 0})
-    # One died between its claim and the first word about itself.
-    (queue.attempt_folder("b", 1) / "claim.json").unlink()
+
+    def die_holding():
+        socket.gethostname = lambda: "elsewhere"
+        for task in tasks:
+            queue._lease(task.address).acquire()
+        os._exit(0)
+
+    holder = fork.Process(target=die_holding)
+    holder.start()
+    holder.join()
+    # The other one died between its lease and its first attempt.
+    queue.attempt_folder("a", 1).mkdir()
     workers = [work_in_process(queue, tasks) for _ in range(4)]
     for worker in workers:
         worker.join()
     assert [times_done(queue, "a"), times_done(queue, "b")] == [1, 1]
+    assert [queue.outcome(each)["attempt"] for each in "ab"] == [2, 1]
 
 
-def test_a_holder_that_slept_gives_way_and_publishes_nothing(tmp_path):
-    queue, tasks = make_queue(tmp_path, HANGS_ONCE), named("a")
+@pytest.mark.parametrize("woken", ["before the other is done", "after its last look", "after"])
+def test_a_worker_that_slept_past_its_lease_publishes_nothing(tmp_path, monkeypatch, woken):
+    """Its process ended meanwhile, another worker has taken over and may be done."""
+    queue, tasks = make_queue(tmp_path, WAITS, FAST), named("a")
+    if woken == "after its last look":
+        monkeypatch.setattr(queues._Running, "is_lost", lambda _: False)
+    sleeper = work_in_process(queue, tasks)
+    pid_of_job(queue, "a")
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    (queue.job_folder("a") / "go-1").touch()
+    wait_for((queue.attempt_folder("a", 1) / "outcome.json").is_file)
+    other = work_in_process(queue, tasks)
+    wait_for((queue.attempt_folder("a", 2) / "run").is_dir)
+    if woken == "before the other is done":
+        os.kill(sleeper.pid, signal.SIGCONT)
+        time.sleep(0.5)  # what it would publish would stand
+    (queue.job_folder("a") / "go-2").touch()
+    other.join()
+    os.kill(sleeper.pid, signal.SIGCONT)
+    sleeper.join()
+    assert [sleeper.exitcode, other.exitcode] == [0, 0]
+    assert (queue.outcome("a")["attempt"], times_done(queue, "a")) == (2, 2)
+    assert not (queue.attempt_folder("a", 1) / "run").exists()
+    assert (queue.attempt_folder("a", 2) / "run").is_dir()
+
+
+def test_a_worker_that_slept_past_its_lease_stops_its_process(tmp_path):
+    queue, tasks = make_queue(tmp_path, HANGS_ONCE, FAST), named("a")
     worker = work_in_process(queue, tasks)
-    file = queue.job_folder("a") / "pid"
-    wait_for(lambda: file.is_file() and file.read_text().strip())
-    write_json(queue.attempt_folder("a", 2) / "claim.json", ELSEWHERE | {"beat": 0})
-    wait_for(lambda: not Path(f"/proc/{file.read_text().strip()}").exists())
-    assert worker.is_alive()
-    assert queue.outcome("a") is None
-    write_json(queue.job_folder("a") / "outcome.json", {"run": "there", "attempt": 2})
+    job = pid_of_job(queue, "a")
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert queue.run(tasks, [{}], show=False) == []
+    os.kill(worker.pid, signal.SIGCONT)
     worker.join()
     assert worker.exitcode == 0
-    assert queue.outcome("a")["run"] == "there"
+    assert not Path(f"/proc/{job}").exists()
+    assert queue.outcome("a")["attempt"] == 2
+
+
+def test_a_job_that_ended_since_the_last_look_is_not_done_again(tmp_path):
+    queue, tasks = make_queue(tmp_path), named("a")
+    queue.add(tasks)
+    queue.attempt_folder("a", 1).mkdir()
+    with queue._lease("a"):
+        late = queues._Work(queue, tasks, [{}], {}, False, None)
+        write_json(queue.job_folder("a") / "outcome.json", {"run": "here", "attempt": 1})
+    late.start()
+    late.close()
+    assert not queue.attempt_folder("a", 2).exists()
+    assert late.until_done() == []
 
 
 def test_a_failed_job_stops_nothing_and_is_named_with_its_log(tmp_path):
@@ -203,13 +269,12 @@ def test_an_interrupted_worker_stops_its_job_and_leaves_it_to_others(tmp_path, n
 
     worker = fork.Process(target=work)
     worker.start()
-    file = queue.job_folder("a") / "pid"
-    wait_for(lambda: file.is_file() and file.read_text().strip())
+    job = pid_of_job(queue, "a")
     os.kill(worker.pid, number)
     worker.join()
     assert worker.exitcode == 130
-    assert not Path(f"/proc/{file.read_text().strip()}").exists()
-    assert claim_of(queue, "a", 1)["state"] == "released"
+    assert not Path(f"/proc/{job}").exists()
+    assert not (queue.job_folder("a") / "lease.lock").exists()
     assert queue.run(tasks, [{}], show=False) == []
 
 

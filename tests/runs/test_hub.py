@@ -122,6 +122,36 @@ def test_the_card_is_read_by_the_hub_and_says_what_the_run_was(run, saved, class
     assert "&lt;b&gt;dog\\|" in card.text
 
 
+def test_nothing_of_a_record_speaks_markdown_html_or_yaml(classifier):
+    """Written by whoever trained it, read on a page that others trust."""
+    hostile = "x\n---\n# [a](b) <script>|`*c* ~d~ $e$ :f: @g \x1b[31m &lt; \"q': {h: !i}\\"
+    # Escaped by hand, as CommonMark reads it: on one line, each mark behind a backslash.
+    literal = (
+        r"x --- \# \[a\]\(b\) &lt;script&gt;\|\`\*c\* \~d\~ \$e\$ \:f\: \@g \[31m"
+        r""" &amp;lt; "q'\: \{h\: \!i\}\\"""
+    )
+    record = json.loads(json.dumps(classifier.record))
+    record["version"] = record["settings"]["preset"] = hostile
+    record["settings"]["data"]["data"] = hostile
+    record["data"] |= {"template": hostile, "sha256": hostile}
+    record["data"]["base_names"][0] = hostile
+    record["clip"] |= dict.fromkeys(("name", "weights", "activation", "fingerprint"), hostile)
+    results = [{**row, "name": hostile} for row in classifier.results]
+    card = ModelCard(hub.model_card(record, results, license=hostile))
+    assert card.data.license == hostile
+    assert {each.dataset_type for each in card.data.eval_results} == {hostile}
+    # Title, version, results, data, sha256, template, preset, a class, CLIP and licence.
+    assert card.text.count(literal) == 1 + 1 + len(results) + 5 + 4 + 1
+    assert "<script>" not in card.text
+    assert "\x1b" not in card.text
+
+
+def test_a_save_without_results_keeps_none_of_an_earlier_one(classifier, saved):
+    parts = classifier.method, classifier.config, classifier.record, classifier.facts
+    Classifier(*parts).save_pretrained(saved)
+    assert Classifier.load(saved).results is None
+
+
 def test_a_card_without_licence_or_results_says_so(classifier):
     card = ModelCard(hub.model_card(classifier.record, None))
     assert card.data.license is None
@@ -154,6 +184,15 @@ def test_other_files_are_left_alone(classifier, run, tmp_path):
     with pytest.raises(InputError, match="holds other files"):
         classifier.save_pretrained(run)
     assert sorted(each.name for each in run.iterdir()) == before
+    # Transformers and others call theirs by the same names.
+    other = tmp_path / "bert"
+    other.mkdir()
+    contents = {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"weights"}
+    for name, content in contents.items():
+        (other / name).write_bytes(content)
+    with pytest.raises(InputError, match="holds other files"):
+        classifier.save_pretrained(other)
+    assert {each.name: each.read_bytes() for each in other.iterdir()} == contents
     with pytest.raises(InputError, match="is a file"):
         classifier.save_pretrained(tmp_path / "README.md")
 

@@ -1,10 +1,12 @@
 """Data sets as they lie on disk: class names, a template, and pictures to train and test on."""
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,7 +15,12 @@ from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources import catalog, digits, layouts
 from lamp_fast.data.sources.catalog import CATALOG, DataSet
 from lamp_fast.data.sources.files import (
+    CLASS_NAMES_FILE,
+    LeftOut,
     check_files,
+    count_beside,
+    holds_only_folders,
+    holds_pictures,
     labelled,
     path_below,
     pictures_by_class,
@@ -21,12 +28,15 @@ from lamp_fast.data.sources.files import (
     visible_folders,
 )
 from lamp_fast.data.sources.layouts import PARTS, SPLIT_SEED
-from lamp_fast.data.sources.table import PART_OF, Table, read_table
+from lamp_fast.data.sources.table import PART_OF, Table, number_of, part_of, read_table
 from lamp_fast.errors import InputError
 
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
+# In place of a part: pictures that are in none.
+WHOLE = "whole"
 OWN_TEMPLATE = "a photo of a {}."
-CLASS_NAMES_FILE = "classes.json"
+# Beside other folders, a folder of pictures that is called so is a class; "test" is not.
+CLASSES_LIKE_PARTS = ("train", "training", "valid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +51,7 @@ class DataSource:
         augment: whether random crops and flips leave the classes what they are.
         drawn: parts that the data set does not have, drawn from its training pictures here.
         test_only: has nothing to train on, as the variants of ImageNet.
+        notes: what a reader of a result must know of how the pictures were found, a line each.
     """
 
     name: str
@@ -52,6 +63,7 @@ class DataSource:
     augment: bool = True
     drawn: tuple[str, ...] = ()
     test_only: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def load_source(
@@ -59,6 +71,8 @@ def load_source(
     root: str | Path | None,
     template: str | None = None,
     table: Table | None = None,
+    *,
+    only_test: bool = False,
 ) -> DataSource:
     """Find a data set and list its pictures; no picture is read yet.
 
@@ -68,6 +82,8 @@ def load_source(
             "table": what its paths start from, by default the table's folder); unused for "digits".
         template: class prompt with {} for the name, in place of the data set's own.
         table: for "table" alone.
+        only_test: nothing will be trained on the data set. Pictures of "folder" and "table" without
+            parts are then test pictures, all of them, and a test part needs no other beside it.
 
     Raises:
         InputError: an unknown name, or a data set that is missing, incomplete or malformed.
@@ -80,11 +96,11 @@ def load_source(
         if table is None:
             raise InputError("--table: missing; --data table needs a .csv or .parquet file")
         where = f"--table {table.file}"
-        source = _table(table, root)
+        source = _table(table, root, only_test)
     elif name == "folder":
         root = _checked_root(name, root, "a folder of pictures for each class")
         try:
-            source = _folders(root)
+            source = _folders(root, only_test)
         except OSError as error:
             raise InputError(f"--root {root}: cannot be read ({error})") from None
     elif known is not None:
@@ -92,7 +108,8 @@ def load_source(
     else:
         expected = ", ".join(("digits", "folder", "table", *CATALOG))
         raise InputError(f"--data {name}: expected one of {expected}")
-    _check_classes(source, where, distinct=known is None or CATALOG[known].distinct_names)
+    distinct = known is None or CATALOG[known].distinct_names
+    _check_classes(source, where, distinct=distinct, only_test=only_test)
     return source if template is None else replace(source, template=template)
 
 
@@ -129,6 +146,7 @@ def _named(name: str, root: Path) -> DataSource:
         **found.parts,
         drawn=found.drawn,
         test_only=entry.test_only,
+        notes=found.left_out,
     )
     for line in _differences(source, entry):
         warnings.warn(f"--data {name}: {line}", stacklevel=3)
@@ -159,52 +177,113 @@ def _differences(source: DataSource, entry: DataSet) -> list[str]:
     return lines
 
 
-def _folders(root: Path) -> DataSource:
-    # A data set of vehicles may have a class "train"; then it has other folders beside it.
-    parts = {folder: PART_OF.get(folder.lower()) for folder in visible_folders(root)}
-    if "train" in parts.values() and None not in parts.values():
-        part, often = Counter(parts.values()).most_common(1)[0]
-        if often > 1:
-            both = " and ".join(folder for folder, of in parts.items() if of == part)
-            raise InputError(f"--root {root}: {both}, expected one folder of the part {part}")
-        found = {part: pictures_by_class(root, folder) for folder, part in parts.items()}
+def _folders(root: Path, only_test: bool) -> DataSource:
+    left_out = LeftOut()
+    folders = _part_folders(root)
+    if folders:
+        count_beside(root, "", left_out)
+        found = {
+            part: pictures_by_class(root, folder, left_out) for part, folder in folders.items()
+        }
+        for name in visible_folders(root):
+            if name not in folders.values():
+                left_out.add("folders without pictures beside the parts", name)
     else:
-        found = {"train": pictures_by_class(root, "")}
+        found = {WHOLE: pictures_by_class(root, "", left_out)}
     classes = sorted(set().union(*found.values()))
     if not classes:
         raise InputError(f"--root {root}: expected one folder of pictures a class")
-    pictures = {part: labelled(root, classes, found.get(part, {})) for part in PARTS}
-    pictures, drawn = _draw_missing_parts(pictures, found)
+    pictures = {part: labelled(root, classes, each) for part, each in found.items()}
+    pictures, drawn, notes = _settle_parts(pictures, only_test)
     return DataSource(
         name="folder",
         classnames=_names_of(root, classes),
         template=OWN_TEMPLATE,
         **pictures,
         drawn=drawn,
+        notes=(*notes, *left_out.lines()),
     )
 
 
-def _draw_missing_parts(
-    pictures: dict[str, Pictures], found: Collection[str]
-) -> tuple[dict[str, Pictures], tuple[str, ...]]:
-    """Without a test part, draw one, and a val part if that is missing too, from train."""
+def _part_folders(root: Path) -> dict[str, str]:
+    """The folder of each part; empty where the folders are classes.
+
+    Raises:
+        InputError: folders that look like parts and are not clear. As classes they would train
+            without a word.
+    """
+    folders = visible_folders(root)
+    parts = {name: part_of(name) for name in folders if part_of(name)}
+    others = [name for name in folders if name not in parts]
+    if parts:
+        others = [name for name in others if holds_pictures(root, name)]
+    if parts and not others:
+        part, often = Counter(parts.values()).most_common(1)[0]
+        if often > 1:
+            both = " and ".join(name for name, of in parts.items() if of == part)
+            raise InputError(f"--root {root}: {both}, expected one folder of the part {part}")
+        for name in parts:
+            if not visible_folders(root / name) and holds_pictures(root, name):
+                raise InputError(
+                    f"--root {root}: {name} holds pictures of no class, expected a folder a class"
+                    " in it"
+                )
+        return {part: name for name, part in parts.items()}
+    unclear = [name for name in folders if _looks_like_a_part(root / name)]
+    if len(set(parts.values())) > 1:
+        unclear = sorted({*unclear, *parts})
+    if unclear:
+        like = "looks like a part" if len(unclear) == 1 else "look like parts"
+        beside = next((f" beside {name}" for name in others if name not in unclear), "")
+        raise InputError(
+            f"--root {root}: {', '.join(unclear)} {like}{beside}; expected folders called train,"
+            " val and test and nothing else, or classes alone (or say with --data table what each"
+            " picture is)"
+        )
+    return {}
+
+
+def _looks_like_a_part(folder: Path) -> bool:
+    """By its name, where what it holds does not make it a class of that name."""
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", folder.name)
+    if part_of(folder.name) and folder.name.lower() not in CLASSES_LIKE_PARTS:
+        return True
+    named = any(word.lower() in PART_OF or part_of(word) for word in words)
+    return named and holds_only_folders(folder)
+
+
+def _settle_parts(
+    found: dict[str, Pictures], only_test: bool
+) -> tuple[dict[str, Pictures], tuple[str, ...], tuple[str, ...]]:
+    """Train, val and test of the parts that there are, under :data:`WHOLE` what is in no part.
+
+    Returns:
+        The pictures of each part, the parts that were drawn, and notes.
+    """
+    whole = found.get(WHOLE, found.get("train"))
+    nothing = next(iter(found.values())).select([])
+    parts = dict.fromkeys(PARTS, nothing) | {part: found[part] for part in PARTS if part in found}
     if "test" in found:
-        return pictures, ()
-    drawn = ("test",) if "val" in found else ("test", "val")
+        return parts, (), ()
+    if "val" in found:
+        # Whoever keeps pictures apart means them to be tested on, as in ImageNet.
+        parts |= {"val": nothing, "test": found["val"]}
+        return parts, (), ("the val pictures are the test set, for there is no test part",)
+    if only_test:
+        parts |= {"train": nothing, "test": whole}
+        return parts, (), ("all pictures are the test set, for there is no test part",)
     shares = {"test": TEST_SHARE, "val": VAL_SHARE}
-    whole = pictures["train"]
-    train, *others = stratified_split(whole.labels, [shares[part] for part in drawn], SPLIT_SEED)
-    taken = {part: whole.select(indices) for part, indices in zip(drawn, others, strict=True)}
-    pictures = pictures | {"train": whole.select(train)} | taken
-    return pictures, tuple(part for part in PARTS if part in drawn)
+    train, *others = stratified_split(whole.labels, list(shares.values()), SPLIT_SEED)
+    taken = {part: whole.select(indices) for part, indices in zip(shares, others, strict=True)}
+    return {"train": whole.select(train), **taken}, ("val", "test"), ()
 
 
-def _table(table: Table, root: str | Path | None) -> DataSource:
+def _table(table: Table, root: str | Path | None, only_test: bool) -> DataSource:
     if root is None:
         root = table.file.parent
     else:
         root = _checked_root("table", root, "the pictures of the table")
-    rows = read_table(table)
+    rows, own_names = read_table(table)
     classes = sorted({row.label for row in rows}, key=_numbers_in_order)
     found: dict[str, dict[str, list[str]]] = {}
     first_row: dict[str, int] = {}
@@ -215,27 +294,33 @@ def _table(table: Table, root: str | Path | None) -> DataSource:
                 f"{table.file}: row {number} lists {row.path!r} again, after row {first_row[path]};"
                 " expected a row a picture"
             )
-        found.setdefault(row.part or "train", {}).setdefault(row.label, []).append(path)
-    pictures = {part: labelled(root, classes, found.get(part, {})) for part in PARTS}
-    check_files(table.file, pictures)
-    pictures, drawn = _draw_missing_parts(pictures, found)
+        found.setdefault(row.part or WHOLE, {}).setdefault(row.label, []).append(path)
+    pictures = {part: labelled(root, classes, each) for part, each in found.items()}
+    check_files(table.file, pictures, links_may_leave=True)
+    pictures, drawn, notes = _settle_parts(pictures, only_test)
     return DataSource(
         name="table",
-        classnames=_names_of(root, classes),
+        classnames=_names_of(root, classes, own_names),
         template=OWN_TEMPLATE,
         **pictures,
         drawn=drawn,
+        notes=notes,
     )
 
 
 def _numbers_in_order(label: str) -> tuple[bool, int, str]:
     """A sort key that has "10" after "9", and numbers before names."""
-    number = label.isdecimal() and len(label) < 20
-    return (not number, int(label) if number else 0, label)
+    number = number_of(label)
+    return (number is None, number or 0, label)
 
 
-def _names_of(root: Path, classes: list[str]) -> tuple[str, ...]:
-    """Class names: of classes.json where it names the folder or label, else those themselves."""
+def _names_of(
+    root: Path, classes: list[str], own: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """Class names: of classes.json where it names the folder or label, else the data's ``own``.
+
+    Where it has none, the folders or labels themselves.
+    """
     file = root / CLASS_NAMES_FILE
     given = read_json(file) if file.exists() else {}
     if not isinstance(given, dict) or not all(
@@ -245,7 +330,7 @@ def _names_of(root: Path, classes: list[str]) -> tuple[str, ...]:
     unknown = sorted(given.keys() - set(classes))
     if unknown:
         raise InputError(f"{file}: names {unknown[0]!r}, which is no class of the data")
-    return tuple(given.get(name, name.replace("_", " ")) for name in classes)
+    return tuple(given.get(name, own.get(name, name.replace("_", " "))) for name in classes)
 
 
 def _checked_root(name: str, root: str | Path | None, holds: str) -> Path:
@@ -264,11 +349,11 @@ def _checked_root(name: str, root: str | Path | None, holds: str) -> Path:
     return root
 
 
-def _check_classes(source: DataSource, where: str, *, distinct: bool) -> None:
+def _check_classes(source: DataSource, where: str, *, distinct: bool, only_test: bool) -> None:
     """At least two classes, each with its own name and something to train on.
 
     Without training pictures something to test on takes its place; names may be shared where they
-    are not to be ``distinct``.
+    are not to be ``distinct``. Of one's own data a class to be tested needs no picture.
     """
     names = source.classnames
     if len(names) < 2:
@@ -276,7 +361,14 @@ def _check_classes(source: DataSource, where: str, *, distinct: bool) -> None:
     name, often = Counter(names).most_common(1)[0]
     if distinct and often > 1:
         raise InputError(f"{where}: {often} classes are called {name!r}, expected distinct names")
+    if only_test and source.name in ("folder", "table"):
+        return
     kind, needed = ("test", source.test) if source.test_only else ("training", source.train)
+    if not len(needed) and not source.test_only and len(source.test):
+        raise InputError(
+            f"{where}: has test pictures alone, expected some to train on;"
+            f" python -m lamp_fast.evaluate RUN --data {source.name} tests on them"
+        )
     counts = np.bincount(needed.labels, minlength=len(names))
     if (counts == 0).any():
         first = names[int(np.argmin(counts))]

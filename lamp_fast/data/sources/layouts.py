@@ -10,7 +10,7 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources.catalog import CATALOG, IMAGENET_NAMES, DataSet
 from lamp_fast.data.sources.files import (
+    LeftOut,
     check_files,
     labelled,
     pictures_by_class,
@@ -33,6 +34,8 @@ from lamp_fast.errors import InputError
 PARTS = ("train", "val", "test")
 # What has no split of its own is split alike in every run, whatever the run's seed.
 SPLIT_SEED = 0
+# Labels are 0..C-1; one beyond this belongs to no data set.
+_MOST_CLASSES = 2**31
 
 Row = tuple[str, int, str]
 
@@ -45,11 +48,13 @@ class Found:
         classnames: label l means ``classnames[l]``.
         parts: train, val and test.
         drawn: parts that were drawn here, from what is otherwise training pictures.
+        left_out: what lies in listed folders and is not taken, see :class:`LeftOut`.
     """
 
     classnames: tuple[str, ...]
     parts: dict[str, Pictures]
     drawn: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def missing(entry: DataSet, root: Path) -> list[str]:
@@ -122,12 +127,14 @@ def _split_file(folder: Path, entry: DataSet) -> Found:
 def _class_folders(folder: Path, entry: DataSet) -> Found:
     """A folder a class, without parts: 50% train, 20% val, 30% test of every class."""
     images = folder / entry.images
-    found = pictures_by_class(images, "")
+    left_out = LeftOut()
+    found = pictures_by_class(images, "", left_out)
     classes = [name for name in sorted(found) if name not in entry.ignored]
     if not classes:
         raise InputError(f"{images}: expected one folder of pictures a class")
     names = [entry.renamed.get(name, name) for name in classes]
-    return _drawn(_shown(names), {"train": labelled(images, classes, found)})
+    listed = _drawn(_shown(names), {"train": labelled(images, classes, found)})
+    return replace(listed, left_out=left_out.lines(every_file=False))
 
 
 def _text_lists(folder: Path, entry: DataSet) -> Found:
@@ -198,7 +205,8 @@ def _matlab_labels(folder: Path, entry: DataSet) -> Found:
 def _imagenet(folder: Path, entry: DataSet) -> Found:
     """``train`` and ``val`` by wnid, labels in the order of wnids; val is also the test set."""
     images, names = folder / entry.images, _names_by_wnid(folder / entry.class_list)
-    found = {part: pictures_by_class(images, part) for part in ("train", "val")}
+    left_out = LeftOut()
+    found = {part: pictures_by_class(images, part, left_out) for part in ("train", "val")}
     wnids = sorted(found["train"])
     odd = sorted(found["train"].keys() ^ found["val"].keys())
     if odd:
@@ -209,16 +217,18 @@ def _imagenet(folder: Path, entry: DataSet) -> Found:
         )
     classnames = _named(wnids, names, images)
     train, val = (labelled(images, wnids, found[part]) for part in ("train", "val"))
-    return Found(classnames, {"train": train, "val": val, "test": val})
+    parts = {"train": train, "val": val, "test": val}
+    return Found(classnames, parts, left_out=left_out.lines(every_file=False))
 
 
 def _wnid_folders(folder: Path, entry: DataSet) -> Found:
     """A test set by wnid, over the classes that are there alone."""
     images = folder / entry.images
     names = _names_by_wnid(_imagenet_names(entry, folder.parent))
-    found = pictures_by_class(images, "")
+    left_out = LeftOut()
+    found = pictures_by_class(images, "", left_out)
     wnids = sorted(found)
-    return _only_test(_named(wnids, names, images), labelled(images, wnids, found))
+    return _only_test(_named(wnids, names, images), labelled(images, wnids, found), left_out)
 
 
 def _numbered_folders(folder: Path, entry: DataSet) -> Found:
@@ -232,7 +242,9 @@ def _numbered_folders(folder: Path, entry: DataSet) -> Found:
             f"{images}: folder {odd[0]!r} is {'missing' if odd[0] in expected else 'one too many'}"
             f" ({len(odd)} such); expected 0..{len(names) - 1}, a folder a line of {file}"
         )
-    return _only_test(_shown(names), labelled(images, expected, pictures_by_class(images, "")))
+    left_out = LeftOut()
+    found = pictures_by_class(images, "", left_out)
+    return _only_test(_shown(names), labelled(images, expected, found), left_out)
 
 
 _READERS: Mapping[str, Callable[[Path, DataSet], Found]] = {
@@ -353,7 +365,7 @@ def _checked_row(row: Any, names: dict[int, str], where: str) -> Row:
         isinstance(row, (list, tuple))
         and [type(each) for each in row] == [str, int, str]
         and row[0]
-        and row[1] >= 0
+        and 0 <= row[1] < _MOST_CLASSES
         and row[2].strip()
     ):
         raise InputError(f"{where} is {reprlib.repr(row)}, expected [path, label, class name]")
@@ -384,9 +396,10 @@ def _drawn(classnames: tuple[str, ...], parts: dict[str, Pictures]) -> Found:
     return Found(classnames, parts, tuple(part for part in drawn if part != "train"))
 
 
-def _only_test(classnames: tuple[str, ...], test: Pictures) -> Found:
+def _only_test(classnames: tuple[str, ...], test: Pictures, left_out: LeftOut) -> Found:
     nothing = test.select([])
-    return Found(classnames, {"train": nothing, "val": nothing, "test": test})
+    parts = {"train": nothing, "val": nothing, "test": test}
+    return Found(classnames, parts, left_out=left_out.lines(every_file=False))
 
 
 def _imagenet_names(entry: DataSet, root: Path) -> Path:

@@ -1,11 +1,12 @@
 """LAMP without the provably redundant work; equal to ``literal`` to rounding.
 
-What is left out, by the numbers of SPEC, "Prompts and attention": prompts are keys and values only
-(1); a pool is projected once a layer and then indexed (2); all classes of an image are one sequence
-under a tree mask, so what their prompts share is computed once and nothing is padded (5, 6); the
-last layer computes the rows that are read out (7); text layers below the first prompt come prepared
-(8); images that retrieved the same prompts so far share their text. :class:`Trimming` switches each
-off. Memory is bounded by working through (image, class) pairs in blocks.
+What is left out, by the numbered facts of docs/mathematics.md, Prompts and attention: prompts are
+keys and values only (1); a pool is projected once a layer and then indexed (2); all classes of an
+image are one sequence under a tree mask, so what their prompts share is computed once and nothing
+is padded (5, 6); the last layer computes the rows that are read out (7); text layers below the
+first prompt come prepared (8); images that retrieved the same prompts so far share their text.
+:class:`Trimming` switches each off. Memory is bounded by working through (image, class) pairs in
+blocks.
 """
 
 from collections.abc import Sequence

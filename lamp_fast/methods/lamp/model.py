@@ -256,11 +256,11 @@ class Lamp(Method):
 
     @torch.no_grad()
     def adapt(self, batches: Sequence[Tensor], classes: LampClasses) -> dict[str, Any] | None:
-        """Move a copy of b over unlabelled pictures of new classes (SPEC, "New classes").
+        """Move a copy of b over unlabelled pictures of new classes.
 
-        Each pass over ``batches`` is an epoch: totals start at zero. The planned total T is the
-        passes' own number of updates. With ``text_query=class`` the text's bias adapts to the new
-        names in the same updates.
+        See docs/mathematics.md, New classes. Each pass over ``batches`` is an epoch: totals start
+        at zero. The planned total T is the passes' own number of updates. With
+        ``text_query=class`` the text's bias adapts to the new names in the same updates.
 
         Returns:
             The number of updates and the load's spread per layer with b_base and with b_new; None

@@ -7,10 +7,10 @@ from lamp_fast.methods.lamp.settings import LampSettings
 
 
 class LayerPrompts(nn.Module):
-    """Pools V, T [M, D], shared prompts s [S, D] and projectors phi_v, phi_t (SPEC, "Notation").
+    """Pools V, T [M, D], shared prompts s [S, D] and projectors phi_v, phi_t.
 
-    V, T, s ~ N(0, 0.02^2). Projected rows come in pool order with the shared prompts last. Without
-    MPP or MSP the respective rows do not exist (zero of them).
+    See docs/mathematics.md, Notation. V, T, s ~ N(0, 0.02^2). Projected rows come in pool order
+    with the shared prompts last. Without MPP or MSP the respective rows do not exist.
     """
 
     def __init__(self, config: LampSettings, vision_width: int, text_width: int) -> None:
@@ -34,7 +34,7 @@ class LayerPrompts(nn.Module):
 
 
 def _projector(config: LampSettings, width: int) -> nn.Module:
-    """phi: [.., D] -> [.., width], float32, freshly drawn.
+    """phi: [.., D] -> [.., width], float32, freshly drawn (docs/mathematics.md, Projectors).
 
     ``mlp`` has PyTorch's own initialisation, under which keys begin close to each other; ``linear``
     has weights ~ N(0, 1/D) and biases 0.

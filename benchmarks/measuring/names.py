@@ -1,6 +1,8 @@
-"""Caltech101's class names in label order, so that a benchmark needs no data set."""
+"""Class names, so that a benchmark needs no data set: Caltech101's in label order, ImageNet's."""
 
 from collections.abc import Sequence
+
+import open_clip
 
 TEMPLATE = "a photo of a {}."
 CALTECH101 = tuple(
@@ -25,3 +27,10 @@ def numbered(names: Sequence[str], count: int) -> tuple[str, ...]:
     """The first ``count`` names; beyond their end they begin again, each with a number."""
     rounds = range(-(-count // len(names)))
     return tuple(f"{name} {each}" if each else name for each in rounds for name in names)[:count]
+
+
+def base_and_new(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``count`` trained classes and as many others: Caltech101's, or ImageNet's beyond its end."""
+    known = CALTECH101 if count <= len(CALTECH101) else open_clip.IMAGENET_CLASSNAMES
+    names = numbered(known, 2 * count)
+    return names[:count], names[count:]

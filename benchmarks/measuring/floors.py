@@ -1,19 +1,21 @@
-"""The kernels that a LAMP step needs at least, each with its arithmetic and its traffic.
+"""How low a time can lie: a device's rates, and the kernels that a LAMP step needs at least.
 
-A floor is the sum over them of the longer of arithmetic and traffic at the rates that the device
-was measured to reach: each kernel reads each input once and writes each output once. What counts as
-one kernel is what this package fuses: a matrix product with its bias; attention; LayerNorm with the
-residual sum before it; QuickGELU. Masked pairs cost nothing. Retrieval, losses and readouts of a
-few rows are left out, so the sum stays below any program of such kernels.
+The floor of a step is the sum over its kernels of the longer of arithmetic and traffic at the rates
+that the device was measured to reach: each kernel reads an input once and writes an output once.
+What counts as one kernel is what this package fuses: a matrix product with its bias; attention;
+LayerNorm with the residual sum before it; QuickGELU. Masked pairs cost nothing. Retrieval, losses
+and readouts of a few rows are left out, so the sum stays below any program of such kernels. Where a
+time is given in image forwards, so is the floor: arithmetic alone, over that of the forward.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
 
-from benchmarks.measure import Ceilings
+from benchmarks.measuring.timing import time_call
 from lamp_fast.clip import FrozenClip
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 
@@ -24,6 +26,50 @@ PRODUCTS, ATTENTION, NORMS, ACTIVATION, OPTIMISER = (
     "activation",
     "optimiser",
 )
+
+
+# A matrix product and a copy large enough to reach the device's rates: the side, and bytes.
+SIZES = {"cuda": (8192, 1 << 30), "cpu": (2048, 1 << 28)}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device reaches at best, measured: the two rates of every floor in seconds.
+
+    Attributes:
+        flops: of a large matrix product in ``dtype``, per second.
+        bytes: read plus written by a large copy, per second; what a cache holds can be faster.
+        dtype: of the product.
+    """
+
+    flops: float
+    bytes: float
+    dtype: str
+
+    def floor(self, flops: float, moved: float) -> float:
+        """Seconds that no program goes below: arithmetic or traffic, whichever takes longer."""
+        return max(flops / self.flops, moved / self.bytes)
+
+    def record(self) -> dict:
+        """For the report."""
+        return asdict(self)
+
+
+@functools.cache
+def measure_ceilings(device: torch.device) -> Ceilings:
+    """Measure both rates once: bfloat16 on a GPU, float32 on a CPU."""
+    size, copied = SIZES[device.type]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    source = torch.randn(copied // 4, device=device)
+    target = torch.empty_like(source)
+    product = time_call(lambda x: x @ x, [(a,)], device)
+    copy = time_call(target.copy_, [(source,)], device)
+    return Ceilings(
+        flops=2 * size**3 / product.least,
+        bytes=2 * source.numel() * 4 / copy.least,
+        dtype=str(dtype)[6:],
+    )
 
 
 @dataclass(frozen=True)
@@ -97,6 +143,23 @@ def floor_by_part(kernels: Iterable[Kernel], ceilings: Ceilings) -> dict[str, fl
         floor = ceilings.floor(each.flops, each.moved)
         seconds[each.part] = seconds.get(each.part, 0.0) + floor
     return seconds
+
+
+def floor_in_image_forwards(kernels: Iterable[Kernel], clip: FrozenClip, images: int) -> float:
+    """Arithmetic of a step over that of open_clip's own image forward of ``images`` pictures."""
+    forward = sum(each.flops for each in image_forward_kernels(clip, images))
+    return sum(each.flops for each in kernels) / forward
+
+
+def image_forward_kernels(clip: FrozenClip, images: int) -> Iterator[Kernel]:
+    """open_clip's image forward: no prompts, and all rows of the last layer."""
+    tokens = clip.vision.visual.positional_embedding.shape[0]
+    pairs = tokens * tokens
+    width, item = clip.vision.width, clip.dtype.itemsize
+    plain = Sequences(width, images, tokens, tokens, pairs, pairs, 0, 0, (), item)
+    yield from embed_kernels(clip, plain)
+    for _ in clip.vision.blocks:
+        yield from layer_kernels(plain, last=False, backward=False, prompts=False)
 
 
 def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:

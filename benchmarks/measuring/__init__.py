@@ -1,0 +1,1 @@
+"""How benchmarks measure: one timer, one step, one CLIP, one floor."""
