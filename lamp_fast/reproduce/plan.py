@@ -1,7 +1,7 @@
 """A table and the command line become jobs: which, with what settings, and what was left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from lamp_fast.clip import ClipConfig
 from lamp_fast.data import DataConfig
 from lamp_fast.data.sources.catalog import find
 from lamp_fast.errors import InputError
-from lamp_fast.fields import format_layers, validate
+from lamp_fast.fields import flag_of, format_layers, validate
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.jobs import Job, change, describe_clip
 from lamp_fast.reproduce.tables import (
@@ -31,8 +31,8 @@ from lamp_fast.runs.config import TrainConfig, default_config, parse_flags
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """One table or figure of the paper. Flags of lamp_fast.train after a lone -- go to every run,
-    after the preset and before what the table itself varies."""
+    """One table or figure of the paper. Flags of lamp_fast.train after a lone -- go to every run
+    whose method has them, after the preset and before what the table itself varies."""
 
     table: Annotated[str, tyro.conf.Positional]
     """table1 to table7, table9 to table11, or figure3a to figure3d."""
@@ -206,8 +206,26 @@ class _Settings:
                     "preset": self.table.preset if method == "lamp" else None,
                 }
             )
-            self._bases[key] = parse_flags(self.flags, base) if self.flags else base
+            flags = self._flags_for(method)
+            self._bases[key] = parse_flags(flags, base) if flags else base
         return self._bases[key]
+
+    def _flags_for(self, method: str) -> list[str]:
+        """The user's flags without those that other methods of the table have and this one has not:
+        LAMP's layers go to LAMP's rows."""
+        rows = {row.method for row in self.table.rows}
+        own, others = (
+            {flag_of(each.name) for name in names for each in fields(METHODS[name].Settings)}
+            for names in ({method}, rows - {method})
+        )
+        kept: list[str] = []
+        taken = True
+        for word in self.flags:
+            if word.startswith("--"):
+                flag = word.partition("=")[0].replace("--no-", "--", 1)
+                taken = flag in own or flag not in others
+            kept += [word] if taken else []
+        return kept
 
 
 def _narrow(config: ReproduceConfig) -> tuple[Table, list[str]]:

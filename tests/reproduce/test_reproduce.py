@@ -160,6 +160,18 @@ def test_tables_share_what_they_have_in_common():
     assert len({job.settings.own.beta for job in beta.every_job()}) == 7
 
 
+def test_flags_of_one_method_go_to_its_rows_alone():
+    """And one that no method of the table has is refused."""
+    flags = ("--layers", "5,6", "--no-phi-bias", "--n-ctx=3", "--ctx-init", "none", "--lr", "0.5")
+    plan = plan_of("table1", *flags, methods=("lamp", "coop", "zeroshot"), imb=(10,), seeds=(1,))
+    settings = {job.settings.method: job.settings for job in plan.every_job()}
+    assert (settings["lamp"].own.layers, settings["lamp"].own.phi_bias) == ((5, 6), False)
+    assert (settings["coop"].own.n_ctx, settings["coop"].own.ctx_init) == (3, None)
+    assert {each.optim.lr for each in settings.values()} == {0.5}
+    with pytest.raises(InputError, match="--depth: --method lamp has no such flag"):
+        plan_of("table1", "--depth", "3", methods=("lamp",), imb=(10,), seeds=(1,))
+
+
 def test_flags_come_between_the_preset_and_the_table():
     plan = plan_of("table11", "--lr", "0.5", "--batch", "8", epochs=2, seeds=(1,))
     job = plan.jobs["imb 10", "m = 12".upper(), "digits", 1]
@@ -739,9 +751,8 @@ def test_a_table_from_one_command(tmp_path, capsys):
         seed = cells[row, "hm_a"]["seeds"]["1"]
         run = tmp_path / "jobs" / seed["runs"][0]
         assert seed["value"] == 100 * json.loads((run / "result.json").read_text())[reading]["hm_a"]
-        assert (
-            json.loads((run / "config.json").read_text())["settings"]["lamp"]["adapt_passes"] == 1
-        )
+        saved = json.loads((run / "config.json").read_text())["settings"]
+        assert saved[saved["method"]].get("adapt_passes") == (None if row == "CLIP" else 1)
     assert record["drawn"] == [{"panel": "16 shots", "data": "Digits", "cap": None,
                                 "pictures": 80, "most": 16, "least": 16}]  # fmt: skip
     assert "**Not comparable with the paper.**" in (tmp_path / "tables" / "table2.md").read_text()
