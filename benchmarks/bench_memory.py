@@ -18,7 +18,8 @@ from benchmarks.measuring.memory import BATCH, counted_peak, gpu_peak, system_pe
 from benchmarks.measuring.names import numbered
 from benchmarks.measuring.steps import Cell
 from benchmarks.measuring.timing import this_device
-from lamp_fast.runs.config import LampConfig, Trimming
+from lamp_fast.clip import Trimming
+from lamp_fast.methods.lamp import LampSettings
 
 TEST_BATCH = 100
 # GiB that ImageNet's classes may take in training and in evaluation.
@@ -33,7 +34,7 @@ WHERE = {"device": this_device(), "dtype": torch.bfloat16}
 
 def vit_b_16_gibibytes(rows):
     """What backward keeps of the text side in ViT-B/16: float32, layers 3..12, ten widths a row."""
-    return BATCH * rows * 10 * 512 * 4 * len(LampConfig().layers) / 2**30
+    return BATCH * rows * 10 * 512 * 4 * len(LampSettings().layers) / 2**30
 
 
 @pytest.mark.parametrize(

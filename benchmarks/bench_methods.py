@@ -13,8 +13,8 @@ import pytest
 from benchmarks.measuring.memory import kept_for_backward
 from benchmarks.measuring.steps import AS_PUBLISHED, DISTINCT, Cell
 from benchmarks.measuring.timing import interleave
+from lamp_fast.clip import Trimming
 from lamp_fast.methods import METHODS
-from lamp_fast.runs.config import Trimming
 
 BATCH, CLASSES, ROUNDS = 4, 10, 2
 PUBLISHED = Trimming(as_published=True)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.measuring.floors import floor_in_image_forwards
 from benchmarks.measuring.steps import Cell
 from benchmarks.measuring.timing import interleave
-from lamp_fast.runs.config import Trimming
+from lamp_fast.clip import Trimming
 
 UNIT = "image forwards"
 # (batch, classes): rounds, and what is known of others: the targets of train and evaluation for

@@ -55,7 +55,7 @@ class TableConfig:
 
 def run_config(data: str, root: Path | None, imb: float, method: str, seed: int) -> TrainConfig:
     """The settings of one run."""
-    config = settings.default_config(["--method", method, "--data", data])
+    config = settings.default_config({"method": method, "data": data})
     if data != "digits":
         if method not in WHOLE:
             epochs = max(1, config.optim.epochs // 20)

@@ -102,13 +102,13 @@ class Run:
 def run_config(run: Run) -> TrainConfig:
     """The preset's settings with what the row changes."""
     method = run.row if run.row in OTHERS else "lamp"
-    config = settings.default_config(["--method", method])
+    config = settings.default_config({"method": method})
     changes = dict(ROWS.get(run.row, {}))
     adjustment = changes.pop("logit_adjustment", False)
     return replace(
         config,
         seed=run.seed,
-        lamp=replace(config.lamp, **changes),
+        own=replace(config.own, **changes),
         optim=replace(config.optim, logit_adjustment=adjustment),
         machine=replace(config.machine, device="cpu", threads=1),
         trim=replace(config.trim, block=1 << 16),

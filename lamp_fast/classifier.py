@@ -10,7 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -21,22 +21,22 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lamp_fast import train
 from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.fields import from_json, parse_layers, to_json
+from lamp_fast.fields import Bounds, parse_layers
 from lamp_fast.methods import Method
-from lamp_fast.runs import config as settings
 from lamp_fast.runs import hub
-from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.experiment import build_clip, resolve_machine
+from lamp_fast.runs.building import build_clip
+from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
 from lamp_fast.runs.folder import prepare_folder, resumed_defaults
+from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import require_finite
 from lamp_fast.runs.trainer import NonFiniteLossError
+from lamp_fast.runs.training import train
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 # What is held of a picture until a thread reads it; an error where there is nothing to read.
@@ -45,6 +45,7 @@ Bias = Literal["trained", "adapted", "none"]
 
 # Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
 _THREADS = min(8, os.cpu_count() or 1)
+_AT_ONCE = Bounds(1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Classifier:
         config = training_settings(flags)
         with contextlib.ExitStack() as made:
             config = replace(config, out=prepare_folder(config, made))
-            if train.main(config):
+            if train(config):
                 raise NonFiniteLossError(f"{config.out}: training diverged, nothing to load")
         return cls.load(config.out, device=config.machine.device)
 
@@ -264,8 +265,8 @@ class Classifier:
         names = self.trained_names if classes is None else self.check_names(classes)
         batch = self.config.machine.test_batch if batch is None else batch
         for argument, value in (("top", top), ("batch", batch)):
-            if value < 1:
-                raise InputError(f"{argument} {value}: expected at least 1")
+            if (expected := _AT_ONCE.expected(value)) is not None:
+                raise InputError(f"{argument} {value}: expected {expected}")
         if isinstance(pictures, (str, os.PathLike, Image.Image)):
             raise InputError(f"pictures {pictures!r}: expected a list of pictures, got one")
         if (
@@ -324,43 +325,37 @@ class Classifier:
             return error
 
 
-def training_settings(flags: Mapping[str, Any]) -> TrainConfig:
-    """The command line's flags as keywords: presets and saved configs set defaults, as there.
+def training_settings(given: Mapping[str, Any]) -> TrainConfig:
+    """Settings of keywords: presets, saved configs and runs to go on with set the defaults, as on
+    the command line.
 
     Args:
-        flags: by the flag's name with underscores; layers as "3..12" or as numbers.
+        given: values by the flags' names with underscores; layers as "3..12" or as numbers.
 
     Raises:
         InputError: an unknown name, or a value of another kind.
     """
-    given = {
-        name: os.fspath(each) if isinstance(each, Path) else each for name, each in flags.items()
-    }
-    argv = [
-        part
-        for name in (*settings.CHOOSE_DEFAULTS, "out")
-        if given.get(name) is not None
-        for part in (f"--{name}", str(given[name]))
-    ]
-    argv += ["--resume"] if given.get("resume") else []
-    values = to_json(resumed_defaults(argv))
-    for name in ("layers", "adapter_layers"):
-        if isinstance(given.get(name), str):
-            try:
-                given[name] = parse_layers(given[name])
-            except ValueError as error:
-                raise InputError(str(error)) from None
-        if isinstance(given.get(name), Iterable):
-            given[name] = list(given[name])
-    for each in fields(TrainConfig):
-        grouped = is_dataclass(each.type)
-        target = values[each.name] if grouped else values
-        for flag in fields(each.type) if grouped else [each]:
-            if flag.name in given:
-                target[flag.name] = given.pop(flag.name)
-    if given:
-        raise InputError(f"{next(iter(given))}: not a setting of training")
-    return from_json(TrainConfig, values, "train")
+    values = to_saved(resumed_defaults(given))
+    holders = {name: values for name, each in values.items() if not isinstance(each, dict)}
+    for group in values.values():
+        holders |= dict.fromkeys(group, group) if isinstance(group, dict) else {}
+    for name, value in given.items():
+        if name not in holders:
+            raise InputError(f"{name}: not a setting of training --method {values['method']}")
+        holders[name][name] = _as_json(value, holders[name][name])
+    return from_saved(values, "train")
+
+
+def _as_json(value: Any, before: Any) -> Any:
+    """A keyword's value as ``config.json`` would hold it, where ``before`` stands."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(before, list) and isinstance(value, str):
+        try:
+            return list(parse_layers(value))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return list(value) if isinstance(before, list) and isinstance(value, Iterable) else value
 
 
 def _on_device(config: TrainConfig, device: str) -> TrainConfig:

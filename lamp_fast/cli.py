@@ -6,9 +6,11 @@ and exit code 2, never a traceback; anything else is a bug of ours and keeps its
 
 import codecs
 import contextlib
+import functools
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -61,6 +63,21 @@ def _path_flag(
     )
 
 
+_UNKNOWN = re.compile(r"Unrecognized options: (--[^\s,=]+)")
+
+
+class UnknownFlagError(InputError):
+    """A flag that the command does not have.
+
+    Attributes:
+        flag: the first one.
+    """
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message)
+        self.flag = flag
+
+
 def parse(
     config_class: type[Config],
     argv: Sequence[str],
@@ -91,7 +108,10 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_message_in_box(stderr.getvalue())) from None
+        message = _message_in_box(stderr.getvalue())
+        if unknown := _UNKNOWN.match(message):
+            raise UnknownFlagError(message, unknown[1]) from None
+        raise InputError(message) from None
 
 
 def say(*lines: str, stream: TextIO | None = None) -> None:
@@ -116,21 +136,25 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
-    default: Callable[[Sequence[str]], Config] | None = None,
     description: str | None = None,
 ) -> NoReturn:
-    """Parse the command line, call ``main`` with the result and exit with its code.
+    """Parse the command line, call ``main`` with the result and exit with its code."""
+    read = functools.partial(parse, config_class, prog=prog, description=description)
+    run_read(read, main, argv)
 
-    ``default`` may look at the raw arguments first (a preset sets what explicit flags override).
-    """
+
+def run_read(
+    read: Callable[[Sequence[str]], Config],
+    main: Callable[[Config], int | None],
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """As :func:`run`, where ``read`` turns the raw arguments into what ``main`` takes."""
     argv = sys.argv[1:] if argv is None else argv
     _quieten()
     _print_whatever_comes()
     with _one_interrupt():
         try:
-            base = None if default is None else default(argv)
-            config = parse(config_class, argv, prog=prog, default=base, description=description)
-            sys.exit(main(config) or 0)
+            sys.exit(main(read(argv)) or 0)
         except InputError as error:
             say(f"error: {' '.join(str(error).split())}", stream=sys.stderr)
             sys.exit(2)

@@ -15,9 +15,9 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
+from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
-from lamp_fast.runs.config import DataConfig
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
 from lamp_fast.runs.ranks import join

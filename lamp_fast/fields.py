@@ -1,17 +1,83 @@
-"""What settings are made of: kinds of values that a flag can take, and settings as JSON."""
+"""What settings are made of: kinds of values that a flag can take, bounds, settings as JSON."""
 
 import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from lamp_fast.cli import expand_path
 from lamp_fast.errors import InputError
+
+# Deeper than any transformer; a typing error must not become a list of a thousand million numbers.
+DEEPEST = 1000
+# The largest seed that every generator takes.
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number may be, written beside its field: ``k: Annotated[int, Bounds(1, 16)] = 2``.
+
+    What is no number (``none``, a word) is not looked at; of layers, every one is.
+
+    Attributes:
+        low, high: both allowed.
+        above, below: neither allowed.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def expected(self, value: Any) -> str | None:
+        """What is expected in place of a value; None where it is within."""
+        if isinstance(value, tuple):
+            return next(filter(None, map(self.expected, value)), None)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            return None
+        # Written so that NaN, which compares to nothing, is outside.
+        for words, limit, within in (
+            ("at least", self.low, self.low is None or value >= self.low),
+            ("more than", self.above, self.above is None or value > self.above),
+            ("at most", self.high, self.high is None or value <= self.high),
+            ("less than", self.below, self.below is None or value < self.below),
+        ):
+            if not within:
+                return f"{words} {limit}"
+        return None
+
+
+def flag_of(name: str) -> str:
+    """The command line's name of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def validate(config: Any) -> None:
+    """Hold every number of a dataclass of settings to the :class:`Bounds` beside its field, then
+    call its ``check_together``, if it has one, for what must go together.
+
+    Raises:
+        InputError: naming the first such flag, its value and what was expected.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            validate(value)
+            continue
+        for note in getattr(hints[each.name], "__metadata__", ()):
+            if isinstance(note, Bounds) and (expected := note.expected(value)) is not None:
+                shown = format_layers(value) if isinstance(value, tuple) else value
+                raise InputError(f"{flag_of(each.name)} {shown}: expected {expected}")
+    if hasattr(config, "check_together"):
+        config.check_together()
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -29,6 +95,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
         low, high = int(first), int(last) if dots else int(first)
         if low < 1 or high < low:
             raise ValueError(expected)
+        if high > DEEPEST:
+            raise ValueError(f"--layers {text}: expected layers of at most {DEEPEST}")
         layers.update(range(low, high + 1))
     return tuple(sorted(layers))
 
@@ -81,6 +149,7 @@ Layers = Annotated[
         str_from_instance=lambda layers: [format_layers(layers)],
     ),
 ]
+Seed = Annotated[int, Bounds(0, LARGEST_SEED)]
 IntOrNone = Annotated[int | None, _or_none(int)]
 FloatOrNone = Annotated[float | None, _or_none(float)]
 TextOrNone = Annotated[str | None, _text_or_none()]
@@ -88,7 +157,12 @@ TextOrNone = Annotated[str | None, _text_or_none()]
 
 def to_json(config: Any) -> dict[str, Any]:
     """A dataclass of settings as plain JSON values."""
-    return json.loads(json.dumps(asdict(config), default=str))
+    return json.loads(json.dumps(asdict(config), default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON does not know: a number of numpy's as Python's, a path as its words."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def from_json(config_class: type, values: Mapping[str, Any], where: str = "config") -> Any:
@@ -111,9 +185,13 @@ def from_json(config_class: type, values: Mapping[str, Any], where: str = "confi
 def _value(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint):
         return from_json(hint, value, where)
+    if isinstance(value, np.generic):
+        value = value.item()
     if typing.get_origin(hint) is Literal:
         accepted = value in typing.get_args(hint)
     elif typing.get_origin(hint) is tuple:
+        if isinstance(value, list):
+            value = [each.item() if isinstance(each, np.generic) else each for each in value]
         accepted = isinstance(value, list) and all(type(each) is int for each in value)
         value = tuple(value) if accepted else value
     else:

@@ -13,9 +13,9 @@ import torch
 from tabulate import tabulate
 
 from lamp_fast import __version__, cli
-from lamp_fast.methods.parameters import parameter_lines
 from lamp_fast.ops import dispatch
 from lamp_fast.runs.config import default_config
+from lamp_fast.runs.parameters import parameter_lines
 
 PACKAGES = ("torch", "triton", "open_clip_torch", "torchvision", "numpy")
 
@@ -97,7 +97,7 @@ class InfoConfig:
 def main(config: InfoConfig) -> int:
     """Print everything; nothing is written."""
     if config.method is not None:
-        settings = default_config(["--method", config.method, "--clip", config.clip])
+        settings = default_config({"method": config.method, "clip": config.clip})
         settings = replace(settings, clip=replace(settings.clip, clip=config.clip))
         print("\n".join(parameter_lines(settings, config.new_classes)))
         return 0

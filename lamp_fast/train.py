@@ -3,169 +3,28 @@
 Without arguments: handwritten digits and the tiny CLIP that the package carries.
 """
 
-import contextlib
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from lamp_fast import cli
-from lamp_fast.clip import completed_record
-from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.errors import InputError
-from lamp_fast.fields import to_json
-from lamp_fast.files import save_tensors, write_json
-from lamp_fast.runs import figures
-from lamp_fast.runs.checkpoint import Progress
-from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.experiment import Experiment, assemble, check_data
-from lamp_fast.runs.folder import (
-    CHECKPOINT,
-    CONFIG,
-    LEARNED,
-    choose_folder,
-    clear_folder,
-    hold_folder,
-    how_to_go_on,
-    prepare_folder,
-    require_checkpoint,
-    resumed_defaults,
-)
-from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
-from lamp_fast.runs.record import read_record
-from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
-from lamp_fast.runs.tensorboard import need_tensorboard
-from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
-
-# What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
+from lamp_fast.runs.config import TrainConfig, choosing_flags, parse_flags
+from lamp_fast.runs.folder import resumed_defaults
+from lamp_fast.runs.training import train
 
 
-def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """Settings by group and name; one that is in no group by its name twice."""
-    return {
-        (group, name): value
-        for group, each in values.items()
-        for name, value in (each.items() if isinstance(each, dict) else [(group, each)])
-    }
+def read_flags(argv: Sequence[str]) -> TrainConfig:
+    """The settings that a command line means.
 
-
-def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
-    """A resumed run must be the run that was begun, wherever its files lie now."""
-    record, now = read_record(folder / CONFIG), experiment.record()
-    then = {**record.values, "clip": completed_record(record.values["clip"])}
-    begun = _by_flag(to_json(record.settings))
-    for (group, name), value in _by_flag(now["settings"]).items():
-        free = group in ("out", "config", "machine", "tensorboard")
-        if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
-            continue
-        flag, before = name.replace("_", "-"), begun[group, name]
-        raise InputError(f"--resume --{flag} {value}: the run in {folder} was begun with {before}")
-    for kind, places in _PLACES.items():
-        found = [{**each[kind], **dict.fromkeys(places)} for each in (then, now)]
-        if found[0] != found[1]:
-            raise InputError(f"--resume: the {kind} differs from the run in {folder}")
+    Raises:
+        InputError: see :func:`resumed_defaults` and :func:`parse_flags`.
+    """
+    default = resumed_defaults(choosing_flags(argv))
+    return parse_flags(argv, default, prog="python -m lamp_fast.train", description=__doc__)
 
 
 def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
-    if config.tensorboard:
-        need_tensorboard()
-    # A folder that was made for a run that is refused goes again.
-    with (
-        report_dead_workers(),
-        join(config.machine.device) as ranks,
-        contextlib.ExitStack() as made,
-    ):
-        return _run(*ranks.once(choose_folder, config, made), ranks)
-
-
-def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
-    # A large data set is read by one process, not by all at the same time.
-    checked = None if ranks.size == 1 else ranks.once(check_data, config)
-    placed = place(replace(config, out=folder), ranks)
-    recorded = read_record(folder / CONFIG).values["clip"] if config.resume else None
-    experiment = ranks.together(assemble, placed, checked, recorded)
-    cli.say(*experiment.describe())
-    if config.resume:
-        ranks.once(_refuse_other_settings, experiment, folder)
-    trainer = Trainer(experiment, folder, ranks)
-    if experiment.device.type == "cuda" and trainer.parameters:
-        reason = trainer.not_captured
-        print("step    one CUDA graph" if reason is None else f"step    not captured: {reason}")
-    with contextlib.ExitStack() as stack:
-        ranks.once(_enter, stack, config, folder)
-        if config.resume and ranks.once((folder / CHECKPOINT).is_file):
-            ranks.together(trainer.restore)
-            epochs = experiment.config.optim.epochs
-            print(f"resume  after epoch {trainer.progress.epoch} of {epochs}")
-        else:
-            ranks.once(_begin, trainer)
-        cli.say(f"run     {folder}")
-        try:
-            if trainer.parameters:
-                trainer.run()
-            finish(experiment, trainer.progress, folder, ranks)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
-            ) from None
-        except NonFiniteLossError as error:
-            cli.say(f"error: {error}", stream=sys.stderr)
-            return 1
-    return 0
-
-
-def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
-    """Own the folder until ``stack`` closes; another run may have filled it since it was chosen."""
-    stack.enter_context(hold_folder(folder))
-    prepare_folder(replace(config, out=folder), stack)
-
-
-def _begin(trainer: Trainer) -> None:
-    """Leave nothing of a run to be replaced, then write what this one starts from."""
-    folder, experiment = trainer.folder, trainer.experiment
-    if experiment.config.overwrite and (kept := clear_folder(folder)):
-        print(f"kept    {', '.join(map(repr, kept))}: not written by a run", flush=True)
-    record = experiment.record()
-    if (launch := launch_id()) is not None:
-        record["launch"] = launch
-    write_json(folder / CONFIG, record)
-    trainer.save()
-
-
-def finish(experiment: Experiment, progress: Progress, folder: Path, ranks: Ranks = ALONE) -> None:
-    """Adapt, save what was learned, score it and draw the pictures."""
-    adaptation = adapt_to_new_classes(experiment, ranks)
-    if progress.epoch:
-        ranks.once(require_checkpoint, folder)
-    seconds = sum(line["seconds"] for line in progress.history)
-    facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
-    method = experiment.method
-    ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
-    rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
-    ranks.once(_write_outcome, experiment, progress, folder, rows)
-
-
-def _write_outcome(
-    experiment: Experiment, progress: Progress, folder: Path, rows: Sequence[Evaluated]
-) -> None:
-    table = write_results(folder, experiment, rows)
-    if progress.history:
-        figures.plot_curves(folder / "curves.png", progress.history)
-        figures.plot_activations(folder / "activations.png", progress.history)
-    print("\n" + table)
-    if experiment.clip.identity.random:
-        print("\nThe CLIP's weights are random: these accuracies mean nothing.")
+    return train(config)
 
 
 if __name__ == "__main__":
-    cli.run(
-        TrainConfig,
-        main,
-        sys.argv[1:],
-        prog="python -m lamp_fast.train",
-        default=resumed_defaults,
-        description=__doc__,
-    )
+    cli.run_read(read_flags, main)

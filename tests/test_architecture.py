@@ -39,9 +39,7 @@ APART = ("lamp_fast._C", "lamp_fast.kernels")
 
 # Arrows that run up for now: a module or folder, and what it may import all the same.
 UPWARD = (
-    ("lamp_fast.methods", "lamp_fast.runs.config"),  # settings move to the methods that read them
     ("lamp_fast.runs.hub", "lamp_fast.classifier"),  # for a type; it will save a run, not an object
-    ("lamp_fast.classifier", "lamp_fast.train"),  # Classifier.train will take settings
 )
 
 # What implements an op; none of these knows another one, only the dispatcher knows them all.

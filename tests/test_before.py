@@ -6,7 +6,6 @@ checkpoint after two. LAMP's hold no ``phi`` and no ``similarity_gradient``: lin
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 from lamp_fast import Classifier, evaluate, train
 from lamp_fast.runs.config import load_config
-from lamp_fast.runs.folder import CHECKPOINT, LEARNED, RESULT, resumed_defaults
+from lamp_fast.runs.folder import CHECKPOINT, LEARNED, RESULT
 
 BEFORE = Path(__file__).parent / "before"
 RUNS = sorted(each.name for each in BEFORE.iterdir())
@@ -35,7 +34,7 @@ def run(tmp_path, request):
 
 @pytest.mark.parametrize("name", ["lamp", "lamp-class"])
 def test_settings_that_it_did_not_have_are_what_it_did(name):
-    lamp = load_config(BEFORE / name / "config.json").lamp
+    lamp = load_config(BEFORE / name / "config.json").own
     assert (lamp.phi, lamp.similarity_gradient) == ("linear", "both")
 
 
@@ -65,7 +64,7 @@ def test_it_resumes_where_it_stopped(run):
     (run / "after_2.safetensors").rename(run / CHECKPOINT)
     for name in (LEARNED, RESULT):
         (run / name).unlink()
-    config = replace(resumed_defaults(["--out", str(run), "--resume"]), out=run, resume=True)
+    config = train.read_flags(["--out", str(run), "--resume"])
     assert train.main(config) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]

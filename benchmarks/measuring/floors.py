@@ -163,7 +163,7 @@ def image_forward_kernels(clip: FrozenClip, images: int) -> Iterator[Kernel]:
 
 
 def vision_sequences(clip: FrozenClip, images: int, config) -> Sequences:
-    """The image tower's side of a step over ``images`` pictures under a ``LampConfig``."""
+    """The image tower's side of a step over ``images`` pictures under a ``LampSettings``."""
     tokens = clip.vision.visual.positional_embedding.shape[0]
     keys = tokens + config.k + config.s
     return Sequences(
@@ -290,7 +290,7 @@ def step_kernels(
         clip: the towers.
         images: B.
         classes: what ``Lamp.prepare`` gave under ``config``.
-        config: a ``LampConfig``.
+        config: a ``LampSettings``.
         train: with backward and the optimiser.
     """
     vision = vision_sequences(clip, images, config)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.measuring.steps import SMALL, Cell, random_clip
 from benchmarks.measuring.timing import CPU, Run
-from lamp_fast.runs.config import Trimming
+from lamp_fast.clip import Trimming
 
 BATCH = 32
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from benchmarks.measuring.floors import Kernel, step_kernels
 from benchmarks.measuring.names import TEMPLATE, base_and_new
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import FrozenClip, Trimming
 from lamp_fast.data.transforms import Preprocessing
-from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.methods import RunClasses
 from lamp_fast.methods.base import Step
-from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import TrainConfig, Trimming
+from lamp_fast.runs.building import build_method
+from lamp_fast.runs.config import default_config
 from lamp_fast.runs.graph import CapturedStep, Recorder
-from lamp_fast.runs.trainer import build_optimiser
+from lamp_fast.runs.optimisation import build_optimiser
 
 # LAMP's own slow path is of the equations, not of anybody's code; the others have nothing to trim.
 AS_PUBLISHED = ("coop", "cocoop", "maple", "tcp", "mma")
@@ -92,14 +92,11 @@ class Cell:
         self.clip, self.batch = clip, batch
         device, size = next(clip.parameters()).device, clip.preprocessing.size
         generator = torch.Generator().manual_seed(0)
-        config = settings.apply_published(TrainConfig(), method, "caltech101", "base-new")
-        layers = tuple(range(min(3, clip.depth), clip.depth + 1))
-        config = replace(
-            config,
-            trim=trim,
-            lamp=replace(config.lamp, **{"layers": layers, **lamp}),
-            machine=replace(config.machine, path=path),
-        )
+        config = default_config({"method": method, "data": "caltech101", "clip": "ViT-B-16"})
+        if method == "lamp":
+            layers = tuple(range(min(3, clip.depth), clip.depth + 1))
+            config = replace(config, own=replace(config.own, **{"layers": layers, **lamp}))
+        config = replace(config, trim=trim, machine=replace(config.machine, path=path))
         base, new = base_and_new(classes)
         base = base if names is None else tuple(names)
         torch.manual_seed(0)

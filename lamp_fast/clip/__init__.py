@@ -1,13 +1,21 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
 from lamp_fast.clip.load import (
+    ClipConfig,
     activation_of,
     completed_record,
     fingerprint,
     load_clip,
     warn_if_random,
 )
-from lamp_fast.clip.prompts import ClassTokens, TokenForest, check_distinct, plant, tokenise
+from lamp_fast.clip.prompts import (
+    ClassTokens,
+    TokenForest,
+    Trimming,
+    check_distinct,
+    plant,
+    tokenise,
+)
 from lamp_fast.clip.towers import (
     Block,
     ClipIdentity,
@@ -22,10 +30,12 @@ from lamp_fast.clip.towers import (
 __all__ = [
     "Block",
     "ClassTokens",
+    "ClipConfig",
     "ClipIdentity",
     "FrozenClip",
     "TextTower",
     "TokenForest",
+    "Trimming",
     "VisionTower",
     "activation_of",
     "at_least_float32",

@@ -10,11 +10,13 @@ from lamp_fast.data.benchmark import (
 from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
 from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import DataSource, load_source
 from lamp_fast.data.sources.table import Table
 
 __all__ = [
     "Benchmark",
+    "DataConfig",
     "DataSource",
     "DecodedCache",
     "Pictures",

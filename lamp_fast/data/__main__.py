@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lamp_fast import cli
+from lamp_fast.data import DataConfig
 from lamp_fast.data.describe import Description, describe, to_text
 from lamp_fast.data.sources import readiness
 from lamp_fast.data.sources.download import check_downloads, download
 from lamp_fast.data.sources.readiness import Readiness, check_root
 from lamp_fast.errors import InputError, printable
+from lamp_fast.fields import Seed, validate
 from lamp_fast.files import write_bytes
-from lamp_fast.runs import config
-from lamp_fast.runs.config import DataConfig, TrainConfig
 from lamp_fast.runs.experiment import load_data
 
 COLOURS = {"head": "C0", "tail": "C1", "new": "C7", None: "C0"}
@@ -50,7 +50,7 @@ class DescribeConfig:
     """Say which data sets below ROOT are ready and what the others lack (docs/data.md)."""
     download: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
     """Fetch these data sets into --root through torchvision."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the protocol's draws, as in training."""
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -161,7 +161,7 @@ def main(settings: DescribeConfig) -> int:
             cli.say(*readiness.to_text(states).split("\n"))
         return 0
     data = data_of(settings)
-    config.validate(TrainConfig(data=data, seed=settings.seed))
+    validate(replace(settings, data=data))
     if settings.out is not None:
         _check_out(settings.out)
     description = describe(*load_data(data, settings.seed))

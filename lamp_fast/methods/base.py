@@ -1,20 +1,65 @@
 """The one interface that training, evaluation and prediction know of a method."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from lamp_fast.clip import FrozenClip, through
+from lamp_fast.clip import FrozenClip, Trimming, through
 from lamp_fast.data import Benchmark, evaluation_batches
 from lamp_fast.data.loading import Batches
-from lamp_fast.runs.config import TrainConfig
+from lamp_fast.fields import format_layers
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What a method alone reads: its flags, their defaults and bounds. Here there are none."""
+
+    def check_together(self) -> None:
+        """Refuse values that do not go together.
+
+        Raises:
+            InputError: naming the first such flag, its value and what was expected.
+        """
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published values; what they leave out has its default.
+
+    Attributes:
+        optim: of the optimisation, by the names of its settings.
+        own: of the method, by the names of its settings.
+        by_data: further ones of the optimisation, by the name of a data set.
+        by_shots: the same by pictures a class, for data sets without their own.
+    """
+
+    optim: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+    by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_shots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def optim_for(self, data: str, shots: int | None) -> dict[str, Any]:
+        """Those of the optimisation for a data set and pictures a class."""
+        changes = self.by_data.get(data) or self.by_shots.get(shots, {})
+        return {**self.optim, **changes}
+
+
+def sgd(lr: float, epochs: int, batch: int, warmup_epochs: int = 1) -> dict[str, Any]:
+    """The optimisation that most published code shares."""
+    return {
+        "optimiser": "sgd",
+        "lr": lr,
+        "epochs": epochs,
+        "batch": batch,
+        "warmup_epochs": warmup_epochs,
+    }
 
 
 @dataclass(frozen=True)
@@ -28,6 +73,25 @@ class RunClasses:
 
     base: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a method may know, when it is built, of the run beside its own settings.
+
+    Attributes:
+        classes: of the run.
+        trimming: what is left out of the text side.
+        path: "literal" asks for the equations as they are written, where there is such a path.
+        epochs: how many the run trains.
+        tau: of the logit adjustment.
+    """
+
+    classes: RunClasses = field(default_factory=RunClasses)
+    trimming: Trimming = field(default_factory=Trimming)
+    path: Literal["exact", "literal"] = "exact"
+    epochs: int = 50
+    tau: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +211,18 @@ class Method(nn.Module):
     title = ""
     """Its name in tables."""
 
+    Settings: type[MethodSettings] = MethodSettings
+    """A frozen dataclass; its fields are the method's flags."""
+
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Published values by the name that ``--preset`` takes, see :meth:`default_preset`."""
+
+    own_prompt: bool = False
+    """Whether its class prompt is its own on every data set, so that ``--template`` is refused."""
+
+    no_as_published: str | None = None
+    """Why ``--as-published`` is refused; None where it is not."""
+
     no_logit_adjustment: str | None = None
     """Why ``--logit-adjustment`` is refused; None where it is not."""
 
@@ -159,23 +235,65 @@ class Method(nn.Module):
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None
     """Adds a tensor up, in place, over the processes that train together; None in one alone."""
 
+    shares_routes: bool = False
+    """Whether images that retrieved alike share work, so that shapes depend on values."""
+
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Method":
+    def build(cls, clip: FrozenClip, settings: Any, surroundings: Surroundings) -> "Method":
         """A fresh one with the settings of a run.
+
+        Args:
+            clip: the frozen CLIP.
+            settings: a :attr:`Settings`.
+            surroundings: what else of the run it may know.
 
         Raises:
             InputError: settings that this CLIP cannot serve.
         """
-        return cls(clip)
+        return cls(clip, settings)
 
-    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
-        """The settings with what the method settled by itself, as they are saved.
+    @classmethod
+    def default_preset(cls, name: str, clip: str, split: str) -> str | None:
+        """The preset that a run takes unasked; None for the defaults of every setting.
 
         Args:
-            config: the settings that it was built with.
-            names, template: the larger half's class names, and the prompt.
+            name: of the method. Its preset of that name is for base-to-new; NAME-all, where it is
+                there, for training on every class.
+            clip: the CLIP's name.
+            split: "base-new" or "all".
         """
-        return config
+        names = [name] if split == "base-new" else [f"{name}-all", name]
+        return next((each for each in names if each in cls.presets), None)
+
+    def resolved(self, settings: Any) -> Any:
+        """The settings with what depends on the CLIP filled in, as they are saved."""
+        return settings
+
+    def choose_block(
+        self, names: Sequence[str], template: str, block: int | None = None
+    ) -> int | None:
+        """Bound how many (image, class) pairs are encoded at once.
+
+        Args:
+            names, template: the larger half's class names, and the prompt.
+            block: the bound; None chooses one by the memory that is free now.
+
+        Returns:
+            The bound; None where the method chooses none.
+        """
+        return block
+
+    def describe(self, settings: Any, optim: Mapping[str, Any]) -> str:
+        """Its settings on one line, for the first lines of a run.
+
+        Args:
+            settings: a :attr:`Settings`.
+            optim: what is shown of the optimisation.
+        """
+        return " ".join(
+            f"{name}={format_layers(value) if isinstance(value, tuple) else value}"
+            for name, value in {**vars(settings), **optim}.items()
+        )
 
     def look_at(self, training: TrainingSet) -> Batches | None:
         """Take what is needed of the training set, before the first step of a run, also a resumed

@@ -4,6 +4,7 @@ attention between them, under a compensating logit-adjusted loss."""
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,36 @@ from torch.nn import functional as F
 from lamp_fast.clip import FrozenClip, tokenise
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
+from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import (
     Criterion,
     Kept,
     Method,
+    MethodSettings,
+    Preset,
     RunClasses,
     Step,
+    Surroundings,
     TrainingSet,
     plain_image_features,
     plain_text_features,
+    sgd,
 )
-from lamp_fast.runs.config import CandleConfig, TrainConfig
 
 RATIO = 0.1
 """First value of what the attention's output is multiplied by."""
+
+
+@dataclass(frozen=True)
+class CandleSettings(MethodSettings):
+    """Candle: prototypes of both kinds and attention between them."""
+
+    prototype_scale: Annotated[float, Bounds(0, 1_000_000)] = 1.0
+    """Logit scale against visual prototypes, in units of CLIP's."""
+    fusion_heads: Annotated[int, Bounds(1, 16_384)] = 8
+    """Attention heads."""
+    fusion_dropout: Annotated[float, Bounds(0, below=1)] = 0.1
+    """Dropout of attention weights in training."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,15 @@ class Candle(Method):
     """
 
     title = "Candle"
+    Settings = CandleSettings
+    presets: ClassVar = {"candle": Preset(sgd(3e-4, 50, 128))}
     no_logit_adjustment = "Candle's own loss compensates the class sizes already"
 
     visual: Tensor
     counts: Tensor
 
     def __init__(
-        self, clip: FrozenClip, config: CandleConfig, classes: RunClasses, tau: float
+        self, clip: FrozenClip, config: CandleSettings, classes: RunClasses, tau: float
     ) -> None:
         super().__init__(clip)
         width = clip.vision.visual.proj.shape[1]
@@ -109,8 +128,10 @@ class Candle(Method):
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Candle":
-        return cls(clip, config.candle, classes, config.optim.tau)
+    def build(
+        cls, clip: FrozenClip, settings: CandleSettings, surroundings: Surroundings
+    ) -> "Candle":
+        return cls(clip, settings, surroundings.classes, surroundings.tau)
 
     @torch.no_grad()
     def look_at(self, training: TrainingSet) -> None:

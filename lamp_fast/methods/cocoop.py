@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.methods.base import Criterion, Method, RunClasses, Step, frozen_image_features
+from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.methods.base import (
+    Criterion,
+    Method,
+    Preset,
+    Step,
+    Surroundings,
+    frozen_image_features,
+    sgd,
+)
+from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.text import (
     Layout,
     context_start,
@@ -17,7 +27,6 @@ from lamp_fast.methods.text import (
     lay_out,
     put_words,
 )
-from lamp_fast.runs.config import ContextConfig, TrainConfig, Trimming
 
 # Memory of a pass: text rows grow with images times classes.
 PAIRS_AT_ONCE = 2048
@@ -37,8 +46,11 @@ class CoCoOp(Method):
     """
 
     title = "CoCoOp"
+    Settings = ContextSettings
+    own_prompt = True
+    presets: ClassVar = {"cocoop": Preset(sgd(2e-3, 10, 1))}
 
-    def __init__(self, clip: FrozenClip, config: ContextConfig, trimming: Trimming) -> None:
+    def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
         super().__init__(clip)
         self.config, self.trimming = config, trimming
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
@@ -50,8 +62,10 @@ class CoCoOp(Method):
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoCoOp":
-        return cls(clip, config.context, config.trim)
+    def build(
+        cls, clip: FrozenClip, settings: ContextSettings, surroundings: Surroundings
+    ) -> "CoCoOp":
+        return cls(clip, settings, surroundings.trimming)
 
     def templates(self, template: str) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)

@@ -5,13 +5,16 @@ base-to-new (4 words, from "a photo of a") and few-shot learning (16, drawn).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.methods.base import RunClasses, TwoTowers
+from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.fields import Bounds, TextOrNone
+from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
 from lamp_fast.methods.text import (
     Layout,
     context_start,
@@ -20,7 +23,20 @@ from lamp_fast.methods.text import (
     lay_out,
     put_words,
 )
-from lamp_fast.runs.config import ContextConfig, TrainConfig, Trimming
+
+
+@dataclass(frozen=True)
+class ContextSettings(MethodSettings):
+    """Learned context words."""
+
+    n_ctx: Annotated[int, Bounds(1, 1000)] = 4
+    """How many tokens of the class prompt are learned, right behind bot."""
+    ctx_init: TextOrNone = "a photo of a"
+    """Words that the class prompt begins with and whose embeddings start the learned tokens; none
+    draws them from N(0, 0.02^2)."""
+
+
+_IMAGENET = {"imagenet": {"epochs": 50}}
 
 
 class CoOp(TwoTowers):
@@ -33,16 +49,29 @@ class CoOp(TwoTowers):
     """
 
     title = "CoOp"
+    Settings = ContextSettings
+    own_prompt = True
+    presets: ClassVar = {
+        "coop": Preset(sgd(2e-3, 200, 32), by_data=_IMAGENET),
+        "coop-all": Preset(
+            sgd(2e-3, 200, 32),
+            {"n_ctx": 16, "ctx_init": None},
+            by_data=_IMAGENET,
+            by_shots={1: {"epochs": 50}, 2: {"epochs": 100}, 4: {"epochs": 100}},
+        ),
+    }
 
-    def __init__(self, clip: FrozenClip, config: ContextConfig, trimming: Trimming) -> None:
+    def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
         self.config, self.trimming = config, trimming
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoOp":
-        return cls(clip, config.context, config.trim)
+    def build(
+        cls, clip: FrozenClip, settings: ContextSettings, surroundings: Surroundings
+    ) -> "CoOp":
+        return cls(clip, settings, surroundings.trimming)
 
     def templates(self, template: str) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +11,59 @@ from torch.nn import functional as F
 from lamp_fast.clip import FrozenClip, tokenise
 from lamp_fast.data.loading import Batches, crop_feature_batches
 from lamp_fast.data.transforms import five_crop_transform
+from lamp_fast.fields import Bounds, FloatOrNone
 from lamp_fast.methods.base import (
     Criterion,
     Method,
+    MethodSettings,
+    Preset,
     RunClasses,
     Step,
+    Surroundings,
     TrainingSet,
     frozen_image_features,
     plain_text_features,
 )
-from lamp_fast.runs.config import LfaConfig, TrainConfig
 
 # Of the margin in the re-ranking loss.
 MARGIN_SCALE = 4.0
 # Cross-validation of beta: values between 0 and 1, splits of each, share that is fitted.
 BETAS, SPLITS, FITTED = 25, 3, 0.8
+
+
+@dataclass(frozen=True)
+class LfaSettings(MethodSettings):
+    """LFA: linear feature alignment; --epochs counts its iterations."""
+
+    procrustes_beta: Annotated[FloatOrNone, Bounds(0, 1_000_000)] = 0.9
+    """How far the closed-form start is drawn to the identity; none cross-validates it on the
+    training set."""
+    neighbours: Annotated[int, Bounds(1, 1_000_000)] = 3
+    """Nearest classes that the re-ranking loss looks at."""
+    feature_noise: Annotated[float, Bounds(0, 1_000_000)] = 0.035
+    """Standard deviation of the noise on every second iteration's features."""
+    feature_dropout: Annotated[float, Bounds(0, below=1)] = 0.05
+    """Share of every second iteration's features that is dropped."""
+
+
+_ADAMW = {"lr": 5e-4, "lr_end": 1e-7, "warmup_epochs": 0, "batch": 1 << 20}
+# Iterations: base-to-new, and on every class.
+_ITERATIONS = {
+    "caltech101": (40, 1000),
+    "dtd": (100, 1000),
+    "eurosat": (50, 100),
+    "fgvc_aircraft": (100, 1000),
+    "flowers102": (50, 100),
+    "food101": (50, 100),
+    "imagenet": (100, 200),
+    "oxford_pets": (10, 30),
+    "stanford_cars": (50, 2000),
+    "sun397": (50, 100),
+    "ucf101": (100, 200),
+}
+_BASE_NEW, _ALL = (
+    {data: {"epochs": both[which]} for data, both in _ITERATIONS.items()} for which in (0, 1)
+)
 
 
 @dataclass(frozen=True)
@@ -54,12 +93,17 @@ class Lfa(Method):
     """
 
     title = "LFA"
+    Settings = LfaSettings
+    presets: ClassVar = {
+        "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
+        "lfa-all": Preset({**_ADAMW, "epochs": 200}, {"procrustes_beta": None}, by_data=_ALL),
+    }
     no_logit_adjustment = "LFA's loss compares distances and has no logits to adjust"
 
     ema: Tensor
 
     def __init__(
-        self, clip: FrozenClip, config: LfaConfig, classes: RunClasses, iterations: int
+        self, clip: FrozenClip, config: LfaSettings, classes: RunClasses, iterations: int
     ) -> None:
         super().__init__(clip)
         self.config, self.trained, self.iterations = config, set(classes.base), iterations
@@ -69,8 +113,8 @@ class Lfa(Method):
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Lfa":
-        return cls(clip, config.lfa, classes, config.optim.epochs)
+    def build(cls, clip: FrozenClip, settings: LfaSettings, surroundings: Surroundings) -> "Lfa":
+        return cls(clip, settings, surroundings.classes, surroundings.epochs)
 
     @torch.no_grad()
     def look_at(self, training: TrainingSet) -> Batches:

@@ -1,16 +1,19 @@
 """MaPLe (Khattak et al., CVPR 2023): deep prompts in both towers, the visual ones projected."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import FrozenClip, Trimming
 from lamp_fast.errors import InputError
-from lamp_fast.methods.base import RunClasses, TwoTowers
+from lamp_fast.fields import DEEPEST, Bounds
+from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, sgd
+from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.text import (
     Layout,
     context_start,
@@ -19,7 +22,14 @@ from lamp_fast.methods.text import (
     lay_out,
     put_words,
 )
-from lamp_fast.runs.config import ContextConfig, MapleConfig, TrainConfig, Trimming
+
+
+@dataclass(frozen=True)
+class MapleSettings(ContextSettings):
+    """MaPLe."""
+
+    depth: Annotated[int, Bounds(1, DEEPEST)] = 9
+    """Layers with prompts of their own, from the first; cut to the shallower tower."""
 
 
 class MaPLe(TwoTowers):
@@ -35,8 +45,8 @@ class MaPLe(TwoTowers):
 
     Args:
         clip: the frozen CLIP.
-        context: m and the first values of P_1.
-        config: ``depth``; the published 9 is cut to the shallower tower.
+        settings: m, the first values of P_1, and ``depth``; the published 9 is cut to the
+            shallower tower.
         trimming: what is left out.
 
     Raises:
@@ -44,21 +54,25 @@ class MaPLe(TwoTowers):
     """
 
     title = "MaPLe"
+    Settings = MapleSettings
+    own_prompt = True
+    presets: ClassVar = {
+        "maple": Preset(sgd(3.5e-3, 5, 4), {"n_ctx": 2}),
+        "maple-all": Preset(sgd(2.6e-3, 2, 4), {"n_ctx": 2, "depth": 3}),
+    }
 
-    def __init__(
-        self, clip: FrozenClip, context: ContextConfig, config: MapleConfig, trimming: Trimming
-    ) -> None:
+    def __init__(self, clip: FrozenClip, settings: MapleSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
-        published = config.depth == MapleConfig().depth
-        if config.depth > clip.depth and not published:
+        published = settings.depth == MapleSettings.depth
+        if settings.depth > clip.depth and not published:
             raise InputError(
-                f"--depth {config.depth}: expected at most {clip.depth}, the depth of the shallower"
-                " tower"
+                f"--depth {settings.depth}: expected at most {clip.depth}, the depth of the"
+                " shallower tower"
             )
-        self.depth = min(config.depth, clip.depth)
-        self.context, self.trimming = context, trimming
-        drawn = (context_start(clip, None, context.n_ctx) for _ in range(1, self.depth))
-        first = context_start(clip, context.ctx_init, context.n_ctx)
+        self.depth = min(settings.depth, clip.depth)
+        self.settings, self.trimming = settings, trimming
+        drawn = (context_start(clip, None, settings.n_ctx) for _ in range(1, self.depth))
+        first = context_start(clip, settings.ctx_init, settings.n_ctx)
         self.words = nn.ParameterList([first, *drawn])
         widths = clip.text.width, clip.vision.width
         self.projections = nn.ModuleList(nn.Linear(*widths) for _ in range(self.depth))
@@ -67,14 +81,16 @@ class MaPLe(TwoTowers):
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "MaPLe":
-        return cls(clip, config.context, config.maple, config.trim)
+    def build(
+        cls, clip: FrozenClip, settings: MapleSettings, surroundings: Surroundings
+    ) -> "MaPLe":
+        return cls(clip, settings, surroundings.trimming)
 
-    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
-        return replace(config, maple=replace(config.maple, depth=self.depth))
+    def resolved(self, settings: MapleSettings) -> MapleSettings:
+        return replace(settings, depth=self.depth)
 
     def templates(self, template: str) -> tuple[str, ...]:
-        return (context_template(self.context.ctx_init, self.context.n_ctx),)
+        return (context_template(self.settings.ctx_init, self.settings.n_ctx),)
 
     def prepare(self, names: Sequence[str], template: str) -> Layout:
         """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
@@ -82,7 +98,7 @@ class MaPLe(TwoTowers):
 
     def text_features(self, classes: Layout) -> Tensor:
         table = self.clip.text.text.positional_embedding
-        words = [self.words[0] + table[1 : self.context.n_ctx + 1], *self.words[1:]]
+        words = [self.words[0] + table[1 : self.settings.n_ctx + 1], *self.words[1:]]
         changes = {number: partial(put_words, words=each) for number, each in enumerate(words, 1)}
         return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
 

@@ -1,20 +1,32 @@
 """MMA (Yang et al., CVPR 2024): adapters beside the upper layers of both towers, joined inside."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, FrozenClip, through
+from lamp_fast.clip import Block, FrozenClip, Trimming, through
 from lamp_fast.errors import InputError
-from lamp_fast.fields import format_layers
-from lamp_fast.methods.base import RunClasses, TwoTowers
+from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
+from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
 from lamp_fast.methods.text import Layout, encode, lay_out
-from lamp_fast.runs.config import MmaConfig, TrainConfig, Trimming
 
 TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class MmaSettings(MethodSettings):
+    """MMA: multi-modal adapters."""
+
+    adapter_layers: Annotated[Layers, Bounds(1, DEEPEST)] = tuple(range(5, 13))
+    """Layers with adapters, from 1; cut to the shallower tower."""
+    adapter_width: Annotated[int, Bounds(1, 16_384)] = 32
+    """Width between the projections down and up."""
+    adapter_scale: Annotated[float, Bounds(above=0, high=1_000_000)] = 1e-3
+    """What an adapter's output is multiplied by."""
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -95,10 +107,15 @@ class Mma(TwoTowers):
     """
 
     title = "MMA"
+    Settings = MmaSettings
+    own_prompt = True
+    presets: ClassVar = {
+        "mma": Preset(sgd(1.5e-3, 5, 16, warmup_epochs=0), by_data={"imagenet": {"batch": 128}})
+    }
 
-    def __init__(self, clip: FrozenClip, config: MmaConfig, trimming: Trimming) -> None:
+    def __init__(self, clip: FrozenClip, config: MmaSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text)
-        published = config.adapter_layers == MmaConfig().adapter_layers
+        published = config.adapter_layers == MmaSettings.adapter_layers
         self.layers = tuple(each for each in config.adapter_layers if each <= clip.depth)
         if not self.layers or not (published or self.layers == config.adapter_layers):
             raise InputError(
@@ -116,11 +133,11 @@ class Mma(TwoTowers):
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Mma":
-        return cls(clip, config.mma, config.trim)
+    def build(cls, clip: FrozenClip, settings: MmaSettings, surroundings: Surroundings) -> "Mma":
+        return cls(clip, settings, surroundings.trimming)
 
-    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
-        return replace(config, mma=replace(config.mma, adapter_layers=self.layers))
+    def resolved(self, settings: MmaSettings) -> MmaSettings:
+        return replace(settings, adapter_layers=self.layers)
 
     def templates(self, template: str) -> tuple[str, ...]:
         return (TEMPLATE,)

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import FrozenClip, Trimming, tokenise
 from lamp_fast.errors import InputError
-from lamp_fast.methods.base import RunClasses, TwoTowers, plain_text_features
+from lamp_fast.fields import DEEPEST, Bounds
+from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, plain_text_features
+from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.text import (
     Layout,
     Sheet,
@@ -22,7 +25,6 @@ from lamp_fast.methods.text import (
     run_layers,
     separate,
 )
-from lamp_fast.runs.config import ContextConfig, TcpConfig, TrainConfig, Trimming
 
 # Where TCP's prompts are not those of other methods for the data set with a template: what its
 # zero-shot features are taken of, and what follows its learned words.
@@ -32,6 +34,17 @@ KNOWLEDGE = {
     "a photo of {}, a type of food.": "a photo of a {}, a type of food.",
 }
 BEHIND_CONTEXT = {"a photo of a person doing {}.": "person doing {}."}
+
+
+@dataclass(frozen=True)
+class TcpSettings(ContextSettings):
+    """TCP: textual class-aware prompts."""
+
+    knowledge_layer: Annotated[int, Bounds(1, DEEPEST)] = 9
+    """The text layer, from 1, before which the learned tokens give way to class-aware ones: 9 of
+    12; two thirds down in a text tower of another depth."""
+    knowledge_weight: Annotated[float, Bounds(0, 1_000_000)] = 8.0
+    """Weight of the distance between learned and zero-shot text features."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class Tcp(TwoTowers):
 
     Args:
         clip: the frozen CLIP.
-        context: m and the first values of v.
-        config: the layer, published as 9 of 12 and otherwise two thirds down, and the weight.
+        settings: m, the first values of v, the layer, published as 9 of 12 and otherwise two
+            thirds down, and the weight.
         trimming: what is left out of the text side.
 
     Raises:
@@ -62,38 +75,43 @@ class Tcp(TwoTowers):
     """
 
     title = "TCP"
+    Settings = TcpSettings
+    presets: ClassVar = {
+        "tcp": Preset(
+            {"optimiser": "adam", "lr": 2e-3, "eps": 1e-3, "epochs": 50, "batch": 32},
+            {"ctx_init": None},
+            by_data={"imagenet": {"epochs": 25}, "sun397": {"epochs": 25}},
+        )
+    }
 
-    def __init__(
-        self, clip: FrozenClip, context: ContextConfig, config: TcpConfig, trimming: Trimming
-    ) -> None:
+    def __init__(self, clip: FrozenClip, settings: TcpSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
         depth = len(clip.text.blocks)
-        self.layer = config.knowledge_layer
-        if self.layer == TcpConfig().knowledge_layer:
+        self.layer = settings.knowledge_layer
+        if self.layer == TcpSettings.knowledge_layer:
             self.layer = 2 * depth // 3 + 1
         elif self.layer > depth:
             raise InputError(
                 f"--knowledge-layer {self.layer}: expected at most {depth}, the text tower's depth"
             )
-        self.config, self.n_ctx, self.trimming = config, context.n_ctx, trimming
-        self.ctx_init = context.ctx_init
-        self.context = nn.Parameter(context_start(clip, context.ctx_init, context.n_ctx))
+        self.settings, self.trimming = settings, trimming
+        self.context = nn.Parameter(context_start(clip, settings.ctx_init, settings.n_ctx))
         joint = clip.vision.visual.proj.shape[1]
         self.narrow = nn.Linear(joint, joint // 4)
-        self.widen = nn.Linear(joint // 4, context.n_ctx * clip.text.width)
+        self.widen = nn.Linear(joint // 4, settings.n_ctx * clip.text.width)
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Tcp":
-        return cls(clip, config.context, config.tcp, config.trim)
+    def build(cls, clip: FrozenClip, settings: TcpSettings, surroundings: Surroundings) -> "Tcp":
+        return cls(clip, settings, surroundings.trimming)
 
-    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
-        return replace(config, tcp=replace(config.tcp, knowledge_layer=self.layer))
+    def resolved(self, settings: TcpSettings) -> TcpSettings:
+        return replace(settings, knowledge_layer=self.layer)
 
     def templates(self, template: str) -> tuple[str, ...]:
         """Of the knowledge, and of the learned words."""
         rest = BEHIND_CONTEXT.get(template, template[template.index("{}") :])
-        learned = context_template(self.ctx_init, self.n_ctx, rest)
+        learned = context_template(self.settings.ctx_init, self.settings.n_ctx, rest)
         return KNOWLEDGE.get(template, template), learned
 
     def prepare(self, names: Sequence[str], template: str) -> TcpClasses:
@@ -106,7 +124,7 @@ class Tcp(TwoTowers):
     def text_features(self, classes: TcpClasses) -> Tensor:
         clip, layout = self.clip, classes.layout
         table = clip.text.text.positional_embedding
-        words = self.context + table[1 : self.n_ctx + 1]
+        words = self.context + table[1 : self.settings.n_ctx + 1]
         class_words = self.class_words(classes.knowledge)
         learned = {1: partial(put_words, words=words)}
         class_aware = {self.layer: partial(_put_class_words, words=class_words)}
@@ -124,11 +142,11 @@ class Tcp(TwoTowers):
     def class_words(self, knowledge: Tensor) -> Tensor:
         """[C, m, Dt] of zero-shot features [C, Ds]."""
         hidden = ops.quick_gelu(self.narrow(knowledge))
-        return self.widen(hidden).unflatten(-1, (self.n_ctx, -1))
+        return self.widen(hidden).unflatten(-1, (self.settings.n_ctx, -1))
 
     def regularisation(self, text: Tensor, classes: TcpClasses) -> dict[str, Tensor]:
         cosine = (text * classes.knowledge).sum(-1)
-        return {"knowledge_loss": self.config.knowledge_weight * (1 - cosine.mean())}
+        return {"knowledge_loss": self.settings.knowledge_weight * (1 - cosine.mean())}
 
 
 def _put_class_words(x: Tensor, sheet: Sheet, words: Tensor) -> Tensor:

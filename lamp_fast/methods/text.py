@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import Block, FrozenClip, plant, through, tokenise
+from lamp_fast.clip import Block, FrozenClip, Trimming, plant, through, tokenise
 from lamp_fast.errors import InputError
-from lamp_fast.runs.config import Trimming
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import tokenise
-from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
+from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.methods.base import (
+    Method,
+    MethodSettings,
+    Surroundings,
+    frozen_image_features,
+    plain_text_features,
+)
 
 
 class ZeroShot(Method):
     """No parameters; ``classes`` is the normalised text features [C, Ds]."""
 
     title = "CLIP zero-shot"
+
+    @classmethod
+    def build(
+        cls, clip: FrozenClip, settings: MethodSettings, surroundings: Surroundings
+    ) -> "ZeroShot":
+        return cls(clip)
 
     def prepare(self, names: Sequence[str], template: str) -> Tensor:
         tokens = tokenise(self.clip, names, template)

@@ -19,11 +19,12 @@ import torch
 import tyro
 
 from lamp_fast import cli, train
+from lamp_fast.data import DataConfig
 from lamp_fast.fields import from_json
 from lamp_fast.files import read_json, write_json
 from lamp_fast.reproduce.queue import OUTCOME, TASK
 from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import DataConfig, TrainConfig
+from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import load_run, load_run_on
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, METRICS, RESULT
 from lamp_fast.runs.scoring import score_method
@@ -69,7 +70,7 @@ def _train(config: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | Non
     _take_over(job, attempt)
     begun = (run / CONFIG).is_file()
     if begun:
-        # With what was decided when it began, such as the block that fitted into memory.
+        # With what was resolved when it began, such as layers that follow the CLIP's.
         config = settings.load_config(run / CONFIG)
     if train.main(replace(config, out=run, resume=begun)) != 0:
         return None

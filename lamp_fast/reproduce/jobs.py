@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 import lamp_fast
-from lamp_fast.clip import ClipIdentity, load_clip
-from lamp_fast.data import Pictures
+from lamp_fast.clip import ClipConfig, ClipIdentity, load_clip
+from lamp_fast.data import DataConfig, Pictures
 from lamp_fast.fields import to_json
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
-from lamp_fast.runs.config import READS, ClipConfig, DataConfig, TrainConfig
+from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.experiment import find_source
 
 ZEROSHOT = "zeroshot"
@@ -107,7 +107,7 @@ class Identities:
             title=job.title,
             content={
                 "identity": identity,
-                "settings": to_json(job.settings),
+                "settings": to_saved(job.settings),
                 "target": None if job.target is None else to_json(job.target),
             },
             needs=needs,
@@ -126,9 +126,8 @@ class Identities:
 
 def read_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings, as JSON values, that a run's result depends on."""
-    values = to_json(config)
+    values = to_saved(config)
     aside, aside_of = list(_ASIDE), {name: list(each) for name, each in _ASIDE_OF.items()}
-    aside += unread_groups(config.method)
     if config.method == ZEROSHOT:
         aside += _UNTRAINED
         for name, each in _UNTRAINED_OF.items():
@@ -140,12 +139,6 @@ def read_settings(config: TrainConfig) -> dict[str, Any]:
         for name in names:
             values.get(group, {}).pop(name, None)
     return values
-
-
-def unread_groups(method: str) -> list[str]:
-    """Names of the groups of settings that a method does not read."""
-    groups = set().union(*READS.values())
-    return sorted(groups - set(READS.get(method, groups)))
 
 
 @functools.cache
@@ -220,9 +213,10 @@ def _sources() -> dict[str, Path]:
 
 
 def change(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """Set dotted settings, such as ``lamp.k`` or ``seed``."""
+    """Set dotted settings, such as ``optim.lr``, ``lamp.k`` (the method's own) or ``seed``."""
     for name, value in changes.items():
         group, dot, field = name.rpartition(".")
+        group = "own" if group == config.method else group
         if dot:
             value = replace(getattr(config, group), **{field: value})
         config = replace(config, **{group or field: value})

@@ -1,16 +1,17 @@
 """A table and the command line become jobs: which, with what settings, and what was left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from lamp_fast import cli
+from lamp_fast.clip import ClipConfig
+from lamp_fast.data import DataConfig
 from lamp_fast.data.sources.catalog import find
 from lamp_fast.errors import InputError
-from lamp_fast.fields import format_layers
+from lamp_fast.fields import flag_of, format_layers, validate
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.jobs import Job, change, describe_clip
 from lamp_fast.reproduce.tables import (
@@ -25,14 +26,13 @@ from lamp_fast.reproduce.tables import (
     imbalance_panels,
     shot_panels,
 )
-from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import ClipConfig, DataConfig, TrainConfig
+from lamp_fast.runs.config import TrainConfig, default_config, parse_flags
 
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """One table or figure of the paper. Flags of lamp_fast.train after a lone -- go to every run,
-    after the preset and before what the table itself varies."""
+    """One table or figure of the paper. Flags of lamp_fast.train after a lone -- go to every run
+    whose method has them, after the preset and before what the table itself varies."""
 
     table: Annotated[str, tyro.conf.Positional]
     """table1 to table7, table9 to table11, or figure3a to figure3d."""
@@ -136,10 +136,10 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
             for column in table.columns:
                 for seed in seeds:
                     trained = build(panel, row, column, seed)
-                    if row.method == "lamp" and max(trained.lamp.layers) > depth:
-                        too_deep = format_layers(trained.lamp.layers)
+                    if row.method == "lamp" and max(trained.own.layers) > depth:
+                        too_deep = format_layers(trained.own.layers)
                         continue
-                    settings.validate(trained)
+                    validate(trained)
                     target = None
                     if column.target is not None:
                         target = build.data(column.target, "all")
@@ -178,7 +178,7 @@ class _Settings:
         if pretrained is None and config.clip != "tiny":
             pretrained = "openai"
         self.clip = ClipConfig(config.clip, pretrained, config.weights_of)
-        self._bases: dict[tuple[str, ...], TrainConfig] = {}
+        self._bases: dict[tuple[str, str, int | None], TrainConfig] = {}
 
     def data(self, name: str, split: str) -> DataConfig:
         """A data set as a whole, nothing drawn from it."""
@@ -195,17 +195,39 @@ class _Settings:
         return replace(config, data=config.data.resolved())
 
     def _base(self, method: str, data: str, shots: int | None) -> TrainConfig:
-        asked = ["--method", method, "--data", data, "--split", self.table.split]
-        asked += ["--clip", self.config.clip]
-        asked += [] if shots is None else ["--shots", str(shots)]
-        # The preset is LAMP's; what another method was published with is the method's own affair.
-        asked += ["--preset", self.table.preset] if method == "lamp" else []
-        if tuple(asked) not in self._bases:
-            base = replace(settings.default_config(asked), method=method)
-            if self.flags:
-                base = cli.parse(TrainConfig, self.flags, default=base)
-            self._bases[tuple(asked)] = base
-        return self._bases[tuple(asked)]
+        key = method, data, shots
+        if key not in self._bases:
+            base = default_config(
+                {
+                    "method": method,
+                    "data": data,
+                    "split": self.table.split,
+                    "clip": self.config.clip,
+                    "shots": shots,
+                    # LAMP's; what another method was published with is the method's own affair.
+                    "preset": self.table.preset if method == "lamp" else None,
+                }
+            )
+            flags = self._flags_for(method)
+            self._bases[key] = parse_flags(flags, base) if flags else base
+        return self._bases[key]
+
+    def _flags_for(self, method: str) -> list[str]:
+        """The user's flags without those that other methods of the table have and this one has not:
+        LAMP's layers go to LAMP's rows."""
+        rows = {row.method for row in self.table.rows}
+        own, others = (
+            {flag_of(each.name) for name in names for each in fields(METHODS[name].Settings)}
+            for names in ({method}, rows - {method})
+        )
+        kept: list[str] = []
+        taken = True
+        for word in self.flags:
+            if word.startswith("--"):
+                flag = word.partition("=")[0].replace("--no-", "--", 1)
+                taken = flag in own or flag not in others
+            kept += [word] if taken else []
+        return kept
 
 
 def _narrow(config: ReproduceConfig) -> tuple[Table, list[str]]:

@@ -4,7 +4,7 @@ Training, evaluation and prediction assemble the same way, so a saved config is 
 """
 
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, check_distinct, load_clip, tokenise, warn_if_random
+from lamp_fast.clip import FrozenClip, check_distinct, tokenise
 from lamp_fast.data import (
     Benchmark,
+    DataConfig,
     DataSource,
     DecodedCache,
     Table,
@@ -32,20 +33,14 @@ from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.sources import catalog
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
-from lamp_fast.fields import format_layers, to_json
-from lamp_fast.methods import METHODS, Method, RunClasses, build_method
-from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import DataConfig, MachineConfig, TrainConfig
+from lamp_fast.fields import to_json, validate
+from lamp_fast.methods import Method, RunClasses
+from lamp_fast.runs.building import build_clip, build_method
+from lamp_fast.runs.config import TrainConfig, to_saved
+from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.ranks import ALONE, Ranks, place
+from lamp_fast.runs.record import Record
 from lamp_fast.runs.saved import SavedRun, load
-
-DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
-
 
 # The readable pictures of a run, the names of the others, the sha256 of all that is read.
 Checked = tuple[Benchmark, tuple[str, ...], str]
@@ -59,6 +54,7 @@ class Experiment:
         config: the settings with every "auto" resolved.
         unreadable: names of the pictures that were skipped.
         data_hash: sha256 over names, labels and bytes of every picture of the run.
+        block: how many (image, class) pairs the method encodes at once; None where it does not ask.
     """
 
     config: TrainConfig
@@ -68,6 +64,7 @@ class Experiment:
     method: Method
     data_hash: str
     unreadable: tuple[str, ...]
+    block: int | None = None
 
     @property
     def test_transform(self) -> Transform:
@@ -102,21 +99,16 @@ class Experiment:
                 f"data    skipped {len(self.unreadable)} unreadable, first {self.unreadable[0]}"
             )
         method = f"method  {config.method}, {self.method.trainable_parameters():,} parameters"
-        if config.method == "lamp":
-            lamp = config.lamp
-            method += (
-                f", preset {config.preset}: K={lamp.k} S={lamp.s} D={lamp.d} M={lamp.m}"
-                f" layers {format_layers(lamp.layers)} beta={lamp.beta:g}"
-                f" gamma={lamp.gamma:g} text per {lamp.text_query}, {config.machine.path} path"
-            )
-        elif config.preset is not None:
-            method += f", preset {config.preset}: {settings.describe_read(config)}"
+        if config.preset is not None:
+            optim = {name: getattr(config.optim, name) for name in ("optimiser", "lr", "batch")}
+            method += f", preset {config.preset}: {self.method.describe(config.own, optim)}"
         return [*lines, method]
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
         return {
-            "settings": to_json(replace(self.config, resume=False, overwrite=False)),
+            "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
+            "block": self.block,
             "version": lamp_fast.__version__,
             "commit": _commit(),
             "torch": torch.__version__,
@@ -135,7 +127,7 @@ class Experiment:
 def assemble(
     config: TrainConfig,
     checked: Checked | None = None,
-    recorded_clip: Mapping[str, Any] | None = None,
+    begun: Record | None = None,
     saved: SavedRun | None = None,
 ) -> Experiment:
     """Build every part of a run; nothing is written.
@@ -143,21 +135,20 @@ def assemble(
     Args:
         config: the settings.
         checked: what :func:`check_data` gave for them, where another process has called it.
-        recorded_clip: for a run that goes on, the CLIP of its record.
+        begun: of a run that goes on, its record.
         saved: the finished run whose method it is, in place of a fresh one.
 
     Raises:
         InputError: the first setting that cannot be served.
     """
-    settings.validate(config)
-    if config.method not in METHODS:
-        raise InputError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
+    validate(config)
     machine, device = resolve_machine(config.machine)
     config = replace(config, machine=machine, data=config.data.resolved())
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
-    clip = build_clip(config, recorded_clip if saved is None else saved.record.values["clip"])
+    record = begun if saved is None else saved.record
+    clip = build_clip(config, None if record is None else record.values["clip"])
     listed = checked[0] if checked else load_data(config.data, config.seed)[1]
     torch.manual_seed(config.seed)
     if saved is None:
@@ -165,16 +156,18 @@ def assemble(
     else:
         method = saved.method(clip, config)
     # Names that a run was begun with are its own; those of another data set are tested anew.
-    begun = recorded_clip is not None or (saved is not None and checked is None)
-    check_class_prompts(method, listed, distinct=not begun)
+    own = begun is not None or (saved is not None and checked is None)
+    check_class_prompts(method, listed, distinct=not own)
     benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
     cache = None
     if config.machine.cache_size and benchmark.train.arrays is None:
         cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
     benchmark = decode_through(benchmark, cache, config.data.downscale)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
-    config = method.decided(config, names, benchmark.template)
-    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
+    block = config.trim.block or (None if record is None else record.block)
+    block = method.choose_block(names, benchmark.template, block)
+    config = replace(config, own=method.resolved(config.own))
+    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable), block)
 
 
 def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool) -> None:
@@ -204,7 +197,7 @@ def check_data(config: TrainConfig) -> Checked:
     Raises:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
-    settings.validate(config)
+    validate(config)
     return _check_pictures(load_data(config.data, config.seed)[1], config)
 
 
@@ -218,7 +211,7 @@ def check_target(data: DataConfig) -> Checked:
     Raises:
         InputError: see :func:`load_source` and :func:`check_benchmark`.
     """
-    settings.validate(TrainConfig(data=data))
+    validate(data)
     benchmark = transfer_benchmark(find_source(data, only_test=True))
     return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
 
@@ -244,58 +237,6 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
         source, split=data.split, imb=data.imb, cap=data.cap, shots=data.shots, seed=seed
     )
     return source, benchmark
-
-
-def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:
-    """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
-
-    ``recorded`` is the CLIP of the run's record, where there is one: it decides how weights are
-    used, wherever they lie now.
-
-    Raises:
-        InputError: see :func:`load_clip`.
-    """
-    clip = load_clip(
-        config.clip.clip,
-        config.clip.pretrained,
-        weights_of=config.clip.weights_of,
-        recorded=recorded,
-        init_seed=config.clip.init_seed,
-        device=config.machine.device,
-        dtype=DTYPES[config.machine.precision],
-        fold=config.trim.fold_quick_gelu,
-    )
-    warn_if_random(clip.identity)
-    return clip
-
-
-def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device]:
-    """Decide every "auto" of the machine; the device is there.
-
-    Raises:
-        InputError: a device that is not, or a precision that it cannot compute in.
-    """
-    name = machine.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
-    precision = machine.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
-    transforms = machine.transforms
-    if transforms == "auto":
-        transforms = "device" if device.type == "cuda" else "host"
-    machine = replace(machine, device=str(device), precision=precision, transforms=transforms)
-    return machine, device
 
 
 def load_run(

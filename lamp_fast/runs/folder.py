@@ -5,18 +5,19 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lamp_fast.cli import expand_path
+from lamp_fast.data.settings import OWN_DATA, DataConfig
 from lamp_fast.data.sources import catalog
 from lamp_fast.errors import InputError
-from lamp_fast.fields import peek
 from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import OWN_DATA, DataConfig, TrainConfig
+from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.ranks import launch_id, restarted, restarts
 from lamp_fast.runs.record import holds_record, read_record
 from lamp_fast.runs.tensorboard import FOLDER as EVENTS
@@ -266,17 +267,28 @@ def refuse_nested(out: Path, data: DataConfig) -> None:
             raise InputError(f"--out {out}: holds {flag} {place}, expected another folder")
 
 
-def resumed_defaults(argv: Sequence[str]) -> TrainConfig:
-    """Defaults of the command line; with ``--resume``, the settings that the run was begun with.
+def resumed_defaults(given: Mapping[str, Any]) -> TrainConfig:
+    """What explicit values override: with ``resume``, the settings that the run was begun with,
+    else as :func:`lamp_fast.runs.config.default_config` says.
 
     So too where torchrun starts the ranks of a run again.
+
+    Args:
+        given: values by their flags' names, of the command line or of Python.
+
+    Raises:
+        InputError: see :func:`lamp_fast.runs.config.default_config`, or another method than that of
+            the run to go on with.
     """
-    out = peek(argv, "out").get("out")
-    saved = None if out is None else expand_path(out) / CONFIG
-    resuming = "--resume" in argv or (out is not None and _goes_on(expand_path(out)))
-    if resuming and saved is not None and saved.is_file():
-        return read_record(saved).settings
-    return settings.default_config(argv)
+    out = None if given.get("out") is None else expand_path(given["out"])
+    if not (given.get("resume") or _goes_on(out)) or out is None or not (out / CONFIG).is_file():
+        return settings.default_config(given)
+    config = read_record(out / CONFIG).settings
+    if (method := given.get("method", config.method)) != config.method:
+        raise InputError(
+            f"--resume --method {method}: the run in {out} was begun with {config.method}"
+        )
+    return config
 
 
 def choose_folder(config: TrainConfig, stack: contextlib.ExitStack) -> tuple[TrainConfig, Path]:

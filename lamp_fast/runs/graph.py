@@ -44,8 +44,7 @@ def objection(
         return "several ranks"
     if config.machine.precision == "fp16":
         return "fp16's loss scaler decides on the host"
-    shares = config.trim.share_routes and config.lamp.text_query == "image"
-    if shares and config.optim.batch >= SHARE_FROM_BATCH:
+    if method.shares_routes and config.optim.batch >= SHARE_FROM_BATCH:
         return f"images share routes from a batch of {SHARE_FROM_BATCH} on (--no-share-routes)"
     return None
 

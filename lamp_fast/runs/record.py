@@ -14,10 +14,10 @@ from typing import Any
 
 from lamp_fast.data.sources import catalog
 from lamp_fast.errors import InputError
-from lamp_fast.fields import format_layers, parse_layers, to_json
+from lamp_fast.fields import format_layers, parse_layers, validate
 from lamp_fast.files import parse_json, read_json
 from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.config import TrainConfig, to_saved
 
 # A plot's axes go a little beyond what they show, which must stay finite.
 MAX_SHOWN = 1e30
@@ -63,6 +63,8 @@ class Record:
         version, commit, torch: the program that wrote it.
         clip, data: what the settings led to.
         launch: of the torchrun that began it, if one did.
+        block: (image, class) pairs at once, decided when it was begun, so that a run that goes on,
+            or is scored again, adds up in the same order; None where nothing was decided.
         values: all of it as JSON values, with every setting that this version knows.
     """
 
@@ -73,6 +75,7 @@ class Record:
     clip: SavedClip
     data: SavedData
     launch: str | None
+    block: int | None
     values: Mapping[str, Any]
 
 
@@ -82,6 +85,7 @@ class _Program:
     torch: str
     commit: str | None = None
     launch: str | None = None
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,13 +133,13 @@ def read_record(file: Path) -> Record:
     if not is_record(values):
         raise InputError(f"{file}: not the {file.name} of a run")
     config = settings.saved_settings(values["settings"], f"{file}: settings")
-    settings.validate(config)
-    for name, layers in (
-        ("lamp.layers", config.lamp.layers),
-        ("mma.adapter_layers", config.mma.adapter_layers),
-    ):
-        _check_layers(layers, f"{file}: settings.{name}")
+    validate(config)
+    for name, value in vars(config.own).items():
+        if isinstance(value, tuple):
+            _check_layers(value, f"{file}: settings.{config.method}.{name}")
     program = _read_as(_Program, values, str(file))
+    if program.block is not None and program.block < 1:
+        raise InputError(f"{file}: block {program.block}: expected at least 1")
     data = _read_as(SavedData, values["data"], f"{file}: data")
     if data.template.count("{}") != 1:
         raise InputError(f"{file}: data.template {data.template!r}: expected {{}} once")
@@ -156,7 +160,8 @@ def read_record(file: Path) -> Record:
         clip=_read_as(SavedClip, values["clip"], f"{file}: clip"),
         data=data,
         launch=program.launch,
-        values={**values, "commit": program.commit, "settings": to_json(config)},
+        block=program.block,
+        values={**values, "commit": program.commit, "settings": to_saved(config)},
     )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lamp_fast.clip import FrozenClip
 from lamp_fast.errors import InputError
 from lamp_fast.files import load_tensors, read_json
-from lamp_fast.methods import METHODS, Method, RunClasses, build_method
+from lamp_fast.methods import Method, RunClasses
+from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS, finished_file
 from lamp_fast.runs.record import Record, check_facts, check_rows, read_record
@@ -71,6 +72,8 @@ class SavedRun:
         with torch.random.fork_rng(devices=[]):  # a fresh method draws what is then overwritten
             method = build_method(clip, config, self.classes)
         method.load_state_dict(dict(self.tensors), strict=True)
+        if (block := config.trim.block or self.record.block) is not None:
+            method.choose_block(self.classes.base, self.record.data.template, block)
         return method
 
 
@@ -83,11 +86,6 @@ def load(folder: Path) -> SavedRun:
     """
     file = folder / CONFIG
     record = read_record(file)
-    if record.settings.method not in METHODS:
-        raise InputError(
-            f"{file}: settings.method {record.settings.method!r}: expected one of"
-            f" {', '.join(METHODS)}"
-        )
     weights = folder / WEIGHTS
     if (folder / LEARNED).is_file() or not weights.is_file():
         weights = finished_file(folder, LEARNED)

@@ -12,12 +12,11 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast.cli import expand_path
-from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.data import DataConfig, Pictures, evaluation_batches
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_bytes, write_csv, write_json
 from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
-from lamp_fast.runs.config import DataConfig
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
 from lamp_fast.runs.metrics import Scores, group_accuracy, harmonic_mean, scores

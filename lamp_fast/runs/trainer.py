@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast.data import evaluation_batches, training_batches
-from lamp_fast.methods.base import Criterion, TrainingSet
+from lamp_fast.methods.base import TrainingSet
 from lamp_fast.runs import checkpoint, graph
 from lamp_fast.runs.checkpoint import Progress
-from lamp_fast.runs.config import OptimConfig
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, Outcome
+from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
 from lamp_fast.runs.tensorboard import EventWriter
 
@@ -26,52 +25,6 @@ STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
 
 class NonFiniteLossError(Exception):
     """Training diverged; the message names the step and the last good checkpoint."""
-
-
-def learning_rate(optim: OptimConfig, epoch: int) -> float:
-    """The rate of an epoch (from 0) as the peers step it: constant warm-up, then cosine.
-
-    lr / 2 (1 + cos(pi (e - W) / E)) with E all epochs, W the warm-up ones (none when E is 1), so it
-    never reaches 0. With ``lr_end`` the cosine falls from lr towards that.
-    """
-    warmup = optim.warmup_epochs if optim.epochs > 1 else 0
-    if epoch < warmup:
-        return optim.warmup_lr
-    height = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / optim.epochs))
-    return optim.lr_end + (optim.lr - optim.lr_end) * height
-
-
-def build_criterion(optim: OptimConfig, counts: Sequence[int], device: torch.device) -> Criterion:
-    """Cross-entropy, with logit adjustment CE(logits + tau log prior) where it is on."""
-    if not optim.logit_adjustment:
-        return F.cross_entropy
-    prior = torch.tensor(counts, dtype=torch.float64, device=device)
-    shift = optim.tau * (prior / prior.sum()).log()
-    return lambda logits, labels: F.cross_entropy(logits + shift.to(logits.dtype), labels)
-
-
-def build_optimiser(
-    optim: OptimConfig, parameters: Sequence[Tensor], device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW or Adam with the paper's betas, or SGD with the peers' momentum.
-
-    On a GPU one fused kernel that reads its rate (and Adam's step count) there, captured or not.
-    """
-    # torch refuses an optimiser of nothing; a method without parameters takes the same road.
-    parameters = parameters or [torch.empty(0, device=device)]
-    common = {"lr": optim.lr, "weight_decay": optim.weight_decay}
-    if device.type == "cuda":
-        common |= {"lr": torch.tensor(optim.lr, device=device), "fused": True}
-    if optim.optimiser == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, **common)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimiser]
-    return kind(
-        parameters,
-        betas=(0.9, 0.999),
-        eps=optim.eps,
-        capturable=device.type == "cuda",
-        **common,
-    )
 
 
 class Trainer:

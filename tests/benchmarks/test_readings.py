@@ -11,8 +11,9 @@ from benchmarks.letters import Shift, letters
 from benchmarks.readings import PRESET, Run
 from lamp_fast.data import build_benchmark
 from lamp_fast.errors import InputError
+from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.pretrain import glyphs
-from lamp_fast.runs.config import LampConfig, default_config
+from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.scoring import evaluate_rows
 
@@ -36,7 +37,7 @@ def test_the_shift_leaves_zero_shot_between_60_and_90_percent():
     benchmark = build_benchmark(
         letters(), split="base-new", imb=10, cap=readings.CAP, shots=None, seed=1
     )
-    config = default_config(["--method", "zeroshot"])
+    config = default_config({"method": "zeroshot"})
     experiment = assemble(config, (benchmark, (), "letters"))
     (zero_shot,) = evaluate_rows(experiment, 0.0, adapted=False)
     assert 0.6 < zero_shot.base.accuracy < 0.9
@@ -45,12 +46,12 @@ def test_the_shift_leaves_zero_shot_between_60_and_90_percent():
 
 def test_a_row_changes_what_it_says_and_nothing_else():
     preset = readings.run_config(Run(PRESET, 10, 1))
-    assert preset.lamp == replace(LampConfig(), layers=(3, 4, 5, 6), adapt_passes=10)
+    assert preset.own == replace(LampSettings(), layers=(3, 4, 5, 6), adapt_passes=10)
     for row, changes in readings.ROWS.items():
         config = readings.run_config(Run(row, 10, 1))
         assert (config.optim != preset.optim) == ("logit_adjustment" in changes)
         changed = {name: value for name, value in changes.items() if name != "logit_adjustment"}
-        assert config.lamp == replace(preset.lamp, **changed)
+        assert config.own == replace(preset.own, **changed)
     files = {Run(row, 10, 1).file(readings.Path("x")) for row in readings.ROWS}
     assert len(files) == len(readings.ROWS)
 

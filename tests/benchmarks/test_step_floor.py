@@ -23,7 +23,7 @@ from benchmarks.measuring.names import CALTECH101, base_and_new, numbered
 from benchmarks.measuring.steps import SMALL, Cell, Line, random_clip
 from benchmarks.measuring.timing import CPU, interleave, time_steps
 from lamp_fast.methods import Lamp
-from lamp_fast.runs.config import LampConfig
+from lamp_fast.methods.lamp import LampSettings
 
 NAMES = ["dog", "old dog", "cat", "sea horse"]
 
@@ -81,7 +81,7 @@ def test_arithmetic_agrees_with_the_flop_floor(small_clip):
     """Against :func:`step_floor`, which leaves out what this has and has what this leaves out, so
     that the two bracket each other."""
     clip, images = small_clip(), 16
-    config = LampConfig(k=1, s=1, d=8, m=4, layers=(2, 3, 4))
+    config = LampSettings(k=1, s=1, d=8, m=4, layers=(2, 3, 4))
     classes = Lamp(clip, config).prepare(NAMES, "a photo of a {}.")
     rows = images * sum(map(len, classes.forests))
     train, evaluation = step_floor(clip, images, rows, images * len(NAMES), first_layer=2)
@@ -204,7 +204,7 @@ def test_names_go_on_beyond_the_list():
 def test_a_line_of_an_epoch_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "cache"))
     config = bench_gpu_step.epoch_config(tmp_path, count=12, batch=4, workers=0)
-    config = replace(config, lamp=replace(config.lamp, layers=(5, 6)))
+    config = replace(config, own=replace(config.own, layers=(5, 6)))
     assert bench_gpu_step.epoch_over_steps(config, bench_gpu_step.one_step) > 0
 
 

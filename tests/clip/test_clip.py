@@ -16,8 +16,9 @@ from lamp_fast.clip import (
 )
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.methods import RunClasses
 from lamp_fast.methods.base import plain_image_features, plain_text_features
+from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 
 VISION = {"image_size": 16, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}

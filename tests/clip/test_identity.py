@@ -218,7 +218,7 @@ def test_a_run_resumes_and_is_scored_as_it_was_trained(run, weights, no_warning)
     for name in (LEARNED, RESULT):
         (run / name).unlink()
     assert (run / CHECKPOINT).is_file()
-    config = replace(resumed_defaults(["--out", str(run), "--resume"]), out=run, resume=True)
+    config = replace(resumed_defaults({"out": run, "resume": True}), out=run, resume=True)
     assert train.main(config) == 0
     again = json.loads((run / RESULT).read_text())
     assert [row["acc_base"] for row in again] == [row["acc_base"] for row in expected]

@@ -14,13 +14,12 @@ import torch
 from PIL import Image, ImageSequence
 
 import lamp_fast
-from lamp_fast import cli
+from lamp_fast import train
 from lamp_fast.classifier import Classifier, training_settings
 from lamp_fast.data import evaluation_batches, load_source
 from lamp_fast.errors import InputError
-from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import load_run
-from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, resumed_defaults
+from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT
 from lamp_fast.runs.trainer import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
@@ -368,8 +367,7 @@ FLAGS = [
 
 @pytest.mark.parametrize(("flags", "argv"), FLAGS, ids=lambda value: " ".join(value)[:40])
 def test_keywords_mean_what_the_command_line_means(flags, argv):
-    default = resumed_defaults(argv)
-    assert training_settings(flags) == cli.parse(TrainConfig, argv, default=default)
+    assert training_settings(flags) == train.read_flags(argv)
 
 
 @pytest.mark.parametrize(

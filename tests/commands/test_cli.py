@@ -16,7 +16,7 @@ from lamp_fast.classifier import Classifier, training_settings
 from lamp_fast.clip import load_clip
 from lamp_fast.data.decoded import FOLDER_VARIABLE, default_folder
 from lamp_fast.errors import InputError
-from lamp_fast.runs.config import TrainConfig, default_config
+from lamp_fast.runs.config import choosing_flags, default_config
 from lamp_fast.runs.folder import resumed_defaults
 
 
@@ -59,13 +59,13 @@ def test_keywords_and_what_is_looked_at_first(home):
     (home / "run").mkdir()
     (home / "run" / "config.json").write_text("{}")
     for look in (
-        lambda: default_config(["--config=~/none.json"]),
+        lambda: default_config(choosing_flags(["--config=~/none.json"])),
+        lambda: resumed_defaults(choosing_flags(["--out=~/run", "--resume"])),
         lambda: Classifier.load("~/run"),
         lambda: Classifier.from_pretrained("~/run"),
     ):
         with pytest.raises(InputError, match=str(home)):
             look()
-    assert resumed_defaults(["--out=~/run", "--resume"]) == TrainConfig()
     (home / "w.pt").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"--pretrained ~/w\.pt: not weights of this model"):
         load_clip("ViT-B-32", "~/w.pt", weights_of="openai")
@@ -107,8 +107,8 @@ class Nothing:
     pass
 
 def main(config):
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         time.sleep(0.3)

@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
                 config,
                 optim=replace(config.optim, epochs=1, warmup_epochs=0),
                 machine=replace(config.machine, threads=1),
-                lamp=replace(config.lamp, adapt_passes=1, **KINDS[kind]),
+                own=replace(config.own, adapt_passes=1, **KINDS[kind]),
             )
             assert train.main(config) == 0
             made[kind] = config.out

@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ from lamp_fast.files import write_csv
 # What a folder may be called and a terminal must not see.
 CLASSES = ("ant\x1b]0;title\x07", "bee\nline", "=1+1")
 COMMANDS = {
-    "train": (train.TrainConfig, train.main, {"default": train.resumed_defaults}),
-    "evaluate": (evaluate.EvaluateConfig, evaluate.main, {}),
-    "predict": (predict.PredictConfig, predict.main, {}),
-    "data": (describe.DescribeConfig, describe.main, {}),
+    "train": (train.read_flags, train.main),
+    "evaluate": (partial(cli.parse, evaluate.EvaluateConfig), evaluate.main),
+    "predict": (partial(cli.parse, predict.PredictConfig), predict.main),
+    "data": (partial(cli.parse, describe.DescribeConfig), describe.main),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never seen in the tiny", "ignore:Glyph")
@@ -44,11 +45,11 @@ def draw(root, *names, count=4):
 
 def call(capsys, command, *arguments):
     """Exit code, output and error; neither may hold what could steer a terminal."""
-    config, main, options = COMMANDS[command]
+    read, main = COMMANDS[command]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_quieten", lambda: None)
         with pytest.raises(SystemExit) as stop:
-            cli.run(config, main, [str(each) for each in arguments], **options)
+            cli.run_read(read, main, [str(each) for each in arguments])
     output = capsys.readouterr()
     for text in (output.out, output.err):
         assert all(line.isprintable() for line in text.split("\n"))
@@ -57,11 +58,12 @@ def call(capsys, command, *arguments):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run on three classes of odd names, in the folder of its pictures."""
+    """A run on three classes of odd names, moved into the folder of its pictures."""
     root = draw(tmp_path_factory.mktemp("own") / "pictures", *CLASSES, count=6)
     arguments = {"data": "folder", "root": root, "epochs": 1, "warmup_epochs": 0, "threads": 1}
-    Classifier.train(**arguments, out=root / "runs" / "first")
-    return root / "runs" / "first"
+    Classifier.train(**arguments, out=root.parent / "first")
+    (root / "runs").mkdir()
+    return (root.parent / "first").rename(root / "runs" / "first")
 
 
 def test_training_tells_what_it_drew_and_what_it_left_out(run, tmp_path, capsys):

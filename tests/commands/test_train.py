@@ -16,10 +16,11 @@ import torch
 from lamp_fast import train
 from lamp_fast.errors import InputError
 from lamp_fast.files import load_tensors
-from lamp_fast.runs.config import OptimConfig, TrainConfig, apply_preset
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble, load_run
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, resumed_defaults
-from lamp_fast.runs.trainer import Trainer, build_criterion, learning_rate
+from lamp_fast.runs.optimisation import OptimConfig, build_criterion, learning_rate
+from lamp_fast.runs.trainer import Trainer
 
 FILES = {
     "activations.png",
@@ -41,7 +42,7 @@ def settings(out: Path, **optim) -> TrainConfig:
     config = apply_preset(TrainConfig(out=out), "tiny")
     return replace(
         config,
-        lamp=replace(config.lamp, adapt_passes=1),
+        own=replace(config.own, adapt_passes=1),
         optim=replace(config.optim, **({"epochs": 2} | optim)),
     )
 
@@ -191,7 +192,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path, text_query):
         config = settings(tmp_path / str(pieces), accumulate=pieces, epochs=1, warmup_epochs=0)
         config = replace(
             config,
-            lamp=replace(config.lamp, text_query=text_query),
+            own=replace(config.own, text_query=text_query),
             machine=replace(config.machine, precision="fp64"),
         )
         assert train.main(config) == 0
@@ -256,9 +257,9 @@ def test_evaluate_refuses_another_clip(finished, tmp_path):
 
 
 def test_saved_settings_serve_as_defaults(finished):
-    config = resumed_defaults(["--config", str(finished[0] / "config.json")])
+    config = resumed_defaults({"config": finished[0] / "config.json"})
     assert config.optim.epochs == 2
-    assert config.lamp.layers == (3, 4, 5, 6)
+    assert config.own.layers == (3, 4, 5, 6)
     assert config.preset == "tiny"
     assert config.out is None  # another run than the one whose settings it takes
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from lamp_fast import cli, evaluate
-from lamp_fast.data import evaluation_batches, load_source
+from lamp_fast.data import DataConfig, evaluation_batches, load_source
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
 from lamp_fast.files import load_tensors, save_tensors, write_json
 from lamp_fast.methods import ZeroShot
-from lamp_fast.runs.config import DataConfig, default_config
+from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
 from lamp_fast.runs.scoring import transfer_rows
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     for seed in range(24):
         part = "train" if seed % 3 else "test"
         draw(pictures / part / "abcd"[seed % 4] / f"{seed}.png", seed)
-    config = default_config([])
+    config = default_config({})
     data = DataConfig(data="folder", root=pictures, split="base-new")
     machine = replace(config.machine, threads=1)
     experiment = assemble(replace(config, data=data, machine=machine))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from lamp_fast.data import (
+    DataConfig,
     Pictures,
     Table,
     build_benchmark,
@@ -27,8 +28,8 @@ from lamp_fast.data import (
 from lamp_fast.data.sources import digits
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform, training_transform
 from lamp_fast.errors import InputError
-from lamp_fast.fields import from_json
-from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset, validate
+from lamp_fast.fields import validate
+from lamp_fast.runs.config import TrainConfig, apply_preset, saved_settings
 from lamp_fast.runs.experiment import assemble
 
 NO_DRAW = {"imb": 1, "cap": None, "shots": None, "seed": 1}
@@ -619,7 +620,7 @@ def test_a_run_on_a_table(tmp_path):
     assert experiment.benchmark.base_names == ("ant", "red fox")
     assert experiment.benchmark.new_names == ()
     assert experiment.benchmark.counts.tolist() == [1, 2]
-    saved = from_json(TrainConfig, experiment.record()["settings"])
+    saved = saved_settings(experiment.record()["settings"], "config.json")
     assert saved.data == experiment.config.data
     assert (saved.data.split, saved.data.imb, saved.data.cap) == ("all", 1, None)
     assert assemble(saved).data_hash == experiment.data_hash
@@ -637,7 +638,7 @@ def test_a_run_on_a_table(tmp_path):
     ],
 )
 def test_settings_of_data_that_make_no_sense(given, expected):
-    assert refusal(validate, TrainConfig(data=DataConfig(**given))) == expected
+    assert refusal(validate, DataConfig(**given)) == expected
 
 
 @pytest.fixture

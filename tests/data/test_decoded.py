@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from lamp_fast import train
-from lamp_fast.data import DecodedCache, Pictures, decoded
+from lamp_fast.data import DataConfig, DecodedCache, Pictures, decoded
 from lamp_fast.data.pictures import check_pictures, decode
 from lamp_fast.files import load_tensors, read_json
-from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.folder import CONFIG, LEARNED
 
 LIMIT = 10**7

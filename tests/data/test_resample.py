@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from lamp_fast import train
-from lamp_fast.data import on_device
+from lamp_fast.data import DataConfig, on_device
 from lamp_fast.data.resample import Packed, PackTransform, join, pack, resample
 from lamp_fast.data.transforms import (
     Preprocessing,
@@ -21,7 +21,7 @@ from lamp_fast.data.transforms import (
 )
 from lamp_fast.files import load_tensors, read_json
 from lamp_fast.runs import trainer
-from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.folder import CONFIG, LEARNED, METRICS
 from lamp_fast.runs.trainer import Trainer

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lamp_fast.clip import tokenise
+from lamp_fast.clip import Trimming, tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.methods import Lamp, ZeroShot
+from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp import exact as lamp_exact
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import similarity_loss
-from lamp_fast.runs.config import LampConfig, Trimming
 
 # Both paths add up the same float64 numbers in another order: some hundred operations on values of
 # order 1 to 100 (logits), each rounded to 1.1e-16 relative.
@@ -84,7 +84,7 @@ def assert_same(exact, literal, images, labels, names, template):
 @pytest.mark.parametrize(("phi", "similarity_gradient"), READINGS)
 def test_exact_equals_literal(small_clip, text_query, layers, classes, phi, similarity_gradient):
     names, template = classes
-    config = LampConfig(
+    config = LampSettings(
         k=2,
         s=2,
         d=6,
@@ -108,7 +108,7 @@ def test_exact_equals_literal(small_clip, text_query, layers, classes, phi, simi
 @pytest.mark.parametrize(("vision_layers", "text_layers"), [(5, 3), (3, 5)])
 def test_towers_of_unequal_depth(small_clip, text_query, vision_layers, text_layers):
     """Further blocks of the longer tower carry no prompts."""
-    config = LampConfig(k=2, s=1, d=6, m=4, layers=(1, 2, 3), text_query=text_query)
+    config = LampSettings(k=2, s=1, d=6, m=4, layers=(1, 2, 3), text_query=text_query)
     exact, literal = lamp_pair(small_clip(vision_layers, text_layers), config)
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     assert_same(exact, literal, images, torch.tensor([1, 0]), *CLASS_SETS["mixed"])
@@ -132,7 +132,7 @@ def test_towers_of_unequal_depth(small_clip, text_query, vision_layers, text_lay
 @pytest.mark.parametrize("text_query", ["image", "class"])
 def test_ablations(small_clip, change, text_query):
     settings = {"k": 2, "s": 2, "d": 6, "m": 5, "layers": (2, 3), "text_query": text_query}
-    exact, literal = lamp_pair(small_clip(3, 3), LampConfig(**(settings | change)))
+    exact, literal = lamp_pair(small_clip(3, 3), LampSettings(**(settings | change)))
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     assert_same(exact, literal, images, torch.tensor([1, 0, 2]), *CLASS_SETS["mixed"])
 
@@ -140,7 +140,7 @@ def test_ablations(small_clip, change, text_query):
 @pytest.mark.parametrize("path", ["exact", "literal"])
 def test_the_order_of_prompts_does_not_matter(small_clip, path):
     """Permuting the pool (and its bias) permutes nothing that a user sees."""
-    config = LampConfig(k=3, s=2, d=6, m=6, layers=(2, 3))
+    config = LampSettings(k=3, s=2, d=6, m=6, layers=(2, 3))
     lamp = Lamp(small_clip(3, 3), config, path)
     lamp.image_balance.bias.normal_(std=0.05)
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -159,7 +159,7 @@ def test_the_order_of_prompts_does_not_matter(small_clip, path):
 @pytest.mark.parametrize(("block", "most_rows"), [(1, 1), (2, 8), (5, 12), (1000, 16)])
 def test_blocks_change_nothing(small_clip, block, most_rows):
     """Neither logits nor gradients; blocks of one image and one class, and of several of both."""
-    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3))
+    config = LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3))
     _, literal = lamp_pair(small_clip(3, 3), config)
     blocked = Lamp(literal.clip, config, trimming=Trimming(block=block, most_rows=most_rows))
     blocked.load_state_dict(literal.state_dict())
@@ -175,7 +175,7 @@ SWITCHES = [each.name for each in fields(Trimming) if each.type is bool]
 @pytest.mark.parametrize("off", [*SWITCHES, "all"])
 def test_every_trimming_can_be_switched_off(small_clip, off, text_query):
     trimming = Trimming(**{name: False for name in SWITCHES if off in (name, "all")})
-    config = LampConfig(k=2, s=2, d=6, m=5, layers=(2, 4), text_query=text_query)
+    config = LampSettings(k=2, s=2, d=6, m=5, layers=(2, 4), text_query=text_query)
     _, literal = lamp_pair(small_clip(4, 5), config)
     trimmed = Lamp(literal.clip, config, trimming=trimming)
     trimmed.load_state_dict(literal.state_dict())
@@ -185,7 +185,7 @@ def test_every_trimming_can_be_switched_off(small_clip, off, text_query):
 
 def test_images_with_equal_routes_share_and_still_differ(small_clip):
     """Two equal pictures, one that parts from them late, one of its own; in layers 1 to 3."""
-    config = LampConfig(k=1, s=1, d=6, m=3, layers=(1, 2, 3))
+    config = LampSettings(k=1, s=1, d=6, m=3, layers=(1, 2, 3))
     exact, literal = lamp_pair(small_clip(3, 3), config)
     first = torch.randn(1, 3, 16, 16, dtype=torch.float64)
     images = torch.cat([first, first, first + 0.05, torch.randn_like(first)])
@@ -194,14 +194,14 @@ def test_images_with_equal_routes_share_and_still_differ(small_clip):
 
 @pytest.mark.parametrize("text_query", ["image", "class"])
 def test_no_pictures(small_clip, text_query):
-    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query=text_query)
+    config = LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3), text_query=text_query)
     lamp = Lamp(small_clip(3, 3), config)
     classes = lamp.prepare(*CLASS_SETS["mixed"])
     assert lamp.logits(torch.zeros(0, 3, 16, 16, dtype=torch.float64), classes).shape == (0, 3)
 
 
 def test_forward_moves_nothing(small_clip):
-    lamp = Lamp(small_clip(3, 3), LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3)))
+    lamp = Lamp(small_clip(3, 3), LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3)))
     before = {name: each.clone() for name, each in lamp.state_dict().items()}
     lamp(torch.randn(4, 3, 16, 16, dtype=torch.float64), lamp.prepare(*CLASS_SETS["mixed"]))
     for name, each in lamp.state_dict().items():
@@ -209,7 +209,7 @@ def test_forward_moves_nothing(small_clip):
 
 
 def test_selections_count_rows_and_choices(small_clip):
-    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
+    config = LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
     lamp = Lamp(small_clip(3, 3), config)
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
     selections = lamp(images, lamp.prepare(*CLASS_SETS["mixed"])).selections
@@ -222,7 +222,7 @@ def test_unbiased_counting_ignores_the_bias(small_clip):
     """Eq. 10 as printed: a bias that forces one entry in does not show in the counts."""
     counts = {}
     for count in ("biased", "unbiased"):
-        config = LampConfig(k=1, s=1, d=6, m=5, layers=(2,), lbo_count=count)
+        config = LampSettings(k=1, s=1, d=6, m=5, layers=(2,), lbo_count=count)
         torch.manual_seed(0)
         lamp = Lamp(small_clip(3, 3), config)
         images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_the_similarity_loss_moves_keys_or_tokens_too(small_clip, path, phi, tex
 
     def moved(similarity_gradient):
         torch.manual_seed(0)
-        config = LampConfig(
+        config = LampSettings(
             k=2,
             s=1,
             d=6,
@@ -280,14 +280,14 @@ def test_the_similarity_loss_moves_keys_or_tokens_too(small_clip, path, phi, tex
 @pytest.mark.parametrize(("phi", "count"), [("mlp", 456_960), ("linear", 435_840)])
 def test_default_parameter_count(phi, count):
     """ViT-B/16 widths, D=32, ten layers, M=20, S=2 (docs/mathematics.md, Parameter count)."""
-    config = LampConfig(phi=phi)
+    config = LampSettings(phi=phi)
     layer = LayerPrompts(config, 768, 512)
     assert len(config.layers) * sum(each.numel() for each in layer.parameters()) == count
 
 
 def test_how_the_papers_count_comes_about():
     """Table 5 prints 470K: Eq. 8's bias counted as printed, R^{M x D} in both modalities."""
-    config = LampConfig()
+    config = LampSettings()
     layer = LayerPrompts(config, 768, 512)
     printed_bias = 2 * config.m * config.d
     numbers = sum(each.numel() for each in layer.parameters()) + printed_bias
@@ -302,7 +302,7 @@ def deviation(draws, std):
 def test_initialisation_of_a_linear_phi():
     """V, T, s ~ N(0, 0.02^2), phi ~ N(0, 1/D), biases 0."""
     torch.manual_seed(0)
-    layer = LayerPrompts(LampConfig(m=256, s=64, d=64, phi="linear"), 768, 512)
+    layer = LayerPrompts(LampSettings(m=256, s=64, d=64, phi="linear"), 768, 512)
     for each in (layer.visual_pool, layer.text_pool, layer.shared):
         deviation(each, 0.02)
     for phi in (layer.phi_v, layer.phi_t):
@@ -314,7 +314,7 @@ def test_initialisation_of_a_perceptron_phi():
     """Every layer uniform within 1/sqrt(inputs) of 0, torch's default; keys start close together,
     since the biases are of the weights' size and V is small."""
     torch.manual_seed(0)
-    lamp_layer = LayerPrompts(LampConfig(m=256, s=64, d=64, phi_hidden=48), 768, 512)
+    lamp_layer = LayerPrompts(LampSettings(m=256, s=64, d=64, phi_hidden=48), 768, 512)
     for each in (lamp_layer.visual_pool, lamp_layer.text_pool, lamp_layer.shared):
         deviation(each, 0.02)
     for phi, width in ((lamp_layer.phi_v, 768), (lamp_layer.phi_t, 512)):
@@ -350,7 +350,7 @@ def test_zero_shot_is_open_clip(small_clip):
 def test_prompts_change_the_logits(small_clip, path):
     clip = small_clip(3, 3)
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    lamp = Lamp(clip, LampConfig(k=1, s=1, d=6, m=2, layers=(2, 3)), path)
+    lamp = Lamp(clip, LampSettings(k=1, s=1, d=6, m=2, layers=(2, 3)), path)
     zero_shot = ZeroShot(clip)
     ours, plain = (
         method.logits(images, method.prepare(*CLASS_SETS["mixed"])) for method in (lamp, zero_shot)
@@ -360,11 +360,11 @@ def test_prompts_change_the_logits(small_clip, path):
 
 def test_layers_outside_the_towers_are_refused(small_clip):
     with pytest.raises(InputError, match=r"--layers 2\.\.4: .*1\.\.3"):
-        Lamp(small_clip(3, 5), LampConfig(layers=(2, 3, 4)))
+        Lamp(small_clip(3, 5), LampSettings(layers=(2, 3, 4)))
 
 
 def test_adaptation_moves_only_the_new_bias(small_clip):
-    config = LampConfig(k=2, s=1, d=6, m=8, layers=(2, 3), gamma=0.01, adapt_passes=20)
+    config = LampSettings(k=2, s=1, d=6, m=8, layers=(2, 3), gamma=0.01, adapt_passes=20)
     lamp = Lamp(small_clip(3, 3), config)
     lamp.image_balance.bias.normal_(std=0.01)
     classes = lamp.prepare(*CLASS_SETS["mixed"])
@@ -388,7 +388,7 @@ def test_adaptation_moves_only_the_new_bias(small_clip):
 
 def test_accumulated_text_selections_count_once(small_clip):
     """Pieces of one step see the same classes; their text selections are one set of rows."""
-    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
+    config = LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
     whole, pieces = (Lamp(small_clip(3, 3), config) for _ in range(2))
     pieces.load_state_dict(whole.state_dict())
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
@@ -403,7 +403,7 @@ def test_accumulated_text_selections_count_once(small_clip):
 @pytest.mark.parametrize("text_query", ["image", "class"])
 def test_parameters_and_bias_stay_float32_under_a_bfloat16_clip(small_clip, path, text_query):
     clip = small_clip(3, 3).to(torch.bfloat16)
-    lamp = Lamp(clip, LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query=text_query), path)
+    lamp = Lamp(clip, LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3), text_query=text_query), path)
     assert {each.dtype for each in lamp.parameters()} == {torch.float32}
     assert lamp.image_balance.bias.dtype == torch.float32
     images = torch.randn(3, 3, 16, 16).to(torch.bfloat16)
@@ -427,7 +427,7 @@ def test_paths_agree_over_random_settings(small_clip):
     for trial, text_query in itertools.product(range(4), ("image", "class")):
         m = draw(1, 7)
         layers = tuple(layer for layer in (1, 2, 3) if draw(0, 1)) or (2,)
-        config = LampConfig(
+        config = LampSettings(
             k=draw(1, m), s=draw(1, 3), d=draw(1, 8), m=m, layers=layers, text_query=text_query
         )
         exact, literal = lamp_pair(clip, config, seed=trial)
@@ -440,7 +440,7 @@ def test_paths_agree_over_random_settings(small_clip):
 
 def test_accumulated_steps_share_one_text_pass(small_clip, monkeypatch):
     """``text_query=class``: one pass over the classes a step, and the gradients of the whole."""
-    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class", beta=0.7)
+    config = LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class", beta=0.7)
     exact, _ = lamp_pair(small_clip(3, 3), config)
     images = torch.randn(7, 3, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 1, 0, 2, 2])
@@ -464,7 +464,7 @@ def test_accumulated_steps_share_one_text_pass(small_clip, monkeypatch):
 
 
 def test_kept_text_follows_weights_bias_and_classes(small_clip, monkeypatch):
-    config = LampConfig(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
+    config = LampSettings(k=2, s=1, d=6, m=5, layers=(2, 3), text_query="class")
     lamp, _ = lamp_pair(small_clip(3, 3), config)
     fresh = Lamp(lamp.clip, config, trimming=Trimming(cache_text=False))
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -501,7 +501,7 @@ def test_kept_text_follows_weights_bias_and_classes(small_clip, monkeypatch):
 @pytest.mark.parametrize("text_query", ["image", "class"])
 def test_the_training_curve_is_literals(small_clip, text_query):
     """20 steps of AdamW and LBO in float64 on both paths."""
-    config = LampConfig(k=2, s=2, d=6, m=8, layers=(2, 3), text_query=text_query, gamma=5e-3)
+    config = LampSettings(k=2, s=2, d=6, m=8, layers=(2, 3), text_query=text_query, gamma=5e-3)
     both = lamp_pair(small_clip(3, 3), config)
     curves = []
     for lamp in both:

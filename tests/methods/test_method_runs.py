@@ -1,9 +1,10 @@
 """Every method through training, resume, evaluation, prediction and saving, as LAMP goes."""
 
+import importlib
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
-from lamp_fast import cli, methods, train
+from lamp_fast import train
 from lamp_fast.classifier import Classifier
+from lamp_fast.clip import Trimming
+from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
-from lamp_fast.fields import to_json
+from lamp_fast.fields import flag_of, validate
 from lamp_fast.files import load_tensors
 from lamp_fast.methods import METHODS
+from lamp_fast.methods.mma import MmaSettings
 from lamp_fast.runs import config as settings
 from lamp_fast.runs import figures
+from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.experiment import load_run
-from lamp_fast.runs.folder import LEARNED, resumed_defaults
+from lamp_fast.runs.experiment import assemble, load_run
+from lamp_fast.runs.folder import LEARNED
+from lamp_fast.runs.optimisation import OptimConfig, build_optimiser, learning_rate
 from lamp_fast.runs.scoring import evaluate_rows
-from lamp_fast.runs.trainer import Trainer, build_optimiser, learning_rate
+from lamp_fast.runs.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("bread", "cheese", "ham", "salad")  # two base, two new
@@ -49,7 +55,7 @@ def pictures(tmp_path_factory):
 def parse(method, pictures, out, *flags):
     arguments = ["--method", method, "--data", "folder", "--root", str(pictures)]
     arguments += ["--split", "base-new", "--out", str(out), *SHORT, *flags]
-    return cli.parse(TrainConfig, arguments, default=resumed_defaults(arguments))
+    return train.read_flags(arguments)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +104,7 @@ def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
     fresh = Classifier.load(folder).method
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        start = methods.build_method(fresh.clip, settings.load_config(folder / "config.json"))
+        start = build_method(fresh.clip, settings.load_config(folder / "config.json"))
     moved = [
         name
         for name, each in start.named_parameters()
@@ -152,16 +158,14 @@ def test_evaluation_and_prediction_come_from_the_saved_files(method, finished, p
 def test_saved_settings_say_what_ran(method, finished):
     config = settings.load_config(finished(method) / "config.json")
     assert (config.method, config.preset, config.optim.epochs) == (method, method, 2)
-    assert config.optim.optimiser == settings.PRESETS[method].groups["optim"].get(
-        "optimiser", "adamw"
-    )
+    assert config.optim.optimiser == METHODS[method].presets[method].optim.get("optimiser", "adamw")
     # Cut to the six layers of the carried CLIP.
     if method == "maple":
-        assert config.maple.depth == 6
+        assert config.own.depth == 6
     if method == "mma":
-        assert config.mma.adapter_layers == (5, 6)
+        assert config.own.adapter_layers == (5, 6)
     if method == "tcp":
-        assert config.tcp.knowledge_layer == 5
+        assert config.own.knowledge_layer == 5
 
 
 def test_another_methods_state_is_refused(finished, tmp_path):
@@ -177,7 +181,7 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         losses = []
         for flags in ((), ("--logit-adjustment",)):
             config = parse(method, pictures, tmp_path / f"{method}{len(flags)}", *flags)
-            trainer = Trainer(train.assemble(config), config.out)
+            trainer = Trainer(assemble(config), config.out)
             losses.append(trainer._epoch(0)["step_loss"][0])
         assert losses[0] != losses[1]
 
@@ -204,40 +208,40 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
     ],
 )
 def test_published_defaults(flags, expected):
-    config = settings.default_config(flags.split())
+    config = settings.default_config(settings.choosing_flags(flags.split()))
     got = {name: getattr(config.optim, name) for name in expected}
     assert got == expected
-    settings.validate(config)
+    validate(config)
     if "coop " in f"{flags} " and "--split all" in flags and "cocoop" not in flags:
-        assert (config.context.n_ctx, config.context.ctx_init) == (16, None)
+        assert (config.own.n_ctx, config.own.ctx_init) == (16, None)
 
 
 def test_flags_override_a_methods_defaults_and_a_config_of_another_method_does_not_leak(tmp_path):
     arguments = ["--method", "tcp", "--lr", "0.5"]
-    config = cli.parse(TrainConfig, arguments, default=settings.default_config(arguments))
+    config = train.read_flags(arguments)
     assert (config.optim.lr, config.optim.optimiser, config.optim.eps) == (0.5, "adam", 1e-3)
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(to_json(replace(config, seed=5))))
-    same = settings.default_config(["--config", str(file)])
+    file.write_text(json.dumps(settings.to_saved(replace(config, seed=5))))
+    same = settings.default_config({"config": file})
     assert (same.method, same.optim.lr, same.seed) == ("tcp", 0.5, 5)
-    other = settings.default_config(["--config", str(file), "--method", "mma"])
+    other = settings.default_config({"config": file, "method": "mma"})
     assert (other.method, other.optim.lr, other.seed) == ("mma", 1.5e-3, 5)
-    assert other.context == settings.ContextConfig()
+    assert other.own == MmaSettings()
 
 
 def test_a_methods_defaults_follow_the_data_of_a_config(tmp_path):
     """Its split and shots decide as the flags would."""
-    data = settings.DataConfig(data="folder", shots=2).resolved()
+    data = DataConfig(data="folder", shots=2).resolved()
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(to_json(TrainConfig(data=data))))
-    config = settings.default_config(["--config", str(file), "--method", "coop"])
+    file.write_text(json.dumps(settings.to_saved(TrainConfig(data=data))))
+    config = settings.default_config({"config": file, "method": "coop"})
     assert (config.preset, config.optim.epochs) == ("coop-all", 100)
-    again = settings.default_config(["--config", str(file), "--method", "coop", "--shots", "1"])
+    again = settings.default_config({"config": file, "method": "coop", "shots": 1})
     assert again.optim.epochs == 50
 
 
 def test_sgd_and_the_cosines_end():
-    optim = settings.OptimConfig(optimiser="sgd", lr=1.0, lr_end=0.2, epochs=4, warmup_epochs=0)
+    optim = OptimConfig(optimiser="sgd", lr=1.0, lr_end=0.2, epochs=4, warmup_epochs=0)
     weight = torch.nn.Parameter(torch.ones(1))
     optim_only = replace(optim, weight_decay=0.0)
     optimiser = build_optimiser(optim_only, [weight], weight.device)
@@ -248,29 +252,47 @@ def test_sgd_and_the_cosines_end():
     assert [learning_rate(optim, epoch) for epoch in (0, 2)] == pytest.approx([1.0, 0.6])
 
 
-def test_help_shows_the_settings_of_every_method(capsys):
-    with pytest.raises(SystemExit):
-        cli.parse(TrainConfig, ["--help"])
-    text = capsys.readouterr().out
-    for flag in ("--n-ctx", "--depth", "--knowledge-layer", "--adapter-layers", "--neighbours"):
-        assert flag in text
-    for flag in ("--prototype-scale", "--as-published", "--optimiser"):
-        assert flag in text
+@pytest.mark.parametrize("method", METHODS)
+def test_help_shows_the_flags_of_the_method_and_of_no_other(method, capsys):
+    """And of the trimming the three that are flags; what it would start with is what it shows."""
+    with pytest.raises(SystemExit) as stop:
+        train.read_flags(["--method", method, "--help"])
+    assert stop.value.code == 0
+    shown = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    own = {flag_of(each.name) for each in fields(METHODS[method].Settings)}
+    others = {flag_of(each.name) for kind in METHODS.values() for each in fields(kind.Settings)}
+    assert own <= shown
+    assert not (others - own) & shown
+    trimming = {flag_of(each.name) for each in fields(Trimming)}
+    assert trimming & shown == {"--block", "--share-routes", "--as-published"}
+    assert {"--no-share-routes", "--optimiser", "--data", "--device", "--clip"} <= shown
 
 
 def test_contributings_worked_example_runs(pictures, tmp_path, monkeypatch):
-    """As written there: one file and one line, then trained, loaded and asked."""
+    """As written there: one file and one line, then trained with its flag, loaded and asked."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     source = re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1]
     name, kind = re.search(r'^    "(\w+)": (\w+),$', text, re.M).groups()
-    example: dict = {}
-    exec(compile(source, "CONTRIBUTING.md", "exec"), example)
-    monkeypatch.setitem(METHODS, name, example[kind])
-    assert train.main(parse(name, pictures, tmp_path / "run")) == 0
-    classifier = Classifier.load(tmp_path / "run")
-    assert type(classifier.method) is example[kind]
+    (tmp_path / f"{name}_of_contributing.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    method = getattr(importlib.import_module(f"{name}_of_contributing"), kind)
+    monkeypatch.setitem(METHODS, name, method)
+    (flag,) = (flag_of(each.name) for each in fields(method.Settings))
+    out = tmp_path / "run"
+    words = ["--method", name, "--shots", "2", "--epochs", "2", "--out", str(out), flag, "3"]
+    assert f"--method {name} {flag} " in text
+    assert train.main(train.read_flags(words)) == 0
+    saved = json.loads((out / "config.json").read_text())["settings"]
+    assert list(saved[name].values()) == [3.0]
+    with pytest.raises(InputError, match=f"{flag} 0.0: expected more than 0"):
+        train.main(train.read_flags(["--method", name, flag, "0"]))
+    with pytest.raises(InputError, match=f"{flag}: --method lamp has no such flag"):
+        train.read_flags([flag, "3"])
+    classifier = Classifier.load(out)
+    assert type(classifier.method) is method
+    assert classifier.method.scale == 3
     assert sum(each.abs().sum() for each in classifier.method.parameters()) > 0
-    rows = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert [row["name"] for row in rows] == ["CLIP zero-shot", example[kind].title]
+    rows = json.loads((out / "result.json").read_text())
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", method.title]
     answers = classifier.classify(sorted((pictures / "test").rglob("*.png")), CLASSES)
     assert all(sum(answer.probabilities) == pytest.approx(1, abs=1e-5) for answer in answers)

@@ -13,14 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from lamp_fast import info
+from lamp_fast.clip import Trimming
 from lamp_fast.data import build_benchmark, load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses, TrainingSet, build_method, parameters
+from lamp_fast.methods import METHODS, RunClasses, TrainingSet
 from lamp_fast.methods.lfa import cross_validated_beta
-from lamp_fast.methods.mma import TEMPLATE
-from lamp_fast.runs import config as settings
-from lamp_fast.runs.config import TrainConfig, Trimming
+from lamp_fast.methods.maple import MapleSettings
+from lamp_fast.methods.mma import TEMPLATE, MmaSettings
+from lamp_fast.methods.tcp import TcpSettings
+from lamp_fast.runs import parameters
+from lamp_fast.runs.building import build_method
+from lamp_fast.runs.config import TrainConfig, apply_preset, default_config
 
 # The same float64 numbers added up in another order: some hundred operations on values of order 1
 # to 100 (logits), each rounded to 1.1e-16 relative.
@@ -36,27 +40,30 @@ TRIMMINGS = {
 }
 # Settings that make every part of a method felt, on towers of four layers and width 12.
 SMALL = {
-    "coop": {"context": {"n_ctx": 3, "ctx_init": "a photo of"}},
-    "cocoop": {"context": {"n_ctx": 3, "ctx_init": "a photo of"}},
-    "maple": {"context": {"n_ctx": 2}, "maple": {"depth": 3}},
-    "tcp": {"context": {"ctx_init": None, "n_ctx": 3}},
-    "mma": {"mma": {"adapter_layers": (2, 4), "adapter_width": 5, "adapter_scale": 0.25}},
+    "coop": {"n_ctx": 3, "ctx_init": "a photo of"},
+    "cocoop": {"n_ctx": 3, "ctx_init": "a photo of"},
+    "maple": {"n_ctx": 2, "depth": 3},
+    "tcp": {"ctx_init": None, "n_ctx": 3},
+    "mma": {"adapter_layers": (2, 4), "adapter_width": 5, "adapter_scale": 0.25},
     "lfa": {},
-    "candle": {"candle": {"fusion_heads": 3, "fusion_dropout": 0.0, "prototype_scale": 0.7}},
+    "candle": {"fusion_heads": 3, "fusion_dropout": 0.0, "prototype_scale": 0.7},
 }
 COMPARED = sorted(SMALL)
 
 
-def small_config(name, trimming=None, **groups):
-    config = settings.apply_published(TrainConfig(), name, "digits", "base-new")
-    for group, values in (SMALL[name] | groups).items():
-        config = replace(config, **{group: replace(getattr(config, group), **values)})
-    return replace(config, trim=trimming or Trimming())
+def small_config(name, trimming=None, optim=None, **changes):
+    config = default_config({"method": name, "data": "digits"})
+    return replace(
+        config,
+        own=replace(config.own, **SMALL[name] | changes),
+        optim=replace(config.optim, **optim or {}),
+        trim=trimming or Trimming(),
+    )
 
 
-def build(name, clip, trimming=None, classes=None, **groups):
+def build(name, clip, trimming=None, classes=None, **changes):
     torch.manual_seed(3)
-    method = build_method(clip, small_config(name, trimming, **groups), classes)
+    method = build_method(clip, small_config(name, trimming, **changes), classes)
     if name == "cocoop":
         # The bottleneck of so narrow a CLIP is one unit, which must not be dead.
         torch.nn.init.ones_(method.meta_net[0].bias)
@@ -263,18 +270,18 @@ def test_equations(small_clip, name, trimming):
 @pytest.mark.parametrize("depths", [(3, 4), (4, 3)])
 def test_maple_over_towers_of_unequal_depth(small_clip, depths):
     """The shallower tower's last layer, which carries prompts, is not the other's."""
-    assert_equations_hold("maple", build("maple", small_clip(*depths), maple={"depth": 3}))
+    assert_equations_hold("maple", build("maple", small_clip(*depths), depth=3))
 
 
 def test_maple_through_every_layer(small_clip):
     """Depth = all layers, where no layer carries prompts on and cls alone is read behind the
     last."""
-    assert_equations_hold("maple", build("maple", small_clip(), maple={"depth": 4}))
-    assert_equations_hold("maple", build("maple", small_clip(), maple={"depth": 1}))
+    assert_equations_hold("maple", build("maple", small_clip(), depth=4))
+    assert_equations_hold("maple", build("maple", small_clip(), depth=1))
 
 
 def test_maples_deeper_projections_start_alike(small_clip):
-    method = build("maple", small_clip(), maple={"depth": 4})
+    method = build("maple", small_clip(), depth=4)
     first, second, *others = (each.weight for each in method.projections)
     assert not torch.equal(first, second)
     assert all(torch.equal(second, each) for each in others)
@@ -314,26 +321,25 @@ def test_mmas_weights_learn_as_if_the_scale_were_one(small_clip):
 def test_tcps_layer_is_two_thirds_down(small_clip, depth, layer):
     method = build("tcp", small_clip(2, depth))
     assert method.layer == layer
-    decided = method.decided(TrainConfig(method="tcp"), NAMES, OWN_TEMPLATE)
-    assert decided.tcp.knowledge_layer == layer
+    assert method.resolved(TcpSettings()).knowledge_layer == layer
 
 
 def test_layers_are_cut_to_the_shallower_tower_and_recorded(small_clip):
     clip = small_clip(6, 8)
-    mma = build("mma", clip, mma={"adapter_layers": tuple(range(5, 13))})
-    assert mma.decided(TrainConfig(), NAMES, OWN_TEMPLATE).mma.adapter_layers == (5, 6)
-    maple = build("maple", clip, maple={"depth": 9})
-    assert maple.decided(TrainConfig(), NAMES, OWN_TEMPLATE).maple.depth == 6
+    mma = build("mma", clip, adapter_layers=tuple(range(5, 13)))
+    assert mma.resolved(MmaSettings()).adapter_layers == (5, 6)
+    maple = build("maple", clip, depth=9)
+    assert maple.resolved(MapleSettings()).depth == 6
     with pytest.raises(InputError, match=r"--adapter-layers 5\.\.7: expected layers within 1\.\.6"):
-        build("mma", clip, mma={"adapter_layers": (5, 6, 7)})
+        build("mma", clip, adapter_layers=(5, 6, 7))
     with pytest.raises(InputError, match="--depth 7: expected at most 6"):
-        build("maple", clip, maple={"depth": 7})
+        build("maple", clip, depth=7)
     with pytest.raises(InputError, match="--knowledge-layer 11: expected at most 8"):
-        build("tcp", clip, tcp={"knowledge_layer": 11})
+        build("tcp", clip, knowledge_layer=11)
     with pytest.raises(InputError, match="--ctx-init 'a photo': 2 tokens, expected at least"):
-        build("coop", clip, context={"ctx_init": "a photo"})
+        build("coop", clip, ctx_init="a photo")
     with pytest.raises(InputError, match="--fusion-heads 5: expected a divisor"):
-        build("candle", clip, candle={"fusion_heads": 5})
+        build("candle", clip, fusion_heads=5)
 
 
 @pytest.mark.parametrize("name", ["coop", "maple", "tcp", "mma"])
@@ -640,7 +646,7 @@ def test_trainable_parameters_on_vit_b_16(monkeypatch):
     shapes = parameters.shapes_of("ViT-B-16")
     monkeypatch.setattr(parameters, "shapes_of", lambda name: shapes)
     for preset, expected in PARAMETERS.items():
-        config = settings.apply_preset(TrainConfig(), preset)
+        config = apply_preset(TrainConfig(), preset)
         first, *parts = parameters.parameter_lines(config, new_classes=7)
         assert first == f"trainable parameters: {expected}"
         assert sum(int(line.rpartition(" ")[2]) for line in parts) == expected
@@ -657,7 +663,6 @@ def test_info_prints_the_parameters(monkeypatch, capsys):
 
 def test_every_method_is_compared_here():
     assert set(METHODS) - {"lamp", "zeroshot"} == set(COMPARED)
-    assert settings.READS.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", COMPARED)

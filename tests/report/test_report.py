@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from lamp_fast import train
+from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.report.__main__ import ReportConfig, main
 from lamp_fast.report.page import build_page
-from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.tensorboard import EventWriter
 
@@ -64,7 +65,7 @@ def one_epoch(out, **changes):
     return replace(
         config,
         optim=replace(config.optim, epochs=1),
-        lamp=replace(config.lamp, adapt_passes=1),
+        own=replace(config.own, adapt_passes=1),
         machine=replace(config.machine, threads=1),
         **changes,
     )

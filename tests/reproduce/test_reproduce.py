@@ -157,7 +157,19 @@ def test_tables_share_what_they_have_in_common():
     table11 = plan_of("table11", seeds=(1,))
     assert len(addresses(beta) & addresses(table1) & addresses(table11)) == 1
     # What the table varies is the table's, whatever the flags say.
-    assert len({job.settings.lamp.beta for job in beta.every_job()}) == 7
+    assert len({job.settings.own.beta for job in beta.every_job()}) == 7
+
+
+def test_flags_of_one_method_go_to_its_rows_alone():
+    """And one that no method of the table has is refused."""
+    flags = ("--layers", "5,6", "--no-phi-bias", "--n-ctx=3", "--ctx-init", "none", "--lr", "0.5")
+    plan = plan_of("table1", *flags, methods=("lamp", "coop", "zeroshot"), imb=(10,), seeds=(1,))
+    settings = {job.settings.method: job.settings for job in plan.every_job()}
+    assert (settings["lamp"].own.layers, settings["lamp"].own.phi_bias) == ((5, 6), False)
+    assert (settings["coop"].own.n_ctx, settings["coop"].own.ctx_init) == (3, None)
+    assert {each.optim.lr for each in settings.values()} == {0.5}
+    with pytest.raises(InputError, match="--depth: --method lamp has no such flag"):
+        plan_of("table1", "--depth", "3", methods=("lamp",), imb=(10,), seeds=(1,))
 
 
 def test_flags_come_between_the_preset_and_the_table():
@@ -165,7 +177,7 @@ def test_flags_come_between_the_preset_and_the_table():
     job = plan.jobs["imb 10", "m = 12".upper(), "digits", 1]
     settings = job.settings
     assert (settings.optim.lr, settings.optim.batch, settings.optim.epochs) == (0.5, 8, 2)
-    assert (settings.lamp.m, settings.lamp.k, settings.data.imb) == (12, 2, 10)
+    assert (settings.own.m, settings.own.k, settings.data.imb) == (12, 2, 10)
     assert settings.clip.clip == "tiny"
     assert any("--lr 0.5 --batch 8" in remark for remark in plan.remarks)
 
@@ -288,7 +300,7 @@ def test_what_changes_nothing_does_not(changes):
 
 
 def test_zero_shot_depends_on_nothing_that_is_drawn_or_trained():
-    zero = replace(BASE, method="zeroshot")
+    zero = replace(BASE, method="zeroshot", own=None)
     for changes in ({"seed": 9}, {"data.imb": 50.0}, {"optim.epochs": 3}, {"data.cap": None}):
         assert address(change(zero, changes)) == address(zero)
     assert address(change(zero, {"data.split": "all"})) != address(zero)
@@ -678,7 +690,7 @@ def test_figures_are_drawn_also_where_runs_are_missing(figure, tmp_path):
     plan = plan_of(figure, seeds=(1, 2))
 
     def outcomes(job):
-        missing = job.settings.lamp.k == 4 or job.settings.lamp.d == 64
+        missing = job.settings.own.k == 4 or job.settings.own.d == 64
         value = 0.5 + job.settings.seed / 100
         return None if missing else outcome("run", value, transductive=value)
 
@@ -739,9 +751,8 @@ def test_a_table_from_one_command(tmp_path, capsys):
         seed = cells[row, "hm_a"]["seeds"]["1"]
         run = tmp_path / "jobs" / seed["runs"][0]
         assert seed["value"] == 100 * json.loads((run / "result.json").read_text())[reading]["hm_a"]
-        assert (
-            json.loads((run / "config.json").read_text())["settings"]["lamp"]["adapt_passes"] == 1
-        )
+        saved = json.loads((run / "config.json").read_text())["settings"]
+        assert saved[saved["method"]].get("adapt_passes") == (None if row == "CLIP" else 1)
     assert record["drawn"] == [{"panel": "16 shots", "data": "Digits", "cap": None,
                                 "pictures": 80, "most": 16, "least": 16}]  # fmt: skip
     assert "**Not comparable with the paper.**" in (tmp_path / "tables" / "table2.md").read_text()

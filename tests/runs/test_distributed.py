@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lamp_fast import cli, train
+from lamp_fast import train
 from lamp_fast.data import Pictures, training_batches
 from lamp_fast.errors import InputError
-from lamp_fast.fields import to_json
 from lamp_fast.files import load_tensors, read_json, write_json
-from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.folder import CONFIG, LEARNED, METRICS, choose_folder, resumed_defaults
 from lamp_fast.runs.ranks import Ranks, batch_sizes
 
@@ -49,8 +48,7 @@ def run_two(out: Path, *flags: str) -> subprocess.CompletedProcess:
 
 def train_alone(out: Path, *flags: str) -> None:
     arguments = ["--out", str(out), *FLAGS, *flags]
-    default = resumed_defaults(arguments)
-    assert train.main(cli.parse(TrainConfig, arguments, default=default)) == 0
+    assert train.main(train.read_flags(arguments)) == 0
 
 
 def learned(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -149,9 +147,9 @@ def test_only_the_same_launch_goes_on(tmp_path, monkeypatch, restarts, launch, r
     for name, value in (("RUN_ID", "a"), ("RESTART_COUNT", restarts), ("MAX_RESTARTS", 3)):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", str(value))
     saved = replace(TrainConfig(), seed=7, out=tmp_path)
-    record = read_json(BEFORE / CONFIG) | {"settings": to_json(saved), "launch": launch}
+    record = read_json(BEFORE / CONFIG) | {"settings": to_saved(saved), "launch": launch}
     write_json(tmp_path / CONFIG, record)
-    assert resumed_defaults(["--out", str(tmp_path)]).seed == (7 if resumed else 1)
+    assert resumed_defaults({"out": tmp_path}).seed == (7 if resumed else 1)
     with contextlib.ExitStack() as made:
         config, folder = choose_folder(replace(saved, overwrite=True), made)
     assert folder == tmp_path

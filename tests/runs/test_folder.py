@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from lamp_fast import cli, evaluate, train
+from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.report.__main__ import ReportConfig
 from lamp_fast.report.__main__ import main as report
-from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.runs import training
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.folder import (
     CHECKPOINT,
     CONFIG,
@@ -41,7 +43,7 @@ def settings(out, **changes) -> TrainConfig:
         config,
         data=replace(config.data, shots=1),
         optim=replace(config.optim, epochs=2),
-        lamp=replace(config.lamp, adapt_passes=1),
+        own=replace(config.own, adapt_passes=1),
         **changes,
     )
 
@@ -181,7 +183,7 @@ def test_what_cannot_be_written_is_refused_before_any_data_is_read(tmp_path, mon
     def read(*_):
         raise AssertionError("data were read")
 
-    monkeypatch.setattr(train, "assemble", read)
+    monkeypatch.setattr(training, "assemble", read)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
     (tmp_path / "circle").symlink_to("circle")
@@ -261,7 +263,7 @@ def test_a_folder_that_is_removed_during_the_run(tmp_path, capsys, monkeypatch, 
     """One line and exit code 1, also where another folder has taken its place."""
     out = tmp_path / "run"
     name = {"epoch": "adapt_to_new_classes", "scoring": "evaluate_rows"}[moment]
-    function = getattr(train, name)
+    function = getattr(training, name)
 
     def remove(*arguments):
         shutil.rmtree(out)
@@ -269,9 +271,9 @@ def test_a_folder_that_is_removed_during_the_run(tmp_path, capsys, monkeypatch, 
             out.mkdir()
         return function(*arguments)
 
-    monkeypatch.setattr(train, name, remove)
+    monkeypatch.setattr(training, name, remove)
     with pytest.raises(SystemExit) as stop:
-        cli.run(TrainConfig, train.main, [], default=lambda _: settings(out))
+        cli.run_read(lambda _: settings(out), train.main, [])
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"error: {out}: was removed while the run was writing\n"
 

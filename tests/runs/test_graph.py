@@ -13,18 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lamp_fast.clip import Trimming
+from lamp_fast.data import DataConfig
 from lamp_fast.methods import Lamp
+from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.runs import graph
-from lamp_fast.runs.config import (
-    DataConfig,
-    LampConfig,
-    OptimConfig,
-    TrainConfig,
-    Trimming,
-    apply_preset,
-)
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
+from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.ranks import ALONE, Ranks
 from lamp_fast.runs.trainer import Trainer
 
@@ -83,7 +80,7 @@ def settings(out, **optim):
     return replace(
         config,
         data=DataConfig(shots=8),
-        lamp=replace(config.lamp, adapt_passes=1),
+        own=replace(config.own, adapt_passes=1),
         optim=replace(config.optim, **({"epochs": 2, "warmup_epochs": 0} | optim)),
         machine=replace(config.machine, threads=1),
         trim=replace(config.trim, share_routes=False),
@@ -116,7 +113,7 @@ def test_a_captured_run_is_the_plain_run(tmp_path, text_query):
     trainers = []
     for captured in (False, True):
         config = settings(tmp_path / str(captured), accumulate=2, epochs=1)
-        config = replace(config, lamp=replace(config.lamp, text_query=text_query))
+        config = replace(config, own=replace(config.own, text_query=text_query))
         trainer = Trainer(assemble(config), config.out)
         recorder = CallingRecorder()
         if captured:
@@ -215,7 +212,7 @@ def test_what_is_derived_from_the_state_notices_a_replay():
 @pytest.mark.parametrize("options", [{}, {"lbo_count": "unbiased"}, {"msp": False}, {"mpp": False}])
 def test_a_step_reads_no_value(small_clip, text_query, options):
     """Forward, loss, backward in blocks and LBO; sharing is off because shapes are to be fixed."""
-    config = LampConfig(k=2, s=2, d=8, m=6, layers=(2, 3), text_query=text_query, **options)
+    config = LampSettings(k=2, s=2, d=8, m=6, layers=(2, 3), text_query=text_query, **options)
     lamp = Lamp(small_clip(), config, trimming=Trimming(block=4))
     classes = lamp.prepare(NAMES, "a photo of a {}.")
     images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.arange(6) % len(NAMES)
@@ -246,7 +243,7 @@ def test_the_trainers_own_part_reads_no_value(tmp_path, clip_grad, logit_adjustm
 @pytest.mark.parametrize("text_query", ["image", "class"])
 def test_the_forward_compiles_as_one_graph(small_clip, text_query):
     """``fullgraph=True`` refuses the first break; values and gradients are those of eager."""
-    config = LampConfig(k=2, s=2, d=8, m=6, layers=(2,), text_query=text_query)
+    config = LampSettings(k=2, s=2, d=8, m=6, layers=(2,), text_query=text_query)
     lamp = Lamp(small_clip(2, 2), config, trimming=Trimming(share_routes=False))
     classes = lamp.prepare(NAMES, "a photo of a {}.")
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
@@ -295,11 +292,12 @@ def test_the_bias_moves_by_the_hosts_cosine(planned):
 )
 def test_when_a_run_captures(small_clip, change, device, ranks, reason):
     config = TrainConfig(optim=OptimConfig(batch=4))
-    for part in ("optim", "machine", "trim", "lamp"):
+    for part in ("optim", "machine", "trim"):
         own = getattr(config, part)
         fields = {name: value for name, value in change.items() if hasattr(own, name)}
         config = replace(config, **{part: replace(own, **fields)})
-    lamp = Lamp(small_clip(2, 2), LampConfig(layers=(2,)), config.machine.path)
+    own = LampSettings(layers=(2,), text_query=change.get("text_query", "image"))
+    lamp = Lamp(small_clip(2, 2), own, config.machine.path, config.trim)
     got = graph.objection(config, lamp, torch.device(device), ranks)
     assert (got is None) if reason is None else reason in got
 
@@ -313,7 +311,7 @@ def test_a_cuda_graph_is_the_plain_run(tmp_path, text_query):
         config = settings(tmp_path / str(captured))
         config = replace(
             config,
-            lamp=replace(config.lamp, text_query=text_query),
+            own=replace(config.own, text_query=text_query),
             machine=replace(config.machine, device="cuda", graph=captured),
         )
         trainer = Trainer(assemble(config), config.out)

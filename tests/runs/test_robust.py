@@ -12,12 +12,16 @@ import torch
 from PIL import Image
 
 from lamp_fast import cli, train
+from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import load_tensors, read_json, write_bytes, write_json
-from lamp_fast.runs.config import DataConfig, TrainConfig, apply_preset
+from lamp_fast.methods.lamp import model
+from lamp_fast.runs import training
+from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, LOCK, RESULT, hold_folder
 from lamp_fast.runs.scoring import evaluate_rows
+from lamp_fast.runs.trainer import Trainer
 
 BEFORE = Path(__file__).parents[1] / "before"
 
@@ -29,14 +33,14 @@ def settings(out, **changes) -> TrainConfig:
         config,
         data=replace(config.data, shots=2),
         optim=replace(config.optim, epochs=2),
-        lamp=replace(config.lamp, adapt_passes=1),
+        own=replace(config.own, adapt_passes=1),
     )
 
 
 def command(config: TrainConfig) -> int:
     """Exit code of the command with these settings."""
     with pytest.raises(SystemExit) as stop:
-        cli.run(TrainConfig, train.main, [], default=lambda _: config)
+        cli.run_read(lambda _: config, train.main, [])
     return stop.value.code
 
 
@@ -94,6 +98,33 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, capsys, limit_
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
 
 
+def test_the_block_is_a_fact_that_a_resume_takes_over(tmp_path, monkeypatch):
+    """However much memory is free by then: another block would add up in another order."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert command(settings(whole)) == 0
+    block = read_json(whole / CONFIG)["block"]
+    assert read_json(whole / CONFIG)["settings"]["trim"]["block"] is None
+    epoch = Trainer._epoch
+
+    def stop(trainer, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return epoch(trainer, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", stop)
+        assert command(settings(out)) == cli.INTERRUPTED
+    monkeypatch.setattr(model, "_free_memory", lambda device: 1)
+    assert command(settings(tmp_path / "poor")) == 0
+    assert read_json(tmp_path / "poor" / CONFIG)["block"] < block
+    assert command(settings(out, resume=True)) == 0
+    assert read_json(out / CONFIG)["block"] == block
+    expected, got = (load_tensors(each / LEARNED)[0] for each in (whole, out))
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+    experiment, _ = load_run(out)
+    assert (experiment.block, experiment.method.trimming.block) == (block, block)
+
+
 def test_an_interrupt_says_what_it_left(tmp_path, capsys, monkeypatch):
     """While it is scored a run can be gone on with; before it began there is nothing to say."""
 
@@ -101,10 +132,10 @@ def test_an_interrupt_says_what_it_left(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     out = tmp_path / "run"
-    monkeypatch.setattr(train, "evaluate_rows", interrupt)
+    monkeypatch.setattr(training, "evaluate_rows", interrupt)
     assert command(settings(out)) == cli.INTERRUPTED
     assert f"--out {out} --resume goes on" in capsys.readouterr().err
-    monkeypatch.setattr(train, "assemble", interrupt)
+    monkeypatch.setattr(training, "assemble", interrupt)
     assert command(settings(tmp_path / "other")) == cli.INTERRUPTED
     assert capsys.readouterr().err == "\ninterrupted\n"
 
@@ -205,13 +236,13 @@ def test_two_runs_into_one_folder(tmp_path, child):
 def test_a_run_that_comes_second_by_a_moment(tmp_path, monkeypatch):
     """Both found the folder empty; the one that fills it first keeps it."""
     out = tmp_path / "run"
-    assemble = train.assemble
+    assemble = training.assemble
 
     def slowly(*arguments):
         write_json(out / CONFIG, {"of": "the other"})
         return assemble(*arguments)
 
-    monkeypatch.setattr(train, "assemble", slowly)
+    monkeypatch.setattr(training, "assemble", slowly)
     with pytest.raises(InputError, match=f"--out {out}: not empty"):
         train.main(settings(out))
     assert read_json(out / CONFIG) == {"of": "the other"}

@@ -1,5 +1,6 @@
 """LAMP: the paper's method."""
 
 from lamp_fast.methods.lamp.model import Lamp
+from lamp_fast.methods.lamp.settings import LampSettings
 
-__all__ = ["Lamp"]
+__all__ = ["Lamp", "LampSettings"]

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import Block, FrozenClip, plant, tokenise
+from lamp_fast.clip import Block, FrozenClip, Trimming, plant, tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
-from lamp_fast.methods.base import Criterion, Kept, Method, RunClasses, Step
+from lamp_fast.methods.base import Criterion, Kept, Method, Step, Surroundings
 from lamp_fast.methods.lamp import exact, literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.prompts import LayerPrompts
+from lamp_fast.methods.lamp.settings import PRESETS, LampSettings, default_preset
 from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections, similarity_loss
-from lamp_fast.runs.config import LampConfig, TrainConfig, Trimming
 
 # More at once gains nothing; so small runs do not depend on the memory of the machine.
 MOST_PAIRS = 1 << 16
@@ -49,11 +49,14 @@ class Lamp(Method):
     """
 
     title = "LAMP"
+    Settings = LampSettings
+    presets = PRESETS
+    no_as_published = "expected another --method; LAMP has --path literal"
 
     def __init__(
         self,
         clip: FrozenClip,
-        config: LampConfig,
+        config: LampSettings,
         path: str = "exact",
         trimming: Trimming | None = None,
     ) -> None:
@@ -80,22 +83,31 @@ class Lamp(Method):
         self.settle()
 
     @classmethod
-    def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Lamp":
-        return cls(clip, config.lamp, config.machine.path, config.trim)
+    def build(cls, clip: FrozenClip, settings: LampSettings, surroundings: Surroundings) -> "Lamp":
+        return cls(clip, settings, surroundings.path, surroundings.trimming)
+
+    @classmethod
+    def default_preset(cls, name: str, clip: str, split: str) -> str:
+        return default_preset(clip)
+
+    def describe(self, settings: LampSettings, optim: Mapping[str, Any]) -> str:
+        return f"{settings.describe()}, {self.path} path"
 
     @property
     def has_bias(self) -> bool:
         return self.config.mpp
 
-    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
-        """How many (image, class) pairs go at once: decided once and saved, so that a resumed run
-        adds up in the same order."""
-        if config.trim.block is not None:
-            return config
-        budget = _free_memory(next(self.clip.parameters()).device) // 2
-        block = self.affordable_block(names, template, budget)
-        self.trimming = replace(config.trim, block=block)
-        return replace(config, trim=self.trimming)
+    @property
+    def shares_routes(self) -> bool:
+        return self.trimming.share_routes and self.config.text_query == "image"
+
+    def choose_block(self, names: Sequence[str], template: str, block: int | None = None) -> int:
+        """Chosen once a run: one that goes on must add up in the same order."""
+        if block is None:
+            budget = _free_memory(next(self.clip.parameters()).device) // 2
+            block = self.affordable_block(names, template, budget)
+        self.trimming = replace(self.trimming, block=block)
+        return block
 
     @property
     def capturable(self) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.runs.config import LampConfig
+from lamp_fast.methods.lamp.settings import LampSettings
 
 
 class LayerPrompts(nn.Module):
@@ -13,7 +13,7 @@ class LayerPrompts(nn.Module):
     with the shared prompts last. Without MPP or MSP the respective rows do not exist.
     """
 
-    def __init__(self, config: LampConfig, vision_width: int, text_width: int) -> None:
+    def __init__(self, config: LampSettings, vision_width: int, text_width: int) -> None:
         super().__init__()
         pool_size = config.m if config.mpp else 0
         shared = config.s if config.msp else 0
@@ -33,7 +33,7 @@ class LayerPrompts(nn.Module):
         return self.phi_t(torch.cat([self.text_pool, self.shared]))
 
 
-def _projector(config: LampConfig, width: int) -> nn.Module:
+def _projector(config: LampSettings, width: int) -> nn.Module:
     """phi: [.., D] -> [.., width], float32, freshly drawn (docs/mathematics.md, Projectors).
 
     ``mlp`` has PyTorch's own initialisation, under which keys begin close to each other; ``linear``

@@ -8,7 +8,8 @@ import torch
 from lamp_fast.clip import FrozenClip, load_clip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses, build_method
+from lamp_fast.methods import RunClasses
+from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 
 

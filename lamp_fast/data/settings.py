@@ -1,0 +1,110 @@
+"""Which pictures a run takes, and how the protocol draws from them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lamp_fast.data.sources import catalog
+from lamp_fast.errors import InputError
+from lamp_fast.fields import Bounds, IntOrNone
+
+# A user's own pictures: trained and tested as they are, where papers halve and thin the classes.
+OWN_DATA = ("folder", "table")
+SPLITS = ("all", "base-new")
+AUTO = "auto"
+# More pictures than any data set has.
+MANY = 1_000_000_000
+
+
+def _read_cap(arguments: list[str]) -> int | str | None:
+    word = arguments[0].lower()
+    return {"none": None, AUTO: AUTO}[word] if word in ("none", AUTO) else int(word)
+
+
+Cap = Annotated[
+    int | str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|none|auto",
+        instance_from_str=_read_cap,
+        is_instance=lambda value: value is None or value == AUTO or isinstance(value, int),
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The pictures and the protocol that draws from them."""
+
+    data: str = "digits"
+    """digits; folder (one folder of pictures a class) or table (see --table); or one of the field's
+    data sets in CoOp's layout (docs/data.md): caltech101, oxford_pets, stanford_cars, flowers102,
+    food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101, imagenet."""
+    root: Path | None = None
+    """The folder that holds the data set's folder; for --data folder the class folders; for --data
+    table what its paths start from, by default the table's own folder."""
+    table: Path | None = None
+    """For --data table: a .csv or .parquet file with a row a picture."""
+    path_column: str = "path"
+    """The table's column of paths."""
+    label_column: str = "label"
+    """The table's column of class names."""
+    split_column: str | None = None
+    """The table's column of train, val and test; by default "split" where there is one."""
+    template: str | None = None
+    """Class prompt with {} for the name; by default the data set's own."""
+    split: str | None = None
+    """all trains and tests every class together, the default for folder and table; base-new trains
+    the first half and also tests the rest, as papers do, the default for the others."""
+    imb: Annotated[float | None, Bounds(1, 1_000_000)] = None
+    """Imbalance ratio of the base training set; by default 10, but 1 (as it is) with --shots and
+    for folder and table."""
+    cap: Annotated[Cap, Bounds(1, MANY)] = AUTO
+    """Most pictures a class before the long tail is drawn; none takes the classes as they are; by
+    default 100, but none for folder and table."""
+    shots: Annotated[IntOrNone, Bounds(1, MANY)] = None
+    """Few-shot: this many pictures a class, in place of --cap."""
+    skip_unreadable: bool = False
+    """Count unreadable pictures and go on without them."""
+    downscale: Annotated[IntOrNone, Bounds(1, 65_536)] = None
+    """Scale larger pictures down to this shorter side when they are decoded: less to keep and to
+    read, but other crops than from the files."""
+
+    def __post_init__(self) -> None:
+        # One name for a data set, whatever it was called: settings, folders and runs go by it.
+        object.__setattr__(self, "data", catalog.find(self.data) or self.data)
+
+    def check_together(self) -> None:
+        """Refuse words that no data could be meant by.
+
+        Raises:
+            InputError: naming the first such flag, its value and what was expected.
+        """
+        if isinstance(self.cap, str) and self.cap != AUTO:
+            raise InputError(f"--cap {self.cap}: expected a number, none or {AUTO}")
+        if self.split is not None and self.split not in SPLITS:
+            raise InputError(f"--split {self.split}: expected {' or '.join(SPLITS)}")
+        if self.table is not None and self.data != "table":
+            raise InputError(
+                f"--table {self.table}: expected --data table with it, not {self.data}"
+            )
+        if self.template is not None and self.template.count("{}") != 1:
+            raise InputError(
+                f"--template {self.template!r}: expected {{}} once, for the class name"
+            )
+
+    def resolved(self) -> "DataConfig":
+        """The same with the defaults of the data set filled in and absolute paths."""
+        own = self.data in OWN_DATA
+        imb = 1.0 if own or self.shots is not None else 10.0
+        return replace(
+            self,
+            root=None if self.root is None else Path(self.root).expanduser().absolute(),
+            table=None if self.table is None else Path(self.table).expanduser().absolute(),
+            split=self.split or ("all" if own else "base-new"),
+            imb=imb if self.imb is None else self.imb,
+            cap=(None if own else 100) if self.cap == AUTO else self.cap,
+        )
