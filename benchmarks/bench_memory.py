@@ -32,7 +32,7 @@ BATCH = 32
 TEST_BATCH = 100
 # GiB that ImageNet's classes may take in training and in evaluation.
 LIMITS = {"train": 40, "evaluate": 16}
-# The largest block that a run chooses (lamp_fast.methods.lamp.model.MOST_PAIRS), and a small one.
+# The largest block that a run chooses (lamp_fast.methods.lamp.model.MAX_PAIRS), and a small one.
 BLOCKS = [1 << 16, 4096]
 BLOCK = 1600
 WHOLE = Trimming(block=1 << 30, share_routes=False)

@@ -68,7 +68,7 @@ class _PromptTable(nn.Module):
 class _Encoder(nn.Module):
     """Pictures [B, 3, S, S] to logits [B, C]; subclasses say where the text comes from."""
 
-    def __init__(self, clip: FrozenClip, lamp: Lamp | None) -> None:
+    def __init__(self, clip: FrozenClip, lamp: Lamp | None, adapted: bool) -> None:
         super().__init__()
         # Not modules of this one: what of their weights the graph reads becomes its constants,
         # so that weights it does not read (folded ones) are not stored.
@@ -83,7 +83,7 @@ class _Encoder(nn.Module):
         self.layers = lamp.config.layers
         if lamp.config.mpp:
             self.k, self.pool_size = lamp.config.k, lamp.config.m
-        balance = lamp.new_image_balance if lamp.use_adapted else lamp.image_balance
+        balance = lamp.new_image_balance if adapted else lamp.image_balance
         self.register_buffer("bias", balance.bias.clone())  # [layers, M]
         for index, layer in enumerate(self.layers):
             rows = lamp.prompts_of(layer).visual_rows()
@@ -125,8 +125,10 @@ def _without_parameters(clip: FrozenClip) -> FrozenClip:
 class FixedText(_Encoder):
     """Logits against text features [C, Ds] that do not depend on the picture."""
 
-    def __init__(self, clip: FrozenClip, lamp: Lamp | None, features: Tensor) -> None:
-        super().__init__(clip, lamp)
+    def __init__(
+        self, clip: FrozenClip, lamp: Lamp | None, adapted: bool, features: Tensor
+    ) -> None:
+        super().__init__(clip, lamp, adapted)
         self.register_buffer("features", features.clone())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -137,8 +139,8 @@ class FixedText(_Encoder):
 class TextPerImage(_Encoder):
     """Logits against each picture's own text features; pictures share no text computation."""
 
-    def __init__(self, lamp: Lamp, classes: LampClasses) -> None:
-        super().__init__(lamp.clip, lamp)
+    def __init__(self, lamp: Lamp, adapted: bool, classes: LampClasses) -> None:
+        super().__init__(lamp.clip, lamp, adapted)
         self.first_layer = classes.first_layer
         self.text_tables = nn.ModuleDict()
         for number, block in enumerate(self.text.blocks, 1):
@@ -198,27 +200,26 @@ def build_module(classifier: Classifier, classes: tuple[str, ...]) -> tuple[nn.M
     """
     method = classifier.method.float()
     method.clip.float()
-    if isinstance(method, Lamp):
-        method.use_adapted = classifier.bias_for(classes) == "adapted"
+    adapted = classifier.bias_for(classes) == "adapted"
     prepared = method.prepare(classes, classifier.template)
     if isinstance(method, ZeroShot):
-        module: nn.Module = FixedText(method.clip, None, prepared)
+        module: nn.Module = FixedText(method.clip, None, False, prepared)
     elif not isinstance(method, Lamp):
         raise InputError(
             f"RUN: its method is {classifier.config.method}, expected lamp or zeroshot"
         )
     elif method.config.text_query == "class":
-        balance = method.new_text_balance if method.use_adapted else method.text_balance
+        balance = method.new_text_balance if adapted else method.text_balance
         text = exact.class_texts(method, prepared, balance.bias)
-        module = FixedText(method.clip, method, text.features)
+        module = FixedText(method.clip, method, adapted, text.features)
     elif len(classes) > MOST_CLASSES:
         raise InputError(
             f"--classes: {len(classes)}, expected at most {MOST_CLASSES} with text per image, where"
             " memory grows with pictures times classes; --text-query class has no such bound"
         )
     else:
-        module = TextPerImage(method, prepared)
-    return module.eval(), lambda images: method.logits(images, prepared)
+        module = TextPerImage(method, adapted, prepared)
+    return module.eval(), lambda images: method.logits(images, prepared, adapted)
 
 
 def tolerance(clip: FrozenClip) -> float:

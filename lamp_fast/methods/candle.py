@@ -13,7 +13,6 @@ from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import (
     Criterion,
-    Kept,
     Method,
     RunClasses,
     Step,
@@ -104,15 +103,14 @@ class Candle(Method):
         self.register_buffer("visual", torch.zeros(len(classes.base), width))
         self.register_buffer("counts", torch.ones(len(self.names), dtype=torch.int64))
         self.batch = 1
-        self._kept = Kept()
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Candle":
         return cls(clip, config.candle, classes, config.optim.tau)
 
     @torch.no_grad()
-    def look_at(self, training: TrainingSet) -> None:
+    def read_training_set(self, training: TrainingSet) -> None:
         """Class means of the training set under the test transform, counts, virtual prototypes."""
         benchmark, base = training.benchmark, len(self.visual)
         features = training.features(evaluation_transform(self.clip.preprocessing))
@@ -172,7 +170,7 @@ class Candle(Method):
         )
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: CandleClasses) -> Tensor:
+    def logits(self, images: Tensor, classes: CandleClasses, adapted: bool = False) -> Tensor:
         state = (*self.parameters(), *self.buffers())
         prototypes = self._kept.get(classes, state, lambda: self._prototypes(classes.texts, 0.0))
         n = len(classes.texts)
@@ -214,10 +212,6 @@ class Candle(Method):
 
     def _residual(self, normed: Tensor, attended: Tensor) -> Tensor:
         return normed + self.ratio * self.attention.out_proj(attended)
-
-    def _apply(self, fn, recurse=True):
-        self._kept.forget()
-        return super()._apply(fn, recurse)
 
 
 def _halves(n: int) -> tuple[slice, slice]:

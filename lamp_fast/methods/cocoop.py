@@ -40,14 +40,14 @@ class CoCoOp(Method):
 
     def __init__(self, clip: FrozenClip, config: ContextConfig, trimming: Trimming) -> None:
         super().__init__(clip)
-        self.config, self.trimming = config, trimming
+        self.config, self.trimming, self.block = config, trimming, trimming.block
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
         joint = clip.vision.visual.proj.shape[1]
         hidden = max(1, joint // 16)
         self.meta_net = nn.Sequential(
             nn.Linear(joint, hidden), nn.ReLU(), nn.Linear(hidden, clip.text.width)
         )
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoCoOp":
@@ -63,13 +63,13 @@ class CoCoOp(Method):
         return Step(criterion(logits, labels), logits)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Layout) -> Tensor:
+    def logits(self, images: Tensor, classes: Layout, adapted: bool = False) -> Tensor:
         return self(images, classes)
 
     def forward(self, images: Tensor, classes: Layout) -> Tensor:
         """Class scores [B, C]."""
         features = frozen_image_features(self.clip, images)
-        at_once = max(1, (self.trimming.block or PAIRS_AT_ONCE) // len(classes))
+        at_once = max(1, (self.block or PAIRS_AT_ONCE) // len(classes))
         if self.trimming.as_published:
             at_once = 1
         parts = [self._cosine(some, classes) for some in features.split(at_once)]

@@ -38,7 +38,7 @@ class CoOp(TwoTowers):
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
         self.config, self.trimming = config, trimming
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoOp":

@@ -64,7 +64,7 @@ class MaPLe(TwoTowers):
         self.projections = nn.ModuleList(nn.Linear(*widths) for _ in range(self.depth))
         for each in self.projections[2:]:
             each.load_state_dict(self.projections[1].state_dict())
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "MaPLe":

@@ -113,7 +113,7 @@ class Mma(TwoTowers):
             start(self.shared[layer])
             self.visual[layer] = Adapter(clip.vision.width, self.shared[layer], scale)
             self.textual[layer] = Adapter(clip.text.width, self.shared[layer], scale)
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Mma":

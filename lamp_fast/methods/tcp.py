@@ -81,7 +81,7 @@ class Tcp(TwoTowers):
         joint = clip.vision.visual.proj.shape[1]
         self.narrow = nn.Linear(joint, joint // 4)
         self.widen = nn.Linear(joint // 4, context.n_ctx * clip.text.width)
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Tcp":

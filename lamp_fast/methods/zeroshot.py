@@ -20,5 +20,5 @@ class ZeroShot(Method):
         return F.normalize(plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot), dim=-1)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+    def logits(self, images: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
         return self.clip.logit_scale * frozen_image_features(self.clip, images) @ classes.T

@@ -162,6 +162,9 @@ def assemble(config: TrainConfig, checked: Checked | None = None) -> Experiment:
     benchmark = decode_through(benchmark, cache, config.data.downscale)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
     config = method.decided(config, names, benchmark.template)
+    if config.trim.block is None:
+        method.block = method.choose_block(names, benchmark.template)
+        config = replace(config, trim=replace(config.trim, block=method.block))
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable))
 
 

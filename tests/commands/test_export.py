@@ -12,7 +12,7 @@ from lamp_fast import train
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
 from lamp_fast.export import build_module, export, random_pictures, run_onnx, run_torch, tolerance
-from lamp_fast.methods import Lamp, ZeroShot
+from lamp_fast.methods import ZeroShot
 from lamp_fast.runs.config import TrainConfig, apply_preset
 
 FILES = {"classes.json", "export.json", "preprocessing.json"}
@@ -59,14 +59,13 @@ def check(classifier, program, names):
     batches = [random_pictures(classifier, size) for size in (1, 2, 6)]
     method.double()
     method.clip.double()
-    if isinstance(method, Lamp):
-        method.use_adapted = classifier.bias_for(names) == "adapted"
+    adapted = classifier.bias_for(names) == "adapted"
     classes = method.prepare(names, classifier.template)
     for images in batches:
         got = program(images)
         assert got.dtype == torch.float32
         assert got.shape == (len(images), len(names))
-        expected = method.logits(images.double(), classes)
+        expected = method.logits(images.double(), classes, adapted)
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=allowed)
 
 

@@ -44,6 +44,7 @@ def forward(
     classes: LampClasses,
     bias: tuple[Tensor, Tensor],
     text: ClassTexts | None = None,
+    fixed_shapes: bool = False,
 ) -> Forward:
     """Logits [B, C], similarities and selections; see :class:`Forward`.
 
@@ -56,7 +57,8 @@ def forward(
         text = text or class_texts(lamp, classes, text_bias)
         cosine = features @ text.features.T
     else:
-        cosine = _cosine_in_blocks(lamp, features, chosen, classes)
+        share = lamp.trimming.share_routes and not fixed_shapes
+        cosine = _cosine_in_blocks(lamp, features, chosen, classes, share)
     return Forward(
         logits=lamp.clip.logit_scale * cosine,
         image_similarity=image_similarity,
@@ -195,15 +197,15 @@ def _encode_class_forest(lamp, classes, forest: TokenForest, states: Tensor, poo
     return _read_out(lamp, x + update, forest)[0], similarities, counts
 
 
-def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> Tensor:
+def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes, share: bool) -> Tensor:
     """Cosine [B, C] of normalised features with each image's own text features.
 
-    (image, class) pairs are taken in blocks of at most ``Trimming.block`` pairs; with gradient and
+    (image, class) pairs are taken in blocks of at most ``lamp.block`` pairs; with gradient and
     more than one block, each is computed again in backward instead of being kept. Retrieval is over
     by then, so nothing is chosen or counted twice.
     """
     images = len(features)
-    limit = lamp.trimming.block or images * len(classes)
+    limit = lamp.block or images * len(classes)
     if images == 0:
         return features.new_zeros(0, len(classes))
     pools = _text_pools(lamp, classes)
@@ -215,7 +217,7 @@ def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> 
         some = slice(first, first + images_at_once)
         columns = []
         for forest, states in zip(classes.forests, classes.states, strict=True):
-            arguments = (lamp, classes, forest, states, pools, features[some])
+            arguments = (lamp, classes, forest, states, pools, share, features[some])
             routes = [indices[some] for indices in chosen]
             if recompute:
                 columns.append(
@@ -229,12 +231,13 @@ def _cosine_in_blocks(lamp, features: Tensor, chosen: list[Tensor], classes) -> 
     return torch.cat(rows)
 
 
-def _cosine(lamp, classes, forest, states, pools, features: Tensor, *chosen: Tensor) -> Tensor:
+def _cosine(
+    lamp, classes, forest, states, pools, share: bool, features: Tensor, *chosen: Tensor
+) -> Tensor:
     """Cosine [b, c] of b images with the classes of one forest."""
     images = len(features)
     x, update = states[None], None
     owner = torch.zeros(images, dtype=torch.int64, device=features.device)  # text row -> image
-    share = lamp.trimming.share_routes and not lamp.fixed_shapes
     pool_of = iter(zip(pools, chosen, strict=True))
     for number, block in lamp.text_blocks(classes):
         if lamp.prompts_of(number) is None:

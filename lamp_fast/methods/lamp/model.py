@@ -1,9 +1,8 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,14 @@ from torch import Tensor, nn
 from lamp_fast.clip import Block, FrozenClip, plant, tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
-from lamp_fast.methods.base import Criterion, Kept, Method, RunClasses, Step
+from lamp_fast.methods.base import (
+    Criterion,
+    Method,
+    RunClasses,
+    Step,
+    SumOverRanks,
+    backward_in_pieces,
+)
 from lamp_fast.methods.lamp import exact, literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.prompts import LayerPrompts
@@ -22,9 +28,7 @@ from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections, simil
 from lamp_fast.runs.config import LampConfig, TrainConfig, Trimming
 
 # More at once gains nothing; so small runs do not depend on the memory of the machine.
-MOST_PAIRS = 1 << 16
-
-PATHS = {"exact": exact.forward, "literal": literal.forward}
+MAX_PAIRS = 1 << 16
 
 
 class Lamp(Method):
@@ -41,7 +45,6 @@ class Lamp(Method):
         image_balance, text_balance: b and totals learned in training; the text's moves only with
             ``text_query=class``.
         new_image_balance, new_text_balance: the same adapted to new classes by :meth:`adapt`.
-        use_adapted: retrieve with the adapted bias.
         trimming: what the exact path leaves out.
 
     Raises:
@@ -66,7 +69,7 @@ class Lamp(Method):
         self.config = config
         self.path = path
         self.trimming = trimming or Trimming()
-        self._text = Kept()
+        self.block = self.trimming.block
         self.prompts = nn.ModuleDict(
             {
                 str(layer): LayerPrompts(config, clip.vision.width, clip.text.width)
@@ -77,7 +80,7 @@ class Lamp(Method):
         self.text_balance = self._new_balance()
         self.new_image_balance = self._new_balance()
         self.new_text_balance = self._new_balance()
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "Lamp":
@@ -87,15 +90,10 @@ class Lamp(Method):
     def has_bias(self) -> bool:
         return self.config.mpp
 
-    def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
-        """How many (image, class) pairs go at once: decided once and saved, so that a resumed run
-        adds up in the same order."""
-        if config.trim.block is not None:
-            return config
+    def choose_block(self, names: Sequence[str], template: str) -> int:
+        """What a step can keep for backward within half of the memory that is free now."""
         budget = _free_memory(next(self.clip.parameters()).device) // 2
-        block = self.affordable_block(names, template, budget)
-        self.trimming = replace(config.trim, block=block)
-        return replace(config, trim=self.trimming)
+        return self.affordable_block(names, template, budget)
 
     @property
     def capturable(self) -> bool:
@@ -134,15 +132,29 @@ class Lamp(Method):
         order = torch.cat([forest.classes for forest in forests]).argsort()
         return LampClasses(tokens, tuple(forests), tuple(states), first, bot, order)
 
-    def forward(self, images: Tensor, classes: LampClasses) -> Forward:
+    def forward(
+        self,
+        images: Tensor,
+        classes: LampClasses,
+        adapted: bool = False,
+        fixed_shapes: bool = False,
+    ) -> Forward:
         """One pass, pure: nothing is counted or moved."""
-        return PATHS[self.path](self, images, classes, self._bias())
+        if self.path == "literal":
+            return literal.forward(self, images, classes, self._bias(adapted))
+        return exact.forward(self, images, classes, self._bias(adapted), fixed_shapes=fixed_shapes)
 
     def step(
-        self, images: Tensor, labels: Tensor, classes: LampClasses, criterion: Criterion
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: LampClasses,
+        criterion: Criterion,
+        fixed_shapes: bool = False,
     ) -> Step:
         """Eq. 11: cross-entropy + beta * similarity loss."""
-        return self._step(self(images, classes), labels, criterion)
+        result = self(images, classes, fixed_shapes=fixed_shapes)
+        return self._step(result, labels, criterion)
 
     def accumulate(
         self,
@@ -152,6 +164,7 @@ class Lamp(Method):
         criterion: Criterion,
         pieces: int,
         scale: Callable[[Tensor], Tensor],
+        fixed_shapes: bool = False,
     ) -> list[Step]:
         """As the base class says; with ``text_query=class`` the text is computed once a batch.
 
@@ -160,17 +173,20 @@ class Lamp(Method):
         """
         once = self.path == "exact" and self.config.text_query == "class"
         if not once or pieces == 1:
-            return super().accumulate(images, labels, classes, criterion, pieces, scale)
-        text = exact.class_texts(self, classes, self._bias()[1])
+            step = partial(
+                self.step, classes=classes, criterion=criterion, fixed_shapes=fixed_shapes
+            )
+            return backward_in_pieces(step, images, labels, pieces, scale)
+        bias = self._bias()
+        text = exact.class_texts(self, classes, bias[1])
         leaf = text.features.detach().requires_grad_()
         similarity = [each.detach() for each in text.similarity]
         held = exact.ClassTexts(leaf, similarity, text.counts)
-        steps = []
-        for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
-            result = exact.forward(self, some, classes, self._bias(), held)
-            step = self._step(result, their, criterion)
-            scale(step.loss * (len(their) / len(labels))).backward()
-            steps.append(step.detached())
+
+        def step(some: Tensor, their: Tensor) -> Step:
+            return self._step(exact.forward(self, some, classes, bias, held), their, criterion)
+
+        steps = backward_in_pieces(step, images, labels, pieces, scale)
         roots, gradients = [text.features], [leaf.grad]
         if text.similarity:
             roots.append(scale(self.config.beta * similarity_loss(text.similarity)))
@@ -179,27 +195,31 @@ class Lamp(Method):
         return steps
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: LampClasses) -> Tensor:
+    def logits(self, images: Tensor, classes: LampClasses, adapted: bool = False) -> Tensor:
         """Class scores [B, C]; text per class is kept until what it depends on changes."""
         kept = self.path == "exact" and self.config.text_query == "class"
         if not (kept and self.trimming.cache_text):
-            return self(images, classes).logits
-        return exact.forward(self, images, classes, self._bias(), self._kept_text(classes)).logits
+            return self(images, classes, adapted).logits
+        bias = self._bias(adapted)
+        compute = partial(exact.class_texts, self, classes, bias[1])
+        text = self._kept.get(classes, (bias[1], *self.parameters()), compute)
+        return exact.forward(self, images, classes, bias, text).logits
 
     @torch.no_grad()
     def routes(self, images: Tensor) -> list[Tensor]:
         """Per selected layer, the pool entries int64 [B, K] that each image retrieves."""
         return exact.encode_images(self, images, self._bias()[0])[1]
 
-    def forget_text(self) -> None:
-        """Drop the kept text features."""
-        self._text.forget()
-
     def start_epoch(self) -> None:
         self.image_balance.start_epoch()
         self.text_balance.start_epoch()
 
-    def after_step(self, observations: Sequence[Selections | None], progress: Tensor) -> None:
+    def after_step(
+        self,
+        observations: Sequence[Selections | None],
+        progress: Tensor,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> None:
         """One LBO update for the whole step.
 
         Image selections add up over the step's pieces and ranks; the classes are the same in all of
@@ -214,7 +234,7 @@ class Lamp(Method):
                 pieces[0].text,
                 pieces[0].text_rows,
             )
-        self._balance(here, self.image_balance, self.text_balance, progress)
+        self._balance(here, self.image_balance, self.text_balance, progress, sum_over_ranks)
 
     def epoch_log(self) -> dict[str, Any]:
         """Per layer: activations of every prompt, load spread, mean key-to-key cosine."""
@@ -243,7 +263,12 @@ class Lamp(Method):
         return means
 
     @torch.no_grad()
-    def adapt(self, batches: Sequence[Tensor], classes: LampClasses) -> dict[str, Any] | None:
+    def adapt(
+        self,
+        batches: Sequence[Tensor],
+        classes: LampClasses,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> dict[str, Any] | None:
         """Move a copy of b over unlabelled pictures of new classes (SPEC, "New classes").
 
         Each pass over ``batches`` is an epoch: totals start at zero. The planned total T is the
@@ -259,7 +284,7 @@ class Lamp(Method):
         image, text = self.new_image_balance, self.new_text_balance
         image.load_state_dict(self.image_balance.state_dict())
         text.load_state_dict(self.text_balance.state_dict())
-        before = self._load_std(batches, self.image_balance.bias)
+        before = self._load_std(batches, self.image_balance.bias, sum_over_ranks)
         steps = self.config.adapt_passes * len(batches)
         taken = 0
         for _ in range(self.config.adapt_passes):
@@ -273,9 +298,9 @@ class Lamp(Method):
                     if self.config.text_query == "class":
                         chosen = exact.class_texts(self, classes, text.bias).counts
                     here = Selections.of(counts, len(images), chosen, len(classes))
-                self._balance(here, image, text, taken / steps)
+                self._balance(here, image, text, taken / steps, sum_over_ranks)
                 taken += 1
-        after = self._load_std(batches, image.bias)
+        after = self._load_std(batches, image.bias, sum_over_ranks)
         return {"steps": taken, "load_std_before": before, "load_std_after": after}
 
     def prompts_of(self, layer: int) -> LayerPrompts | None:
@@ -299,7 +324,7 @@ class Lamp(Method):
         itemsize = torch.finfo(self.clip.dtype).bits // 8
         bytes_per_row = 10 * self.clip.text.width * itemsize * layers
         pairs = budget * len(classes) // (bytes_per_row * rows)
-        return max(1, min(pairs, MOST_PAIRS))
+        return max(1, min(pairs, MAX_PAIRS))
 
     def _step(self, result: Forward, labels: Tensor, criterion: Criterion) -> Step:
         cross_entropy = criterion(result.logits, labels)
@@ -314,25 +339,18 @@ class Lamp(Method):
             observations=result.selections,
         )
 
-    def _kept_text(self, classes: LampClasses) -> exact.ClassTexts:
-        bias = self._bias()[1]
-        compute = functools.partial(exact.class_texts, self, classes, bias)
-        return self._text.get(classes, (bias, *self.parameters()), compute)
-
-    def _apply(self, fn, recurse=True):
-        self._text.forget()
-        return super()._apply(fn, recurse)
-
-    def _load_std(self, batches: Sequence[Tensor], bias: Tensor) -> list[float]:
+    def _load_std(
+        self, batches: Sequence[Tensor], bias: Tensor, sum_over_ranks: SumOverRanks | None
+    ) -> list[float]:
         measure = self._new_balance().to(bias.device)
         for images in batches:
             if len(images):
                 _, _, _, counts = exact.encode_images(self, images, bias)
                 measure.chosen += torch.stack(counts)
                 measure.rows += len(images)
-        if self.sum_over_ranks is not None:
-            self.sum_over_ranks(measure.chosen)
-            self.sum_over_ranks(measure.rows)
+        if sum_over_ranks is not None:
+            sum_over_ranks(measure.chosen)
+            sum_over_ranks(measure.rows)
         return measure.load_std()
 
     def _balance(
@@ -341,17 +359,18 @@ class Lamp(Method):
         image: LoadBalance,
         text: LoadBalance,
         progress: Tensor | float,
+        sum_over_ranks: SumOverRanks | None,
     ) -> None:
         """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
-        if self.config.mpp and self.sum_over_ranks is not None:
-            here = _over_ranks(here, image, self.sum_over_ranks)
+        if self.config.mpp and sum_over_ranks is not None:
+            here = _over_ranks(here, image, sum_over_ranks)
         if here is not None:
             image.update(here.image, here.image_rows, progress)
             if here.text is not None:
                 text.update(here.text, here.text_rows, progress)
 
-    def _bias(self) -> tuple[Tensor, Tensor]:
-        if self.use_adapted:
+    def _bias(self, adapted: bool = False) -> tuple[Tensor, Tensor]:
+        if adapted:
             return self.new_image_balance.bias, self.new_text_balance.bias
         return self.image_balance.bias, self.text_balance.bias
 
@@ -367,7 +386,7 @@ class Lamp(Method):
 
 
 def _over_ranks(
-    here: Selections | None, balance: LoadBalance, sum_over_ranks: Callable[[Tensor], Tensor]
+    here: Selections | None, balance: LoadBalance, sum_over_ranks: SumOverRanks
 ) -> Selections:
     """A step's selections on all ranks, in one sum of integers.
 
