@@ -32,7 +32,6 @@ from lamp_fast.clip import Block, FrozenClip
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
 from lamp_fast.methods import Lamp, ZeroShot
-from lamp_fast.methods.lamp import exact
 from lamp_fast.methods.lamp.state import LampClasses
 
 MOST_CLASSES = 256
@@ -210,7 +209,7 @@ def build_module(classifier: Classifier, classes: tuple[str, ...]) -> tuple[nn.M
         )
     elif method.config.text_query == "class":
         balance = method.new_text_balance if adapted else method.text_balance
-        text = exact.class_texts(method, prepared, balance.bias)
+        text = method.class_texts(prepared, balance.bias)
         module = FixedText(method.clip, method, adapted, text.features)
     elif len(classes) > MOST_CLASSES:
         raise InputError(

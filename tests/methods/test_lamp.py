@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lamp_fast.clip import tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.methods import Lamp, ZeroShot
-from lamp_fast.methods.lamp import exact as lamp_exact
+from lamp_fast.methods.lamp.exact import TextEncoder
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import similarity_loss
 from lamp_fast.runs.config import LampConfig, Trimming
@@ -445,8 +445,8 @@ def test_accumulated_steps_share_one_text_pass(small_clip, monkeypatch):
     labels = torch.tensor([0, 1, 2, 1, 0, 2, 2])
     classes = exact.prepare(*CLASS_SETS["mixed"])
     passes = []
-    original = lamp_exact.class_texts
-    monkeypatch.setattr(lamp_exact, "class_texts", lambda *a: passes.append(a) or original(*a))
+    original = TextEncoder.class_texts
+    monkeypatch.setattr(TextEncoder, "class_texts", lambda *a: passes.append(a) or original(*a))
     results = {}
     for pieces in (1, 3):
         exact.zero_grad(set_to_none=True)
@@ -469,8 +469,8 @@ def test_kept_text_follows_weights_bias_and_classes(small_clip, monkeypatch):
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     one, other = (lamp.prepare(*CLASS_SETS[name]) for name in ("mixed", "name first"))
     passes = []
-    original = lamp_exact.class_texts
-    monkeypatch.setattr(lamp_exact, "class_texts", lambda *a: passes.append(a) or original(*a))
+    original = TextEncoder.class_texts
+    monkeypatch.setattr(TextEncoder, "class_texts", lambda *a: passes.append(a) or original(*a))
 
     def check(classes, expected_passes, adapted=False):
         passes.clear()

@@ -1,7 +1,7 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import Block, FrozenClip, plant, tokenise
+from lamp_fast.clip import FrozenClip, plant, tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import (
@@ -21,10 +21,23 @@ from lamp_fast.methods.base import (
     SumOverRanks,
     backward_in_pieces,
 )
-from lamp_fast.methods.lamp import exact, literal
+from lamp_fast.methods.lamp import literal
 from lamp_fast.methods.lamp.balance import LoadBalance
+from lamp_fast.methods.lamp.exact import (
+    ClassTexts,
+    EncodedImages,
+    ExactLamp,
+    ImageEncoder,
+    TextEncoder,
+)
 from lamp_fast.methods.lamp.prompts import LayerPrompts
-from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections, similarity_loss
+from lamp_fast.methods.lamp.state import (
+    Forward,
+    LampClasses,
+    Selections,
+    over_ranks,
+    similarity_loss,
+)
 from lamp_fast.runs.config import LampConfig, TrainConfig, Trimming
 
 # More at once gains nothing; so small runs do not depend on the memory of the machine.
@@ -142,7 +155,49 @@ class Lamp(Method):
         """One pass, pure: nothing is counted or moved."""
         if self.path == "literal":
             return literal.forward(self, images, classes, self._bias(adapted))
-        return exact.forward(self, images, classes, self._bias(adapted), fixed_shapes=fixed_shapes)
+        return self.exact(classes, adapted, fixed_shapes)(images)
+
+    def exact(
+        self,
+        classes: LampClasses,
+        adapted: bool = False,
+        fixed_shapes: bool = False,
+        text: ClassTexts | None = None,
+        clip: FrozenClip | None = None,
+    ) -> ExactLamp:
+        """The exact path with the parameters as they are now.
+
+        Args:
+            classes: of :meth:`prepare`.
+            adapted: retrieve with the bias that :meth:`adapt` moved.
+            fixed_shapes: no shape may depend on a value.
+            text: with ``text_query=class``, what :meth:`class_texts` gave before.
+            clip: in place of its own, with the same weights.
+        """
+        clip = clip or self.clip
+        image_bias, text_bias = self._bias(adapted)
+        if text is None and self.config.text_query == "class":
+            text = self.class_texts(classes, text_bias)
+        share = self.trimming.share_routes and not fixed_shapes
+        return ExactLamp(
+            images=self._image_encoder(clip, image_bias),
+            text=text or self._text_encoder(clip, classes, text_bias, share),
+            logit_scale=clip.logit_scale,
+        )
+
+    def encode_images(self, images: Tensor, bias: Tensor | None = None) -> EncodedImages:
+        """Features of pictures [B, 3, S, S] and what they retrieve.
+
+        Args:
+            images: [B, 3, S, S].
+            bias: float32 [layers, M]; by default the trained one.
+        """
+        bias = self.image_balance.bias if bias is None else bias
+        return self._image_encoder(self.clip, bias)(images)
+
+    def class_texts(self, classes: LampClasses, bias: Tensor) -> ClassTexts:
+        """Text features where each class retrieves; bias is float32 [layers, M]."""
+        return self._text_encoder(self.clip, classes, bias, share_routes=False).class_texts()
 
     def step(
         self,
@@ -177,14 +232,13 @@ class Lamp(Method):
                 self.step, classes=classes, criterion=criterion, fixed_shapes=fixed_shapes
             )
             return backward_in_pieces(step, images, labels, pieces, scale)
-        bias = self._bias()
-        text = exact.class_texts(self, classes, bias[1])
+        text = self.class_texts(classes, self.text_balance.bias)
         leaf = text.features.detach().requires_grad_()
         similarity = [each.detach() for each in text.similarity]
-        held = exact.ClassTexts(leaf, similarity, text.counts)
+        held = ClassTexts(leaf, similarity, text.counts)
 
         def step(some: Tensor, their: Tensor) -> Step:
-            return self._step(exact.forward(self, some, classes, bias, held), their, criterion)
+            return self._step(self.exact(classes, text=held)(some), their, criterion)
 
         steps = backward_in_pieces(step, images, labels, pieces, scale)
         roots, gradients = [text.features], [leaf.grad]
@@ -200,15 +254,15 @@ class Lamp(Method):
         kept = self.path == "exact" and self.config.text_query == "class"
         if not (kept and self.trimming.cache_text):
             return self(images, classes, adapted).logits
-        bias = self._bias(adapted)
-        compute = partial(exact.class_texts, self, classes, bias[1])
-        text = self._kept.get(classes, (bias[1], *self.parameters()), compute)
-        return exact.forward(self, images, classes, bias, text).logits
+        bias = self._bias(adapted)[1]
+        compute = partial(self.class_texts, classes, bias)
+        text = self._kept.get(classes, (bias, *self.parameters()), compute)
+        return self.exact(classes, adapted, text=text)(images).logits
 
     @torch.no_grad()
     def routes(self, images: Tensor) -> list[Tensor]:
         """Per selected layer, the pool entries int64 [B, K] that each image retrieves."""
-        return exact.encode_images(self, images, self._bias()[0])[1]
+        return list(self.encode_images(images).chosen)
 
     def start_epoch(self) -> None:
         self.image_balance.start_epoch()
@@ -293,10 +347,10 @@ class Lamp(Method):
             for images in batches:
                 here = None
                 if len(images):
-                    _, _, _, counts = exact.encode_images(self, images, image.bias)
+                    counts = self.encode_images(images, image.bias).counts
                     chosen: Sequence[Tensor] = ()
                     if self.config.text_query == "class":
-                        chosen = exact.class_texts(self, classes, text.bias).counts
+                        chosen = self.class_texts(classes, text.bias).counts
                     here = Selections.of(counts, len(images), chosen, len(classes))
                 self._balance(here, image, text, taken / steps, sum_over_ranks)
                 taken += 1
@@ -306,11 +360,6 @@ class Lamp(Method):
     def prompts_of(self, layer: int) -> LayerPrompts | None:
         """The prompts of a layer, from 1; None where it has none."""
         return self.prompts[str(layer)] if layer in self.config.layers else None
-
-    def text_blocks(self, classes: LampClasses) -> Iterator[tuple[int, Block]]:
-        """(number, block) of the text tower from where ``classes`` are prepared to its end."""
-        first = classes.first_layer
-        return enumerate(self.clip.text.blocks[first - 1 :], first)
 
     def affordable_block(self, names: Sequence[str], template: str, budget: int) -> int:
         """How many (image, class) pairs a step can keep for backward within ``budget`` bytes.
@@ -325,6 +374,23 @@ class Lamp(Method):
         bytes_per_row = 10 * self.clip.text.width * itemsize * layers
         pairs = budget * len(classes) // (bytes_per_row * rows)
         return max(1, min(pairs, MAX_PAIRS))
+
+    def _image_encoder(self, clip: FrozenClip, bias: Tensor) -> ImageEncoder:
+        return ImageEncoder.of(clip, self.prompts, bias, self.config, self.trimming)
+
+    def _text_encoder(
+        self, clip: FrozenClip, classes: LampClasses, bias: Tensor, share_routes: bool
+    ) -> TextEncoder:
+        return TextEncoder.of(
+            clip,
+            self.prompts,
+            bias,
+            self.config,
+            self.trimming,
+            classes,
+            share_routes=share_routes,
+            block=self.block,
+        )
 
     def _step(self, result: Forward, labels: Tensor, criterion: Criterion) -> Step:
         cross_entropy = criterion(result.logits, labels)
@@ -345,8 +411,7 @@ class Lamp(Method):
         measure = self._new_balance().to(bias.device)
         for images in batches:
             if len(images):
-                _, _, _, counts = exact.encode_images(self, images, bias)
-                measure.chosen += torch.stack(counts)
+                measure.chosen += torch.stack(self.encode_images(images, bias).counts)
                 measure.rows += len(images)
         if sum_over_ranks is not None:
             sum_over_ranks(measure.chosen)
@@ -363,7 +428,7 @@ class Lamp(Method):
     ) -> None:
         """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
         if self.config.mpp and sum_over_ranks is not None:
-            here = _over_ranks(here, image, sum_over_ranks)
+            here = over_ranks(here, image.chosen, sum_over_ranks)
         if here is not None:
             image.update(here.image, here.image_rows, progress)
             if here.text is not None:
@@ -383,31 +448,6 @@ class Lamp(Method):
             config.gamma if config.lbo else 0.0,
             raise_overused=config.lbo_sign == "printed",
         )
-
-
-def _over_ranks(
-    here: Selections | None, balance: LoadBalance, sum_over_ranks: SumOverRanks
-) -> Selections:
-    """A step's selections on all ranks, in one sum of integers.
-
-    Every rank with a row computed the same text, so its sum is divided by how many they are.
-    """
-    shape, device = balance.chosen.shape, balance.chosen.device
-    mine = torch.zeros(2 * balance.chosen.numel() + 3, dtype=torch.int64, device=device)
-    image, text, facts = mine.split([balance.chosen.numel(), balance.chosen.numel(), 3])
-    if here is not None:
-        image.copy_(here.image.flatten())
-        if here.text is not None:
-            text.copy_(here.text.flatten())
-        facts.copy_(torch.tensor([here.image_rows, here.text_rows, 1]))
-    sum_over_ranks(mine)
-    image_rows, text_rows, ranks = facts.tolist()
-    return Selections(
-        image.view(shape),
-        image_rows,
-        text.view(shape) // ranks if text_rows else None,
-        text_rows // ranks,
-    )
 
 
 def _free_memory(device: torch.device) -> int:
