@@ -145,7 +145,8 @@ def measured_peak(piece):
 
 def held_bytes(lamp, classes):
     """Bytes of the weights, the parameters and what is prepared of the classes."""
-    held = [*lamp.clip.parameters(), *lamp.parameters(), *classes.states]
+    states = (forest.states for forest in classes.forests)
+    held = [*lamp.clip.parameters(), *lamp.parameters(), *states]
     return sum(each.numel() * each.element_size() for each in held)
 
 

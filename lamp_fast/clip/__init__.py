@@ -1,7 +1,16 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
 from lamp_fast.clip.load import activation_of, fingerprint, load_clip, warn_if_random
-from lamp_fast.clip.prompts import ClassTokens, TokenForest, plant, tokenise
+from lamp_fast.clip.prompts import (
+    ClassPrompts,
+    ClassTokens,
+    TextForest,
+    TokenForest,
+    class_prompts,
+    plant,
+    tokenise,
+    whole_prompts,
+)
 from lamp_fast.clip.towers import (
     Block,
     ClipIdentity,
@@ -15,19 +24,23 @@ from lamp_fast.clip.towers import (
 
 __all__ = [
     "Block",
+    "ClassPrompts",
     "ClassTokens",
     "ClipIdentity",
     "FrozenClip",
+    "TextForest",
     "TextTower",
     "TokenForest",
     "VisionTower",
     "activation_of",
     "at_least_float32",
     "check_supported",
+    "class_prompts",
     "fingerprint",
     "load_clip",
     "plant",
     "through",
     "tokenise",
     "warn_if_random",
+    "whole_prompts",
 ]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.transforms import v2
 
-from lamp_fast.clip import FrozenClip, through
+from lamp_fast.clip import FrozenClip, through, whole_prompts
 from lamp_fast.data import Benchmark, evaluation_batches
 from lamp_fast.data.loading import Batches
+from lamp_fast.methods.text import encode
 from lamp_fast.runs.config import TrainConfig
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -364,10 +365,9 @@ class TwoTowers(Method):
 
 
 @torch.no_grad()
-def plain_text_features(clip: FrozenClip, token_ids: Tensor, eot: Tensor) -> Tensor:
-    """CLIP's own text features [C, Ds], not normalised, of ids [C, L] cut or not after eot."""
-    x = through(clip.text.blocks, clip.text.embed(token_ids), causal=True)
-    return clip.text.readout(x[torch.arange(len(x), device=x.device), eot])
+def plain_text_features(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
+    """CLIP's own text features [C, Ds] of class names in a template, not normalised."""
+    return encode(clip, whole_prompts(clip, names, template, cut=True))[0]
 
 
 @torch.no_grad()

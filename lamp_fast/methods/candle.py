@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import FrozenClip
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import (
@@ -127,8 +127,7 @@ class Candle(Method):
     def prepare(self, names: Sequence[str], template: str) -> CandleClasses:
         unknown = [name for name in names if name not in self.names]
         every = [*self.names, *unknown]
-        tokens = tokenise(self.clip, every, template)
-        texts = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
+        texts = plain_text_features(self.clip, every, template)
         columns = torch.tensor([every.index(name) for name in names], device=texts.device)
         return CandleClasses(texts, columns)
 

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import ClassPrompts, FrozenClip
 from lamp_fast.methods.base import Criterion, Method, RunClasses, Step, frozen_image_features
 from lamp_fast.methods.text import (
-    Layout,
     context_start,
     context_template,
     encode,
-    lay_out,
+    prepare_prompts,
     put_words,
 )
 from lamp_fast.runs.config import ContextConfig, TrainConfig, Trimming
@@ -53,20 +52,22 @@ class CoCoOp(Method):
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoCoOp":
         return cls(clip, config.context, config.trim)
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
         words = context_template(self.config.ctx_init, self.config.n_ctx)
-        return lay_out(self.clip, names, words, self.trimming)
+        return prepare_prompts(self.clip, names, words, self.trimming)
 
-    def step(self, images: Tensor, labels: Tensor, classes: Layout, criterion: Criterion) -> Step:
+    def step(
+        self, images: Tensor, labels: Tensor, classes: ClassPrompts, criterion: Criterion
+    ) -> Step:
         logits = self(images, classes)
         return Step(criterion(logits, labels), logits)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Layout, adapted: bool = False) -> Tensor:
+    def logits(self, images: Tensor, classes: ClassPrompts, adapted: bool = False) -> Tensor:
         return self(images, classes)
 
-    def forward(self, images: Tensor, classes: Layout) -> Tensor:
+    def forward(self, images: Tensor, classes: ClassPrompts) -> Tensor:
         """Class scores [B, C]."""
         features = frozen_image_features(self.clip, images)
         at_once = max(1, (self.block or PAIRS_AT_ONCE) // len(classes))
@@ -75,11 +76,11 @@ class CoCoOp(Method):
         parts = [self._cosine(some, classes) for some in features.split(at_once)]
         return self.clip.logit_scale * torch.cat(parts)
 
-    def _cosine(self, features: Tensor, classes: Layout) -> Tensor:
+    def _cosine(self, features: Tensor, classes: ClassPrompts) -> Tensor:
         """[b, C] of normalised image features [b, Ds] and their own text features."""
         shift = self.meta_net(features)  # [b, Dt]
         table = self.clip.text.text.positional_embedding
         words = self.context + shift[:, None] + table[1 : self.config.n_ctx + 1]
         changes = {1: partial(put_words, words=words)}
-        text = F.normalize(encode(self.clip, classes, changes), dim=-1)  # [b, C, Ds]
-        return torch.einsum("bd,bcd->bc", features, text)
+        text = encode(self.clip, classes, changes, last_row=self.trimming.last_row)  # [b, C, Ds]
+        return torch.einsum("bd,bcd->bc", features, F.normalize(text, dim=-1))

@@ -10,14 +10,13 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import ClassPrompts, FrozenClip
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import (
-    Layout,
     context_start,
     context_template,
     encode,
-    lay_out,
+    prepare_prompts,
     put_words,
 )
 from lamp_fast.runs.config import ContextConfig, TrainConfig, Trimming
@@ -44,13 +43,14 @@ class CoOp(TwoTowers):
     def build(cls, clip: FrozenClip, config: TrainConfig, classes: RunClasses) -> "CoOp":
         return cls(clip, config.context, config.trim)
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
         words = context_template(self.config.ctx_init, self.config.n_ctx)
-        return lay_out(self.clip, names, words, self.trimming)
+        return prepare_prompts(self.clip, names, words, self.trimming)
 
-    def text_features(self, classes: Layout) -> Tensor:
+    def text_features(self, classes: ClassPrompts) -> Tensor:
         table = self.clip.text.text.positional_embedding
         words = self.context + table[1 : self.config.n_ctx + 1]
         changes = {1: partial(put_words, words=words)}
-        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
+        text = encode(self.clip, classes, changes, last_row=self.trimming.last_row)
+        return F.normalize(text[0], dim=-1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import FrozenClip
 from lamp_fast.data.loading import Batches, crop_feature_batches
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.methods.base import (
@@ -89,8 +89,7 @@ class Lfa(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> LfaClasses:
-        tokens = tokenise(self.clip, names, template)
-        texts = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
+        texts = plain_text_features(self.clip, names, template)
         return LfaClasses(F.normalize(texts, dim=-1), self.trained.issuperset(names))
 
     def step(

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import ClassPrompts, FrozenClip
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import RunClasses, TwoTowers
 from lamp_fast.methods.text import (
-    Layout,
     context_start,
     context_template,
     encode,
-    lay_out,
+    prepare_prompts,
     put_words,
 )
 from lamp_fast.runs.config import ContextConfig, MapleConfig, TrainConfig, Trimming
@@ -73,16 +72,17 @@ class MaPLe(TwoTowers):
     def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
         return replace(config, maple=replace(config.maple, depth=self.depth))
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
         words = context_template(self.context.ctx_init, self.context.n_ctx)
-        return lay_out(self.clip, names, words, self.trimming)
+        return prepare_prompts(self.clip, names, words, self.trimming)
 
-    def text_features(self, classes: Layout) -> Tensor:
+    def text_features(self, classes: ClassPrompts) -> Tensor:
         table = self.clip.text.text.positional_embedding
         words = [self.words[0] + table[1 : self.context.n_ctx + 1], *self.words[1:]]
         changes = {number: partial(put_words, words=each) for number, each in enumerate(words, 1)}
-        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
+        text = encode(self.clip, classes, changes, last_row=self.trimming.last_row)
+        return F.normalize(text[0], dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         vision = self.clip.vision

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, FrozenClip, through
+from lamp_fast.clip import Block, ClassPrompts, FrozenClip, through
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import RunClasses, TwoTowers
-from lamp_fast.methods.text import Layout, encode, lay_out
+from lamp_fast.methods.text import encode, prepare_prompts
 from lamp_fast.runs.config import MmaConfig, TrainConfig, Trimming
 
 TEMPLATE = "a photo of a {}."
@@ -122,13 +122,16 @@ class Mma(TwoTowers):
     def decided(self, config: TrainConfig, names: Sequence[str], template: str) -> TrainConfig:
         return replace(config, mma=replace(config.mma, adapter_layers=self.layers))
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is MMA's own on every data set; ``template`` has no part in it."""
-        return lay_out(self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0])
+        return prepare_prompts(
+            self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0]
+        )
 
-    def text_features(self, classes: Layout) -> Tensor:
+    def text_features(self, classes: ClassPrompts) -> Tensor:
         blocks = self._with_adapters(self.clip.text.blocks, self.textual)
-        return F.normalize(encode(self.clip, classes, blocks=blocks)[0], dim=-1)
+        text = encode(self.clip, classes, blocks=blocks, last_row=self.trimming.last_row)
+        return F.normalize(text[0], dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         vision = self.clip.vision

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import RunClasses, TwoTowers, plain_text_features
 from lamp_fast.methods.text import (
-    Layout,
-    Sheet,
     context_start,
     context_template,
-    lay_out,
+    prepare_prompts,
     put_words,
     run_layers,
     separate,
@@ -36,10 +34,17 @@ BEHIND_CONTEXT = {"a photo of a person doing {}.": "person doing {}."}
 
 @dataclass(frozen=True)
 class TcpClasses:
-    """``knowledge``: zero-shot text features [C, Ds], normalised; ``layout``: the prompts."""
+    """Class prompts with what zero-shot CLIP knows of each class.
+
+    Attributes:
+        knowledge: zero-shot text features [C, Ds], normalised.
+        prompts: for the layers below the class-aware words.
+        separated: of each forest, for the layers above; see :func:`separate`.
+    """
 
     knowledge: Tensor
-    layout: Layout
+    prompts: ClassPrompts
+    separated: tuple[Sequence[tuple[TextForest, Tensor]], ...]
 
 
 class Tcp(TwoTowers):
@@ -91,30 +96,30 @@ class Tcp(TwoTowers):
         return replace(config, tcp=replace(config.tcp, knowledge_layer=self.layer))
 
     def prepare(self, names: Sequence[str], template: str) -> TcpClasses:
-        tokens = tokenise(self.clip, names, KNOWLEDGE.get(template, template))
-        knowledge = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
+        knowledge = plain_text_features(self.clip, names, KNOWLEDGE.get(template, template))
         rest = BEHIND_CONTEXT.get(template, template[template.index("{}") :])
         words = context_template(self.ctx_init, self.n_ctx, rest)
-        layout = lay_out(self.clip, names, words, self.trimming)
-        return TcpClasses(F.normalize(knowledge, dim=-1), layout)
+        prompts = prepare_prompts(self.clip, names, words, self.trimming)
+        most_rows = self.trimming.most_rows
+        separated = tuple(separate(forest, most_rows) for forest in prompts.forests)
+        return TcpClasses(F.normalize(knowledge, dim=-1), prompts, separated)
 
     def text_features(self, classes: TcpClasses) -> Tensor:
-        clip, layout = self.clip, classes.layout
+        clip, last_row = self.clip, self.trimming.last_row
         table = clip.text.text.positional_embedding
         words = self.context + table[1 : self.n_ctx + 1]
         class_words = self.class_words(classes.knowledge)
         learned = {1: partial(put_words, words=words)}
         class_aware = {self.layer: partial(_put_class_words, words=class_words)}
         features = []
-        for sheet in layout.sheets:
-            x = sheet.states
+        for forest, separated in zip(classes.prompts.forests, classes.separated, strict=True):
+            x = forest.states
             if self.layer > 1:
-                x = run_layers(clip, layout, sheet, x, 1, learned, last=self.layer - 1)
-            for own, rows in separate(layout, sheet):
-                own_x = x[:, rows]
-                end = run_layers(clip, layout, own, own_x, self.layer, class_aware)
+                x = run_layers(clip, forest, x, 1, learned, last=self.layer - 1)
+            for own, rows in separated:
+                end = run_layers(clip, own, x[:, rows], self.layer, class_aware, last_row=last_row)
                 features.append(clip.text.readout(end)[0])
-        return F.normalize(torch.cat(features)[layout.order], dim=-1)
+        return F.normalize(torch.cat(features)[classes.prompts.order], dim=-1)
 
     def class_words(self, knowledge: Tensor) -> Tensor:
         """[C, m, Dt] of zero-shot features [C, Ds]."""
@@ -126,14 +131,12 @@ class Tcp(TwoTowers):
         return {"knowledge_loss": self.config.knowledge_weight * (1 - cosine.mean())}
 
 
-def _put_class_words(x: Tensor, sheet: Sheet, words: Tensor) -> Tensor:
+def _put_class_words(x: Tensor, forest: TextForest, words: Tensor) -> Tensor:
     """Replace the tokens behind bot by each class's own: words [C, P, Dt]."""
-    words = words[sheet.classes]
-    if sheet.mask is None:
-        return put_words(x, sheet, words)
-    rows = torch.arange(len(sheet.positions), device=x.device)
-    owner = torch.searchsorted(sheet.ends, rows)  # classes lie side by side, eot last
-    position = sheet.positions - 1
+    words = words[forest.classes]
+    if forest.visible is None:
+        return put_words(x, forest, words)
+    position = forest.positions - 1
     ours = (position >= 0) & (position < words.shape[1])
-    placed = words.to(x.dtype)[owner, position.clamp(0, words.shape[1] - 1)]
+    placed = words.to(x.dtype)[forest.owner, position.clamp(0, words.shape[1] - 1)]
     return torch.where(ours[:, None], placed, x)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import tokenise
 from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
 
 
@@ -16,8 +15,7 @@ class ZeroShot(Method):
     title = "CLIP zero-shot"
 
     def prepare(self, names: Sequence[str], template: str) -> Tensor:
-        tokens = tokenise(self.clip, names, template)
-        return F.normalize(plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot), dim=-1)
+        return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
 
     @torch.no_grad()
     def logits(self, images: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:

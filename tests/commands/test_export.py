@@ -106,7 +106,8 @@ def test_torch_export(runs, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "class"])
 def test_onnx(runs, kind, tmp_path):
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    onnx = pytest.importorskip("onnx")
+    for name in ("onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     out, names = tmp_path / "exported", ("five", "six", "seven", "eight", "nine")
     export(runs(kind), out, format="onnx", classes=names)
@@ -115,6 +116,9 @@ def test_onnx(runs, kind, tmp_path):
     assert facts["bias"] == "adapted"
     assert facts["trained"] == [False] * 5
     check(load(runs(kind), kind), run_onnx(out / "model.onnx"), names)
+    graph = onnx.load(out / "model.onnx").graph
+    for tensor in (*graph.input, *graph.output):
+        assert tensor.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 def test_what_lies_beside_the_graph(runs, tmp_path):

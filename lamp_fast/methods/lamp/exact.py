@@ -12,7 +12,7 @@ parameters, so it is made for a pass, or once for parameters that no longer chan
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lamp_fast import ops
-from lamp_fast.clip import Block, FrozenClip, TextTower, TokenForest, VisionTower
-from lamp_fast.methods.lamp.prompts import LayerPrompts
-from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections
+from lamp_fast.clip import Block, ClassPrompts, TextForest, TextTower, VisionTower
+from lamp_fast.methods.lamp.state import Forward, Selections
 from lamp_fast.runs.config import LampConfig, Trimming
 
 Prefix = tuple[Tensor, Tensor]
@@ -89,6 +88,36 @@ class Pool:
         return tuple(torch.cat(pair, dim=1) for pair in pairs)
 
 
+def project(
+    blocks: Sequence[Block],
+    rows: Sequence[Tensor],
+    bias: Tensor,
+    dtype: torch.dtype,
+    config: LampConfig,
+    trimming: Trimming,
+    bot: Sequence[Prefix] = (),
+) -> dict[int, Pool]:
+    """The pools of a tower by layer, from 1.
+
+    Args:
+        blocks: of the tower.
+        rows: of each selected layer [M + S, width].
+        bias: float32 [layers, M].
+        dtype: of the tower.
+        config, trimming: see :class:`Pool`.
+        bot: on the text side, its keys and values [1, H, d] in every layer.
+    """
+    pools = {}
+    for layer, own_rows, own_bias in zip(config.layers, rows, bias, strict=True):
+        block = blocks[layer - 1]
+        table = block.prefix(own_rows.to(dtype))
+        if bot:
+            table = (torch.cat(pair) for pair in zip(table, bot[layer - 1], strict=True))
+        anew = None if trimming.project_once else block
+        pools[layer] = Pool(own_rows, own_bias, *table, config, anew)
+    return pools
+
+
 @dataclass(frozen=True)
 class EncodedImages:
     """What the image tower made of B pictures.
@@ -119,20 +148,6 @@ class ImageEncoder:
     tower: VisionTower
     pools: Mapping[int, Pool]
     last_row: bool
-
-    @classmethod
-    def of(
-        cls,
-        clip: FrozenClip,
-        prompts: Mapping[str, LayerPrompts],
-        bias: Tensor,
-        config: LampConfig,
-        trimming: Trimming,
-    ) -> "ImageEncoder":
-        """Project the prompts of every selected layer; bias is float32 [layers, M]."""
-        rows = [prompts[str(layer)].visual_rows() for layer in config.layers]
-        pools = _project(clip.vision.blocks, rows, bias, clip.dtype, config, trimming)
-        return cls(clip.vision, pools, trimming.last_row)
 
     def __call__(self, images: Tensor) -> EncodedImages:
         """Encode pictures [B, 3, S, S]."""
@@ -186,29 +201,10 @@ class TextEncoder:
 
     tower: TextTower
     pools: Mapping[int, Pool]
-    classes: LampClasses
+    classes: ClassPrompts
     last_row: bool
     share_routes: bool
     block: int | None
-
-    @classmethod
-    def of(
-        cls,
-        clip: FrozenClip,
-        prompts: Mapping[str, LayerPrompts],
-        bias: Tensor,
-        config: LampConfig,
-        trimming: Trimming,
-        classes: LampClasses,
-        *,
-        share_routes: bool,
-        block: int | None,
-    ) -> "TextEncoder":
-        """Project the prompts of every selected layer; bias is float32 [layers, M]."""
-        rows = [prompts[str(layer)].text_rows() for layer in config.layers]
-        pools = _project(clip.text.blocks, rows, bias, clip.dtype, config, trimming)
-        with_bot = {layer: _behind(pool, classes.bot[layer - 1]) for layer, pool in pools.items()}
-        return cls(clip.text, with_bot, classes, trimming.last_row, share_routes, block)
 
     def class_texts(self) -> ClassTexts:
         """Text features where each class retrieves with its own eot.
@@ -216,8 +212,7 @@ class TextEncoder:
         The classes of a forest are one sequence whose prefix is the whole projected pool; the mask
         lets each row see the entries that its class chose.
         """
-        forests = zip(self.classes.forests, self.classes.states, strict=True)
-        per_forest = [self._encode_forest(*forest) for forest in forests]
+        per_forest = [self._encode_forest(forest) for forest in self.classes.forests]
         features, similarities, counts = zip(*per_forest, strict=True)
         features = torch.cat(features)[self.classes.order]
         similarities = [torch.cat(layer) for layer in zip(*similarities, strict=True)]
@@ -247,8 +242,8 @@ class TextEncoder:
     def _cosine(self, features: Tensor, *chosen: Tensor, recompute: bool = False) -> Tensor:
         """Cosine [b, C] of b images with all classes, a forest after the other."""
         columns = []
-        for forest in zip(self.classes.forests, self.classes.states, strict=True):
-            arguments = (*forest, features, *chosen)
+        for forest in self.classes.forests:
+            arguments = (forest, features, *chosen)
             if recompute and torch.is_grad_enabled():
                 how = {"use_reentrant": False, "preserve_rng_state": False}
                 columns.append(checkpoint(self._cosine_with_forest, *arguments, **how))
@@ -256,11 +251,9 @@ class TextEncoder:
                 columns.append(self._cosine_with_forest(*arguments))
         return torch.cat(columns, dim=1)[:, self.classes.order]
 
-    def _cosine_with_forest(
-        self, forest: TokenForest, states: Tensor, features: Tensor, *chosen: Tensor
-    ) -> Tensor:
+    def _cosine_with_forest(self, forest: TextForest, features: Tensor, *chosen: Tensor) -> Tensor:
         """Cosine [b, c] of b images with the classes of one forest."""
-        x, update = states[None], None
+        x, update = forest.states, None
         owner = torch.zeros(len(features), dtype=torch.int64, device=x.device)  # row of each image
         choices = iter(chosen)
         for number, block in self._blocks():
@@ -282,11 +275,9 @@ class TextEncoder:
         text = F.normalize(self._read_out(x + update, forest), dim=-1)  # [distinct, c, Ds]
         return torch.einsum("bd,bcd->bc", features, text[owner])
 
-    def _encode_forest(
-        self, forest: TokenForest, states: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _encode_forest(self, forest: TextForest) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Features [c, Ds] of a forest's classes; per selected layer similarity and counts."""
-        x, update = states[None], None
+        x, update = forest.states, None
         similarities, counts = [], []
         for number, block in self._blocks():
             x, normed = block.enter(x, update)
@@ -320,7 +311,7 @@ class TextEncoder:
         normed: Tensor,
         prefix: Prefix,
         seen: Tensor,
-        forest: TokenForest,
+        forest: TextForest,
     ) -> tuple[Tensor, Tensor]:
         """One layer over a forest: prefix visibility ``seen`` [T, P] beside the tree's."""
         mask = torch.cat([seen, forest.visible], dim=1)
@@ -329,7 +320,7 @@ class TextEncoder:
             return block.advance(x, normed, prefix, mask=mask[forest.eot], rows=forest.eot)
         return block.advance(x, normed, prefix, mask=mask)
 
-    def _read_out(self, x: Tensor, forest: TokenForest) -> Tensor:
+    def _read_out(self, x: Tensor, forest: TextForest) -> Tensor:
         """Text features [N, c, Ds] of the forest's classes."""
         return self.tower.readout(x if self.last_row else x[:, forest.eot])
 
@@ -360,30 +351,6 @@ class ExactLamp:
                 encoded.counts, len(images), self.text.counts if shared else (), cosine.shape[1]
             ),
         )
-
-
-def _project(
-    blocks: Sequence[Block],
-    rows: Sequence[Tensor],
-    bias: Tensor,
-    dtype: torch.dtype,
-    config: LampConfig,
-    trimming: Trimming,
-) -> dict[int, Pool]:
-    """The pools of the selected layers, from their rows [M + S, width], in ``dtype``."""
-    pools = {}
-    for layer, own_rows, own_bias in zip(config.layers, rows, bias, strict=True):
-        block = blocks[layer - 1]
-        keys, values = block.prefix(own_rows.to(dtype))
-        anew = None if trimming.project_once else block
-        pools[layer] = Pool(own_rows, own_bias, keys, values, config, anew)
-    return pools
-
-
-def _behind(pool: Pool, bot: Prefix) -> Pool:
-    """The same pool with bot behind its rows."""
-    keys, values = bot
-    return replace(pool, keys=torch.cat([pool.keys, keys]), values=torch.cat([pool.values, values]))
 
 
 def _distinct(owner: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,15 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import ClassPrompts, FrozenClip
 from lamp_fast.methods.lamp.exact import Pool, TextEncoder
 from lamp_fast.methods.lamp.model import Lamp
-from lamp_fast.methods.lamp.state import LampClasses
 
 
 @torch.no_grad()
 def fixed_logits(
-    lamp: Lamp, clip: FrozenClip, classes: LampClasses, adapted: bool
+    lamp: Lamp, clip: FrozenClip, classes: ClassPrompts, adapted: bool
 ) -> Callable[[Tensor], Tensor]:
     """Pictures [B, 3, S, S] to logits [B, C] in one piece, whose shapes depend on B alone.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip, plant, tokenise
+from lamp_fast.clip import ClassPrompts, FrozenClip, class_prompts
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import (
@@ -29,11 +29,11 @@ from lamp_fast.methods.lamp.exact import (
     ExactLamp,
     ImageEncoder,
     TextEncoder,
+    project,
 )
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import (
     Forward,
-    LampClasses,
     Selections,
     over_ranks,
     similarity_loss,
@@ -113,42 +113,24 @@ class Lamp(Method):
         """The literal path takes single rows out by values."""
         return self.path == "exact"
 
-    @torch.no_grad()
-    def prepare(self, names: Sequence[str], template: str) -> LampClasses:
-        """Tokenise, plant the forests and run what no prompt reaches.
-
-        That is bot in every layer and, for all rows, the layers below the first selected one.
-        """
-        text, trimming = self.clip.text, self.trimming
-        tokens = tokenise(self.clip, names, template)
-        sequences = [
-            ids[: end + 1]
-            for ids, end in zip(tokens.ids.tolist(), tokens.eot.tolist(), strict=True)
-        ]
-        # With a query a class even equal beginnings see different prompts.
-        share = trimming.share_tokens and self.config.text_query == "image"
-        device = tokens.ids.device
-        forests = [
-            forest.to(device)
-            for forest in plant(sequences, most_rows=trimming.most_rows, share=share)
-        ]
-        bot = text.bot_prefix(tokens.ids[0, 0])
-        first = self.config.layers[0] if trimming.prepare_text else 1
-        states = []
-        for forest in forests:
-            x = text.embed_at(forest.token_ids, forest.positions)[None]
-            mask = F.pad(forest.visible, (1, 0), value=True)
-            for number in range(1, first):
-                prefix = tuple(each[None] for each in bot[number - 1])
-                x = text.blocks[number - 1](x, prefix, mask=mask)
-            states.append(x[0])
-        order = torch.cat([forest.classes for forest in forests]).argsort()
-        return LampClasses(tokens, tuple(forests), tuple(states), first, bot, order)
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+        """Forests behind the layers below the first selected one, which no prompt reaches; bot,
+        which none reaches in any, apart."""
+        return class_prompts(
+            self.clip,
+            names,
+            template,
+            first_layer=self.config.layers[0] if self.trimming.prepare_text else 1,
+            most_rows=self.trimming.most_rows,
+            # With a query a class even equal beginnings see different prompts.
+            share=self.trimming.share_tokens and self.config.text_query == "image",
+            bot_row=False,
+        )
 
     def forward(
         self,
         images: Tensor,
-        classes: LampClasses,
+        classes: ClassPrompts,
         adapted: bool = False,
         fixed_shapes: bool = False,
     ) -> Forward:
@@ -159,7 +141,7 @@ class Lamp(Method):
 
     def exact(
         self,
-        classes: LampClasses,
+        classes: ClassPrompts,
         adapted: bool = False,
         fixed_shapes: bool = False,
         text: ClassTexts | None = None,
@@ -195,7 +177,7 @@ class Lamp(Method):
         bias = self.image_balance.bias if bias is None else bias
         return self._image_encoder(self.clip, bias)(images)
 
-    def class_texts(self, classes: LampClasses, bias: Tensor) -> ClassTexts:
+    def class_texts(self, classes: ClassPrompts, bias: Tensor) -> ClassTexts:
         """Text features where each class retrieves; bias is float32 [layers, M]."""
         return self._text_encoder(self.clip, classes, bias, share_routes=False).class_texts()
 
@@ -203,7 +185,7 @@ class Lamp(Method):
         self,
         images: Tensor,
         labels: Tensor,
-        classes: LampClasses,
+        classes: ClassPrompts,
         criterion: Criterion,
         fixed_shapes: bool = False,
     ) -> Step:
@@ -215,7 +197,7 @@ class Lamp(Method):
         self,
         images: Tensor,
         labels: Tensor,
-        classes: LampClasses,
+        classes: ClassPrompts,
         criterion: Criterion,
         pieces: int,
         scale: Callable[[Tensor], Tensor],
@@ -249,7 +231,7 @@ class Lamp(Method):
         return steps
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: LampClasses, adapted: bool = False) -> Tensor:
+    def logits(self, images: Tensor, classes: ClassPrompts, adapted: bool = False) -> Tensor:
         """Class scores [B, C]; text per class is kept until what it depends on changes."""
         kept = self.path == "exact" and self.config.text_query == "class"
         if not (kept and self.trimming.cache_text):
@@ -320,7 +302,7 @@ class Lamp(Method):
     def adapt(
         self,
         batches: Sequence[Tensor],
-        classes: LampClasses,
+        classes: ClassPrompts,
         sum_over_ranks: SumOverRanks | None = None,
     ) -> dict[str, Any] | None:
         """Move a copy of b over unlabelled pictures of new classes (SPEC, "New classes").
@@ -376,21 +358,19 @@ class Lamp(Method):
         return max(1, min(pairs, MAX_PAIRS))
 
     def _image_encoder(self, clip: FrozenClip, bias: Tensor) -> ImageEncoder:
-        return ImageEncoder.of(clip, self.prompts, bias, self.config, self.trimming)
+        rows = [prompts.visual_rows() for prompts in self.prompts.values()]
+        how = clip.dtype, self.config, self.trimming
+        pools = project(clip.vision.blocks, rows, bias, *how)
+        return ImageEncoder(clip.vision, pools, self.trimming.last_row)
 
     def _text_encoder(
-        self, clip: FrozenClip, classes: LampClasses, bias: Tensor, share_routes: bool
+        self, clip: FrozenClip, classes: ClassPrompts, bias: Tensor, share_routes: bool
     ) -> TextEncoder:
-        return TextEncoder.of(
-            clip,
-            self.prompts,
-            bias,
-            self.config,
-            self.trimming,
-            classes,
-            share_routes=share_routes,
-            block=self.block,
-        )
+        rows = [prompts.text_rows() for prompts in self.prompts.values()]
+        how = clip.dtype, self.config, self.trimming
+        pools = project(clip.text.blocks, rows, bias, *how, classes.bot)
+        last_row = self.trimming.last_row
+        return TextEncoder(clip.text, pools, classes, last_row, share_routes, self.block)
 
     def _step(self, result: Forward, labels: Tensor, criterion: Criterion) -> Step:
         cross_entropy = criterion(result.logits, labels)

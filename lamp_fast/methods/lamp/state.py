@@ -7,33 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamp_fast.clip import ClassTokens, TokenForest
-
-
-@dataclass(frozen=True)
-class LampClasses:
-    """Class prompts prepared for LAMP.
-
-    Attributes:
-        tokens: the tokenised prompts.
-        forests: the same as prefix trees, at most so many rows each.
-        states: per forest [T, Dt], its rows as they enter layer ``first_layer``.
-        first_layer: the text layer, from 1, that a pass begins with. Rows below the first selected
-            layer have seen no prompt and never change.
-        bot: per text layer, keys and values [1, H, d] of the bot token.
-        order: int64 [C], where each class stands among the forests' classes.
-    """
-
-    tokens: ClassTokens
-    forests: tuple[TokenForest, ...]
-    states: tuple[Tensor, ...]
-    first_layer: int
-    bot: list[tuple[Tensor, Tensor]]
-    order: Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
 
 @dataclass(frozen=True)
 class Selections:
