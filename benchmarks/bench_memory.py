@@ -24,7 +24,7 @@ from lamp_fast.methods.lamp import LampSettings
 TEST_BATCH = 100
 # GiB that ImageNet's classes may take in training and in evaluation.
 LIMITS = {"train": 40, "evaluate": 16}
-# The largest block that a run chooses (lamp_fast.methods.lamp.model.MOST_PAIRS), and a small one.
+# The largest block that a run chooses (lamp_fast.methods.lamp.model.MAX_PAIRS), and a small one.
 BLOCKS = [1 << 16, 4096]
 BLOCK = 1600
 WHOLE = Trimming(block=1 << 30, share_routes=False)
@@ -73,7 +73,8 @@ def pieces(cell):
 
 def held_bytes(cell):
     """Bytes of the weights, the parameters, the pictures and what is prepared of the classes."""
-    held = [*cell.clip.parameters(), *cell.method.parameters(), *cell.classes.states, cell.images]
+    states = [forest.states for forest in cell.classes.forests]
+    held = [*cell.clip.parameters(), *cell.method.parameters(), *states, cell.images]
     return sum(each.numel() * each.element_size() for each in held)
 
 

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,7 @@ Bias = Literal["trained", "adapted", "none"]
 # Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
 _THREADS = min(8, os.cpu_count() or 1)
 _AT_ONCE = Bounds(1, 1_000_000)
+_MAX_LISTS = 16
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Classifier:
         self.facts = facts
         self.results = results
         self._transform = evaluation_transform(method.clip.preprocessing)
-        self._prepared: tuple[tuple[str, ...], Any] | None = None
+        # A server's few lists stay prepared; threads may ask for different ones at once.
+        self._classes = lru_cache(_MAX_LISTS)(partial(method.prepare, template=self.template))
 
     @classmethod
     def train(cls, **flags: Any) -> "Classifier":
@@ -301,19 +304,11 @@ class Classifier:
     ) -> Iterator[tuple[list[float], list[int]]]:
         """Per image, the ``top`` probabilities and where their classes stand."""
         clip, method = self.method.clip, self.method
-        method.use_adapted = bias == "adapted"
-        try:
-            logits = method.logits(images.to(self.config.machine.device, clip.dtype), classes)
-        finally:
-            method.use_adapted = False
+        images = images.to(self.config.machine.device, clip.dtype)
+        logits = method.logits(images, classes, bias == "adapted")
         require_finite(logits)
         values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
         return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
-
-    def _classes(self, names: tuple[str, ...]) -> Any:
-        if self._prepared is None or self._prepared[0] != names:
-            self._prepared = (names, self.method.prepare(names, self.template))
-        return self._prepared[1]
 
     def _load(self, number: int, taken: Taken) -> Tensor | InputError:
         """The transformed picture, float32 [3, S, S], or why there is none."""

@@ -17,25 +17,24 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
 import lamp_fast
 from lamp_fast import cli, ops
 from lamp_fast.classifier import Classifier
-from lamp_fast.clip import Block, FrozenClip
+from lamp_fast.clip import FrozenClip
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
 from lamp_fast.methods import Lamp, ZeroShot
-from lamp_fast.methods.lamp import exact
-from lamp_fast.methods.lamp.state import LampClasses
+from lamp_fast.methods.lamp.export import fixed_logits
 
-MOST_CLASSES = 256
+MAX_CLASSES = 256
 """With text per image the graph computes every class for every picture, and cannot work in blocks
 as the package does: memory grows with B times C, so C is bounded."""
 
@@ -46,73 +45,20 @@ _TRACED_BATCH = 3
 _NEEDED = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
-class _PromptTable(nn.Module):
-    """The projected rows of one layer: keys and values [rows, H, d], constants after training."""
+class Program(nn.Module):
+    """Pictures [B, 3, S, S] to logits [B, C]; all that it reads besides become its constants."""
 
-    def __init__(self, rows: Tensor, block: Block, *bot: Tensor) -> None:
+    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        keys, values = block.prefix(rows)
-        if bot:
-            keys, values = (torch.cat(pair) for pair in zip((keys, values), bot, strict=True))
-        # Apart from each other: as views of one projection neither could be stored alone.
-        self.register_buffer("keys", keys.contiguous())
-        self.register_buffer("values", values.contiguous())
+        self.logits = logits
 
-    def forward(self, chosen: Tensor, pool_size: int) -> tuple[Tensor, Tensor]:
-        """Of each choice [B, K], with all rows behind the pool: keys, values [B, P, H, d]."""
-        common = torch.arange(pool_size, len(self.keys), device=chosen.device)
-        route = torch.cat([chosen, common.expand(len(chosen), -1)], dim=1)
-        return self.keys[route], self.values[route]
-
-
-class _Encoder(nn.Module):
-    """Pictures [B, 3, S, S] to logits [B, C]; subclasses say where the text comes from."""
-
-    def __init__(self, clip: FrozenClip, lamp: Lamp | None) -> None:
-        super().__init__()
-        # Not modules of this one: what of their weights the graph reads becomes its constants,
-        # so that weights it does not read (folded ones) are not stored.
-        constant = _without_parameters(clip)
-        self.vision, self.text = constant.vision, constant.text
-        self.logit_scale = float(clip.logit_scale)
-        self.k = self.pool_size = 0
-        self.layers: tuple[int, ...] = ()
-        self.tables = nn.ModuleDict()
-        if lamp is None:
-            return
-        self.layers = lamp.config.layers
-        if lamp.config.mpp:
-            self.k, self.pool_size = lamp.config.k, lamp.config.m
-        balance = lamp.new_image_balance if lamp.use_adapted else lamp.image_balance
-        self.register_buffer("bias", balance.bias.clone())  # [layers, M]
-        for index, layer in enumerate(self.layers):
-            rows = lamp.prompts_of(layer).visual_rows()
-            self.tables[str(layer)] = _PromptTable(rows, clip.vision.blocks[layer - 1])
-            self.register_buffer(f"pool_{index}", rows[: self.pool_size].clone())
-
-    def encode_images(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Normalised features [B, Ds]; per selected layer the chosen entries [B, K]."""
-        x = self.vision.embed(images)
-        cls = torch.zeros(1, dtype=torch.int64, device=images.device)
-        chosen = []
-        for number, block in enumerate(self.vision.blocks, 1):
-            prefix = None
-            if number in self.layers:
-                indices = self._retrieve(x[:, 0], self.layers.index(number))
-                prefix = self.tables[str(number)](indices, self.pool_size)
-                chosen.append(indices)
-            x = block(x, prefix, rows=cls if number == len(self.vision.blocks) else None)
-        return F.normalize(self.vision.readout(x[:, 0]), dim=-1), chosen
-
-    def _retrieve(self, queries: Tensor, index: int) -> Tensor:
-        if not self.k:
-            return torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
-        keys = getattr(self, f"pool_{index}")
-        return ops.retrieve(queries, keys, self.bias[index], self.k, impl="reference")[0]
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(images)
 
 
 def _without_parameters(clip: FrozenClip) -> FrozenClip:
-    """A copy that shares its weights as buffers: torch 2.11 refuses parameters of no module."""
+    """A copy that shares its weights as buffers, of which a graph keeps those alone that it reads
+    (folded ones are not stored twice); torch 2.11 refuses parameters of no module."""
     plain = {id(weight): weight.detach() for weight in clip.parameters()}
     clip = copy.deepcopy(clip, plain)
     for module in clip.modules():
@@ -120,65 +66,6 @@ def _without_parameters(clip: FrozenClip) -> FrozenClip:
             delattr(module, name)
             module.register_buffer(name, weight)
     return clip
-
-
-class FixedText(_Encoder):
-    """Logits against text features [C, Ds] that do not depend on the picture."""
-
-    def __init__(self, clip: FrozenClip, lamp: Lamp | None, features: Tensor) -> None:
-        super().__init__(clip, lamp)
-        self.register_buffer("features", features.clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        features, _ = self.encode_images(images)
-        return self.logit_scale * features @ self.features.T
-
-
-class TextPerImage(_Encoder):
-    """Logits against each picture's own text features; pictures share no text computation."""
-
-    def __init__(self, lamp: Lamp, classes: LampClasses) -> None:
-        super().__init__(lamp.clip, lamp)
-        self.first_layer = classes.first_layer
-        self.text_tables = nn.ModuleDict()
-        for number, block in enumerate(self.text.blocks, 1):
-            bot = classes.bot[number - 1]
-            if number in self.layers:
-                rows = lamp.prompts_of(number).text_rows()
-                self.text_tables[str(number)] = _PromptTable(rows, block, *bot)
-            else:
-                for name, value in zip(("bot_keys", "bot_values"), bot, strict=True):
-                    self.register_buffer(f"{name}_{number}", value.clone())
-        self.forests = len(classes.forests)
-        for index, (forest, states) in enumerate(zip(classes.forests, classes.states, strict=True)):
-            self.register_buffer(f"states_{index}", states.clone())
-            self.register_buffer(f"visible_{index}", forest.visible.clone())
-            self.register_buffer(f"eot_{index}", forest.eot.clone())
-        self.register_buffer("order", classes.order.clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        features, chosen = self.encode_images(images)
-        cosines = [self._cosine(index, features, chosen) for index in range(self.forests)]
-        return self.logit_scale * torch.cat(cosines, dim=1)[:, self.order]
-
-    def _cosine(self, index: int, features: Tensor, chosen: list[Tensor]) -> Tensor:
-        """Cosine [B, c] of pictures with the classes of one forest."""
-        states, visible, eot = (
-            getattr(self, f"{name}_{index}") for name in ("states", "visible", "eot")
-        )
-        x = states.expand(len(features), -1, -1)  # [B, T, Dt]
-        choices = iter(chosen)
-        for number, block in enumerate(self.text.blocks[self.first_layer - 1 :], self.first_layer):
-            if number in self.layers:
-                prefix = self.text_tables[str(number)](next(choices), self.pool_size)
-            else:
-                bot = getattr(self, f"bot_keys_{number}"), getattr(self, f"bot_values_{number}")
-                prefix = tuple(each.expand(len(features), *each.shape) for each in bot)
-            mask = F.pad(visible, (prefix[0].shape[1], 0), value=True)
-            last = number == len(self.text.blocks)
-            x = block(x, prefix, mask=mask[eot] if last else mask, rows=eot if last else None)
-        text = F.normalize(self.text.readout(x), dim=-1)  # [B, c, Ds]
-        return torch.einsum("bd,bcd->bc", features, text)
 
 
 @torch.no_grad()
@@ -198,27 +85,24 @@ def build_module(classifier: Classifier, classes: tuple[str, ...]) -> tuple[nn.M
     """
     method = classifier.method.float()
     method.clip.float()
-    if isinstance(method, Lamp):
-        method.use_adapted = classifier.bias_for(classes) == "adapted"
+    adapted = classifier.bias_for(classes) == "adapted"
     prepared = method.prepare(classes, classifier.template)
+    clip = _without_parameters(method.clip)
     if isinstance(method, ZeroShot):
-        module: nn.Module = FixedText(method.clip, None, prepared)
-    elif not isinstance(method, Lamp):
+        logits = partial(ZeroShot(clip).logits, classes=prepared)
+    elif isinstance(method, Lamp):
+        if method.config.text_query == "image" and len(classes) > MAX_CLASSES:
+            raise InputError(
+                f"--classes: {len(classes)}, expected at most {MAX_CLASSES} with text per image,"
+                " where memory grows with pictures times classes; --text-query class has no such"
+                " bound"
+            )
+        logits = fixed_logits(method, clip, prepared, adapted)
+    else:
         raise InputError(
             f"RUN: its method is {classifier.config.method}, expected lamp or zeroshot"
         )
-    elif method.config.text_query == "class":
-        balance = method.new_text_balance if method.use_adapted else method.text_balance
-        text = exact.class_texts(method, prepared, balance.bias)
-        module = FixedText(method.clip, method, text.features)
-    elif len(classes) > MOST_CLASSES:
-        raise InputError(
-            f"--classes: {len(classes)}, expected at most {MOST_CLASSES} with text per image, where"
-            " memory grows with pictures times classes; --text-query class has no such bound"
-        )
-    else:
-        module = TextPerImage(method, prepared)
-    return module.eval(), lambda images: method.logits(images, prepared)
+    return Program(logits).eval(), lambda images: method.logits(images, prepared, adapted)
 
 
 def tolerance(clip: FrozenClip) -> float:
@@ -288,6 +172,7 @@ def write_onnx(module: nn.Module, images: Tensor, file: Path) -> None:
         _traced(module, images).run_decompositions(plain),
         input_names=["images"],
         output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
         dynamo=True,
         verbose=False,
     )

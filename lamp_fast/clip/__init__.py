@@ -9,12 +9,16 @@ from lamp_fast.clip.load import (
     warn_if_random,
 )
 from lamp_fast.clip.prompts import (
+    ClassPrompts,
     ClassTokens,
+    TextForest,
     TokenForest,
     Trimming,
     check_distinct,
+    class_prompts,
     plant,
     tokenise,
+    whole_prompts,
 )
 from lamp_fast.clip.towers import (
     Block,
@@ -29,10 +33,12 @@ from lamp_fast.clip.towers import (
 
 __all__ = [
     "Block",
+    "ClassPrompts",
     "ClassTokens",
     "ClipConfig",
     "ClipIdentity",
     "FrozenClip",
+    "TextForest",
     "TextTower",
     "TokenForest",
     "Trimming",
@@ -41,6 +47,7 @@ __all__ = [
     "at_least_float32",
     "check_distinct",
     "check_supported",
+    "class_prompts",
     "completed_record",
     "fingerprint",
     "load_clip",
@@ -48,4 +55,5 @@ __all__ = [
     "through",
     "tokenise",
     "warn_if_random",
+    "whole_prompts",
 ]

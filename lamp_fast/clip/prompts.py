@@ -1,5 +1,7 @@
 """Class prompts: the tokens of names in a template, and forests of what classes share.
 
+:func:`class_prompts` and :func:`whole_prompts` prepare a list of names once, for every method.
+
 Under a causal mask a token's state depends on the tokens before it alone, so classes whose prompts
 begin alike share those tokens' states. Rows of a :class:`TokenForest` are the nodes of a prefix
 tree, and a row sees its ancestors and itself. That one mask stands for shared prefixes, for packing
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
@@ -190,6 +193,137 @@ class TokenForest:
 
     def to(self, device: torch.device) -> "TokenForest":
         return TokenForest(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class TextForest:
+    """Prompts of some classes as N sequences of T rows; every class ends in a row of its own.
+
+    Attributes:
+        states: [N, T, Dt], the rows as they enter layer ``ClassPrompts.first_layer``.
+        positions: int64 [T], where in its class prompt a row stands; bot has 0.
+        visible: bool [T, T], what each row sees; None is causal.
+        owner: int64 [T], which of the forest's classes a row belongs to; the first of several.
+        classes: int64 [c], which of the class list's classes they are.
+        sequences, eot: int64 [c], the sequence and the row where each class ends.
+    """
+
+    states: Tensor
+    positions: Tensor
+    visible: Tensor | None
+    owner: Tensor
+    classes: Tensor
+    sequences: Tensor
+    eot: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """A list of classes, ready for the text tower.
+
+    Attributes:
+        tokens: the tokenised prompts.
+        forests: of all of them together.
+        order: int64 [C], where each class stands among the forests' classes.
+        first_layer: the text layer, from 1, that the forests' states enter.
+        bot: per text layer, keys and values [1, H, d] of bot; empty where bot is a row.
+    """
+
+    tokens: ClassTokens
+    forests: tuple[TextForest, ...]
+    order: Tensor
+    first_layer: int = 1
+    bot: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@torch.no_grad()
+def whole_prompts(
+    clip: FrozenClip, names: Sequence[str], template: str, *, cut: bool = False
+) -> ClassPrompts:
+    """One causal sequence a class, of the whole context or cut behind the last eot.
+
+    Raises:
+        InputError: see :func:`tokenise`.
+    """
+    tokens = tokenise(clip, names, template)
+    ids = tokens.trimmed_ids if cut else tokens.ids
+    classes = torch.arange(len(tokens), device=ids.device)
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    forest = TextForest(
+        states=clip.text.embed(ids),
+        positions=positions,
+        visible=None,
+        owner=torch.zeros_like(positions),
+        classes=classes,
+        sequences=classes,
+        eot=tokens.eot,
+    )
+    return ClassPrompts(tokens, (forest,), classes)
+
+
+@torch.no_grad()
+def class_prompts(
+    clip: FrozenClip,
+    names: Sequence[str],
+    template: str,
+    *,
+    first_layer: int = 1,
+    most_rows: int | None = None,
+    share: bool = True,
+    bot_row: bool = True,
+) -> ClassPrompts:
+    """Forests without what no class needs, behind the layers below ``first_layer``.
+
+    Args:
+        clip: the frozen CLIP.
+        names, template: as in :func:`tokenise`.
+        first_layer: the first layer that a method changes anything of.
+        most_rows, share: as in :func:`plant`.
+        bot_row: bot is a row, which a method may change; off, the same constant for all.
+
+    Raises:
+        InputError: see :func:`tokenise`.
+    """
+    text, tokens = clip.text, tokenise(clip, names, template)
+    device, bot_id = tokens.ids.device, tokens.ids[0, 0]
+    bot = () if bot_row else text.bot_prefix(bot_id)
+    sequences = [
+        ids[: end + 1] for ids, end in zip(tokens.ids.tolist(), tokens.eot.tolist(), strict=True)
+    ]
+    forests = []
+    for tree in plant(sequences, most_rows=most_rows, share=share):
+        tree = tree.to(device)
+        ids, positions, owner = (
+            F.pad(each, (int(bot_row), 0)) for each in (tree.token_ids, tree.positions, tree.owner)
+        )
+        mask = F.pad(tree.visible, (1, 0), value=True)  # bot is seen by all
+        if bot_row:
+            ids[0] = bot_id
+            mask = F.pad(mask, (0, 0, 1, 0))
+            mask[0, 0] = True
+        x = text.embed_at(ids, positions)[None]
+        for number, block in enumerate(text.blocks[: first_layer - 1]):
+            prefix = None if bot_row else tuple(each[None] for each in bot[number])
+            x = block(x, prefix, mask=mask)
+        forests.append(
+            TextForest(
+                states=x,
+                positions=positions,
+                visible=mask if bot_row else tree.visible,
+                owner=owner,
+                classes=tree.classes,
+                sequences=torch.zeros_like(tree.eot),
+                eot=tree.eot + bot_row,
+            )
+        )
+    order = torch.cat([forest.classes for forest in forests]).argsort()
+    return ClassPrompts(tokens, tuple(forests), order, first_layer, bot)
 
 
 def plant(

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.transforms import v2
 
-from lamp_fast.clip import FrozenClip, Trimming, through
+from lamp_fast.clip import FrozenClip, Trimming, through, whole_prompts
 from lamp_fast.data import Benchmark, evaluation_batches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
+from lamp_fast.methods.text import encode
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+# Adds a tensor up, in place, over the processes that train together.
+SumOverRanks = Callable[[Tensor], Any]
 Value = TypeVar("Value")
 
 
@@ -146,25 +151,27 @@ class TrainingSet:
 
 
 class Kept:
-    """One value that is computed again when anything it depends on has changed.
+    """One value an owner, computed again when anything it depends on has changed.
 
-    Every in-place change of a tensor raises its version: an optimiser's, a load's.
+    Every in-place change of a tensor raises its version: an optimiser's, a load's. A value lives as
+    long as its owner. What is kept is replaced and never changed, so threads may ask at once; the
+    worst of it is that two of them compute the same.
     """
 
     def __init__(self) -> None:
-        self._state: tuple | None = None
-        self._value: Any = None
+        self._of_owner = WeakIdKeyDictionary()
 
     def get(self, owner: Any, tensors: Iterable[Tensor], compute: Callable[[], Value]) -> Value:
         """The value of ``compute()`` for this very ``owner`` and these tensors as they are now."""
-        versions = tuple((id(each), each._version) for each in tensors)
-        if self._state is None or self._state[0] is not owner or self._state[1] != versions:
-            self._value, self._state = compute(), (owner, versions)
-        return self._value
+        versions = tuple((id(tensor), tensor._version) for tensor in tensors)
+        kept = self._of_owner.get(owner)
+        if kept is None or kept[0] != versions:
+            kept = self._of_owner[owner] = versions, compute()
+        return kept[1]
 
     def forget(self) -> None:
-        """Compute the next one anew."""
-        self._state = self._value = None
+        """Compute the next ones anew."""
+        self._of_owner = WeakIdKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -198,15 +205,16 @@ class Method(nn.Module):
     def __init__(self, clip: FrozenClip) -> None:
         super().__init__()
         object.__setattr__(self, "clip", clip)
+        self._kept = Kept()
 
     clip: FrozenClip
 
-    capturable: bool = False
-    """Whether a step, and what follows it, neither waits for a value on the device nor, while
-    :attr:`fixed_shapes` is set, has shapes that depend on one: then it can be a CUDA graph."""
+    block: int | None = None
+    """How many (image, class) pairs are encoded at once; None takes all of a batch."""
 
-    fixed_shapes: bool = False
-    """Set while a step is captured."""
+    capturable: bool = False
+    """Whether a step, and what follows it, neither waits for a value on the device nor, where
+    fixed shapes are asked for, has shapes that depend on one: then it can be a CUDA graph."""
 
     title = ""
     """Its name in tables."""
@@ -228,12 +236,6 @@ class Method(nn.Module):
 
     has_bias: bool = False
     """Whether load balancing steers what it retrieves."""
-
-    use_adapted: bool = False
-    """Score with what :meth:`adapt` learned, where it learns something."""
-
-    sum_over_ranks: Callable[[Tensor], Tensor] | None = None
-    """Adds a tensor up, in place, over the processes that train together; None in one alone."""
 
     shares_routes: bool = False
     """Whether images that retrieved alike share work, so that shapes depend on values."""
@@ -269,20 +271,6 @@ class Method(nn.Module):
         """The settings with what depends on the CLIP filled in, as they are saved."""
         return settings
 
-    def choose_block(
-        self, names: Sequence[str], template: str, block: int | None = None
-    ) -> int | None:
-        """Bound how many (image, class) pairs are encoded at once.
-
-        Args:
-            names, template: the larger half's class names, and the prompt.
-            block: the bound; None chooses one by the memory that is free now.
-
-        Returns:
-            The bound; None where the method chooses none.
-        """
-        return block
-
     def describe(self, settings: Any, optim: Mapping[str, Any]) -> str:
         """Its settings on one line, for the first lines of a run.
 
@@ -295,7 +283,18 @@ class Method(nn.Module):
             for name, value in {**vars(settings), **optim}.items()
         )
 
-    def look_at(self, training: TrainingSet) -> Batches | None:
+    def choose_block(self, names: Sequence[str], template: str) -> int | None:
+        """The :attr:`block` that the free memory of this machine allows; changes nothing.
+
+        Args:
+            names, template: the larger half's class names, and the prompt.
+
+        Returns:
+            None where no block is needed.
+        """
+        return None
+
+    def read_training_set(self, training: TrainingSet) -> Batches | None:
         """Take what is needed of the training set, before the first step of a run, also a resumed
         one, whose state is loaded afterwards.
 
@@ -325,26 +324,47 @@ class Method(nn.Module):
         criterion: Criterion,
         pieces: int,
         scale: Callable[[Tensor], Tensor],
+        fixed_shapes: bool = False,
     ) -> list[Step]:
         """Gradients of a whole batch's mean loss, worked through in ``pieces``.
 
-        ``scale`` is the loss scaler's. The returned steps hold no graph.
-        """
-        steps = []
-        for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
-            step = self.step(some, their, classes, criterion)
-            scale(step.loss * (len(their) / len(labels))).backward()
-            steps.append(step.detached())
-        return steps
+        Args:
+            images, labels, classes, criterion: as in :meth:`step`.
+            pieces: how many.
+            scale: the loss scaler's.
+            fixed_shapes: no shape may depend on a value; asked of :attr:`capturable` methods alone.
 
-    def logits(self, images: Tensor, classes: Any) -> Tensor:
-        """Class scores [B, C] without gradient bookkeeping; memory bounded whatever C is."""
+        Returns:
+            The steps of the pieces, without a graph.
+        """
+        step = partial(self.step, classes=classes, criterion=criterion)
+        return backward_in_pieces(step, images, labels, pieces, scale)
+
+    def logits(self, images: Tensor, classes: Any, adapted: bool = False) -> Tensor:
+        """Class scores [B, C] without gradient bookkeeping; memory bounded whatever C is.
+
+        Threads may ask at once, for whatever class lists.
+
+        Args:
+            images: [B, 3, S, S].
+            classes: of :meth:`prepare`.
+            adapted: score with what :meth:`adapt` learned, where it learns something.
+        """
         raise NotImplementedError
+
+    def forget_text(self) -> None:
+        """Drop what evaluation keeps of a class list."""
+        self._kept.forget()
 
     def start_epoch(self) -> None:
         """Called before each epoch's first batch."""
 
-    def after_step(self, observations: Sequence[Any], progress: Tensor) -> None:
+    def after_step(
+        self,
+        observations: Sequence[Any],
+        progress: Tensor,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> None:
         """Called once after each applied optimiser step.
 
         Args:
@@ -352,17 +372,23 @@ class Method(nn.Module):
                 empty where it has no row. Every rank is called.
             progress: steps applied before this one / planned total, in [0, 1); a float64 scalar on
                 the device.
+            sum_over_ranks: None in one process alone.
         """
 
     def epoch_log(self) -> dict[str, Any]:
         """JSON values about the epoch that just ended."""
         return {}
 
-    def adapt(self, batches: Sequence[Any], classes: Any) -> dict[str, Any] | None:
+    def adapt(
+        self, batches: Sequence[Any], classes: Any, sum_over_ranks: SumOverRanks | None = None
+    ) -> dict[str, Any] | None:
         """Adapt to unlabelled pictures of new classes; None where the method has no such step.
 
-        ``batches`` yields images and can be iterated over again, once a pass. With several ranks it
-        yields this one's part of every batch, which may have no row.
+        Args:
+            batches: yields images and can be iterated over again, once a pass. With several ranks
+                it yields this one's part of every batch, which may have no row.
+            classes: of :meth:`prepare`.
+            sum_over_ranks: None in one process alone.
         """
         return None
 
@@ -370,11 +396,31 @@ class Method(nn.Module):
         """How many numbers training changes."""
         return sum(each.numel() for each in self.parameters() if each.requires_grad)
 
-    def settle(self) -> None:
+    def match_clip(self) -> None:
         """Move the method's own tensors to the CLIP: float32, or float64 with a float64 CLIP."""
         self.to(next(self.clip.parameters()).device)
         if self.clip.dtype == torch.float64:
             self.double()
+
+    def _apply(self, fn, recurse=True):
+        self.forget_text()
+        return super()._apply(fn, recurse)
+
+
+def backward_in_pieces(
+    step: Callable[[Tensor, Tensor], Step],
+    images: Tensor,
+    labels: Tensor,
+    pieces: int,
+    scale: Callable[[Tensor], Tensor],
+) -> list[Step]:
+    """Gradients of a batch's mean loss, a piece after the other; the steps without their graphs."""
+    steps = []
+    for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
+        taken = step(some, their)
+        scale(taken.loss * (len(their) / len(labels))).backward()
+        steps.append(taken.detached())
+    return steps
 
 
 class TwoTowers(Method):
@@ -392,7 +438,6 @@ class TwoTowers(Method):
     def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
         super().__init__(clip)
         self.keep_text = keep_text
-        self._text = Kept()
 
     def text_features(self, classes: Any) -> Tensor:
         """[C, Ds], normalised."""
@@ -416,30 +461,21 @@ class TwoTowers(Method):
         return Step(loss, logits, {name: each.detach() for name, each in terms.items()})
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Any) -> Tensor:
-        if not self.keep_text:
-            self._text.forget()
-        text = self._text.get(classes, self.parameters(), lambda: self.text_features(classes))
+    def logits(self, images: Tensor, classes: Any, adapted: bool = False) -> Tensor:
+        compute = partial(self.text_features, classes)
+        keep = self.keep_text
+        text = self._kept.get(classes, self.parameters(), compute) if keep else compute()
         return self._scores(images, text)
 
     def _scores(self, images: Tensor, text: Tensor) -> Tensor:
         features = self.image_features(images)
         return self.clip.logit_scale * features @ text.T
 
-    def forget_text(self) -> None:
-        """Drop the kept text features."""
-        self._text.forget()
-
-    def _apply(self, fn, recurse=True):
-        self._text.forget()
-        return super()._apply(fn, recurse)
-
 
 @torch.no_grad()
-def plain_text_features(clip: FrozenClip, token_ids: Tensor, eot: Tensor) -> Tensor:
-    """CLIP's own text features [C, Ds], not normalised, of ids [C, L] cut or not after eot."""
-    x = through(clip.text.blocks, clip.text.embed(token_ids), causal=True)
-    return clip.text.readout(x[torch.arange(len(x), device=x.device), eot])
+def plain_text_features(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
+    """CLIP's own text features [C, Ds] of class names in a template, not normalised."""
+    return encode(clip, whole_prompts(clip, names, template, cut=True))[0]
 
 
 @torch.no_grad()

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import FrozenClip
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import (
     Criterion,
-    Kept,
     Method,
     MethodSettings,
     Preset,
@@ -124,8 +123,7 @@ class Candle(Method):
         self.register_buffer("visual", torch.zeros(len(classes.base), width))
         self.register_buffer("counts", torch.ones(len(self.names), dtype=torch.int64))
         self.batch = 1
-        self._kept = Kept()
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(
@@ -134,7 +132,7 @@ class Candle(Method):
         return cls(clip, settings, surroundings.classes, surroundings.tau)
 
     @torch.no_grad()
-    def look_at(self, training: TrainingSet) -> None:
+    def read_training_set(self, training: TrainingSet) -> None:
         """Class means of the training set under the test transform, counts, virtual prototypes."""
         benchmark, base = training.benchmark, len(self.visual)
         features = training.features(evaluation_transform(self.clip.preprocessing))
@@ -150,8 +148,7 @@ class Candle(Method):
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> CandleClasses:
         columns, unknown = self._columns(tuple(names))
-        tokens = tokenise(self.clip, [*self.names, *unknown], template)
-        texts = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
+        texts = plain_text_features(self.clip, [*self.names, *unknown], template)
         return CandleClasses(texts, torch.tensor(columns, device=texts.device))
 
     def _columns(self, names: tuple[str, ...]) -> tuple[list[int], list[str]]:
@@ -214,7 +211,7 @@ class Candle(Method):
         )
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: CandleClasses) -> Tensor:
+    def logits(self, images: Tensor, classes: CandleClasses, adapted: bool = False) -> Tensor:
         state = (*self.parameters(), *self.buffers())
         prototypes = self._kept.get(classes, state, lambda: self._prototypes(classes.texts, 0.0))
         n = len(classes.texts)
@@ -256,10 +253,6 @@ class Candle(Method):
 
     def _residual(self, normed: Tensor, attended: Tensor) -> Tensor:
         return normed + self.ratio * self.attention.out_proj(attended)
-
-    def _apply(self, fn, recurse=True):
-        self._kept.forget()
-        return super()._apply(fn, recurse)
 
 
 def _halves(n: int) -> tuple[slice, slice]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.methods.base import (
     Criterion,
     Method,
@@ -20,11 +20,10 @@ from lamp_fast.methods.base import (
 )
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.text import (
-    Layout,
     context_start,
     context_template,
     encode,
-    lay_out,
+    prepare_prompts,
     put_words,
 )
 
@@ -52,14 +51,14 @@ class CoCoOp(Method):
 
     def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
         super().__init__(clip)
-        self.config, self.trimming = config, trimming
+        self.config, self.trimming, self.block = config, trimming, trimming.block
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
         joint = clip.vision.visual.proj.shape[1]
         hidden = max(1, joint // 16)
         self.meta_net = nn.Sequential(
             nn.Linear(joint, hidden), nn.ReLU(), nn.Linear(hidden, clip.text.width)
         )
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(
@@ -70,32 +69,34 @@ class CoCoOp(Method):
     def templates(self, template: str) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
-        return lay_out(self.clip, names, *self.templates(template), self.trimming)
+        return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 
-    def step(self, images: Tensor, labels: Tensor, classes: Layout, criterion: Criterion) -> Step:
+    def step(
+        self, images: Tensor, labels: Tensor, classes: ClassPrompts, criterion: Criterion
+    ) -> Step:
         logits = self(images, classes)
         return Step(criterion(logits, labels), logits)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Layout) -> Tensor:
+    def logits(self, images: Tensor, classes: ClassPrompts, adapted: bool = False) -> Tensor:
         return self(images, classes)
 
-    def forward(self, images: Tensor, classes: Layout) -> Tensor:
+    def forward(self, images: Tensor, classes: ClassPrompts) -> Tensor:
         """Class scores [B, C]."""
         features = frozen_image_features(self.clip, images)
-        at_once = max(1, (self.trimming.block or PAIRS_AT_ONCE) // len(classes))
+        at_once = max(1, (self.block or PAIRS_AT_ONCE) // len(classes))
         if self.trimming.as_published:
             at_once = 1
         parts = [self._cosine(some, classes) for some in features.split(at_once)]
         return self.clip.logit_scale * torch.cat(parts)
 
-    def _cosine(self, features: Tensor, classes: Layout) -> Tensor:
+    def _cosine(self, features: Tensor, classes: ClassPrompts) -> Tensor:
         """[b, C] of normalised image features [b, Ds] and their own text features."""
         shift = self.meta_net(features)  # [b, Dt]
         table = self.clip.text.text.positional_embedding
         words = self.context + shift[:, None] + table[1 : self.config.n_ctx + 1]
         changes = {1: partial(put_words, words=words)}
-        text = F.normalize(encode(self.clip, classes, changes), dim=-1)  # [b, C, Ds]
-        return torch.einsum("bd,bcd->bc", features, text)
+        text = encode(self.clip, classes, changes, last_row=self.trimming.last_row)  # [b, C, Ds]
+        return torch.einsum("bd,bcd->bc", features, F.normalize(text, dim=-1))

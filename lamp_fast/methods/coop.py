@@ -12,15 +12,14 @@ from typing import Annotated, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.fields import Bounds, TextOrNone
 from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
 from lamp_fast.methods.text import (
-    Layout,
     context_start,
     context_template,
     encode,
-    lay_out,
+    prepare_prompts,
     put_words,
 )
 
@@ -65,7 +64,7 @@ class CoOp(TwoTowers):
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
         self.config, self.trimming = config, trimming
         self.context = nn.Parameter(context_start(clip, config.ctx_init, config.n_ctx))
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(
@@ -76,12 +75,13 @@ class CoOp(TwoTowers):
     def templates(self, template: str) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
-        return lay_out(self.clip, names, *self.templates(template), self.trimming)
+        return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 
-    def text_features(self, classes: Layout) -> Tensor:
+    def text_features(self, classes: ClassPrompts) -> Tensor:
         table = self.clip.text.text.positional_embedding
         words = self.context + table[1 : self.config.n_ctx + 1]
         changes = {1: partial(put_words, words=words)}
-        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
+        text = encode(self.clip, classes, changes, last_row=self.trimming.last_row)
+        return F.normalize(text[0], dim=-1)

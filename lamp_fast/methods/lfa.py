@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import FrozenClip
 from lamp_fast.data.loading import Batches, crop_feature_batches
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.fields import Bounds, FloatOrNone
@@ -110,14 +110,14 @@ class Lfa(Method):
         width = clip.vision.visual.proj.shape[1]
         self.weight = nn.Parameter(torch.eye(width))
         self.register_buffer("ema", torch.eye(width))
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, settings: LfaSettings, surroundings: Surroundings) -> "Lfa":
         return cls(clip, settings, surroundings.classes, surroundings.epochs)
 
     @torch.no_grad()
-    def look_at(self, training: TrainingSet) -> Batches:
+    def read_training_set(self, training: TrainingSet) -> Batches:
         """Encode the training set, start W, and train on the features."""
         benchmark = training.benchmark
         crops = training.features(five_crop_transform(self.clip.preprocessing))
@@ -133,8 +133,7 @@ class Lfa(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str) -> LfaClasses:
-        tokens = tokenise(self.clip, names, template)
-        texts = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
+        texts = plain_text_features(self.clip, names, template)
         return LfaClasses(F.normalize(texts, dim=-1), self.trained.issuperset(names))
 
     def step(
@@ -151,7 +150,7 @@ class Lfa(Method):
         loss = reranking_loss(mapped, texts, labels, self.config.neighbours)
         return Step(loss, (self.clip.logit_scale * mapped @ texts.T).detach())
 
-    def after_step(self, observations, progress: Tensor) -> None:
+    def after_step(self, observations, progress: Tensor, sum_over_ranks=None) -> None:
         """Move the average: momentum 0.9 + 0.1 (1 - exp(-5 min(i, h) / h)), h = n // 2."""
         half = self.iterations // 2
         share = min(round(float(progress) * self.iterations) / half, 1.0) if half else None
@@ -160,7 +159,7 @@ class Lfa(Method):
         self.ema.mul_(momentum).add_(self.weight.detach(), alpha=1 - momentum)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: LfaClasses) -> Tensor:
+    def logits(self, images: Tensor, classes: LfaClasses, adapted: bool = False) -> Tensor:
         weight = self.weight if classes.trained else self.ema
         mapped = F.normalize(frozen_image_features(self.clip, images) @ weight, dim=-1)
         return self.clip.logit_scale * mapped @ classes.texts.T

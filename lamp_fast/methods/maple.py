@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
 from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, sgd
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.text import (
-    Layout,
     context_start,
     context_template,
     encode,
-    lay_out,
+    prepare_prompts,
     put_words,
 )
 
@@ -78,7 +77,7 @@ class MaPLe(TwoTowers):
         self.projections = nn.ModuleList(nn.Linear(*widths) for _ in range(self.depth))
         for each in self.projections[2:]:
             each.load_state_dict(self.projections[1].state_dict())
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(
@@ -92,15 +91,16 @@ class MaPLe(TwoTowers):
     def templates(self, template: str) -> tuple[str, ...]:
         return (context_template(self.settings.ctx_init, self.settings.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
-        return lay_out(self.clip, names, *self.templates(template), self.trimming)
+        return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 
-    def text_features(self, classes: Layout) -> Tensor:
+    def text_features(self, classes: ClassPrompts) -> Tensor:
         table = self.clip.text.text.positional_embedding
         words = [self.words[0] + table[1 : self.settings.n_ctx + 1], *self.words[1:]]
         changes = {number: partial(put_words, words=each) for number, each in enumerate(words, 1)}
-        return F.normalize(encode(self.clip, classes, changes)[0], dim=-1)
+        text = encode(self.clip, classes, changes, last_row=self.trimming.last_row)
+        return F.normalize(text[0], dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         vision = self.clip.vision

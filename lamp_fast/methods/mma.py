@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, FrozenClip, Trimming, through
+from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, through
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
 from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
-from lamp_fast.methods.text import Layout, encode, lay_out
+from lamp_fast.methods.text import encode, prepare_prompts
 
 TEMPLATE = "a photo of a {}."
 
@@ -130,7 +130,7 @@ class Mma(TwoTowers):
             start(self.shared[layer])
             self.visual[layer] = Adapter(clip.vision.width, self.shared[layer], scale)
             self.textual[layer] = Adapter(clip.text.width, self.shared[layer], scale)
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, settings: MmaSettings, surroundings: Surroundings) -> "Mma":
@@ -142,13 +142,16 @@ class Mma(TwoTowers):
     def templates(self, template: str) -> tuple[str, ...]:
         return (TEMPLATE,)
 
-    def prepare(self, names: Sequence[str], template: str) -> Layout:
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
         """The prompt is MMA's own on every data set; ``template`` has no part in it."""
-        return lay_out(self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0])
+        return prepare_prompts(
+            self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0]
+        )
 
-    def text_features(self, classes: Layout) -> Tensor:
+    def text_features(self, classes: ClassPrompts) -> Tensor:
         blocks = self._with_adapters(self.clip.text.blocks, self.textual)
-        return F.normalize(encode(self.clip, classes, blocks=blocks)[0], dim=-1)
+        text = encode(self.clip, classes, blocks=blocks, last_row=self.trimming.last_row)
+        return F.normalize(text[0], dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         vision = self.clip.vision

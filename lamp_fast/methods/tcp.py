@@ -10,17 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, Trimming, tokenise
+from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
 from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, plain_text_features
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.text import (
-    Layout,
-    Sheet,
     context_start,
     context_template,
-    lay_out,
+    prepare_prompts,
     put_words,
     run_layers,
     separate,
@@ -49,10 +47,17 @@ class TcpSettings(ContextSettings):
 
 @dataclass(frozen=True)
 class TcpClasses:
-    """``knowledge``: zero-shot text features [C, Ds], normalised; ``layout``: the prompts."""
+    """Class prompts with what zero-shot CLIP knows of each class.
+
+    Attributes:
+        knowledge: zero-shot text features [C, Ds], normalised.
+        prompts: for the layers below the class-aware words.
+        separated: of each forest, for the layers above; see :func:`separate`.
+    """
 
     knowledge: Tensor
-    layout: Layout
+    prompts: ClassPrompts
+    separated: tuple[Sequence[tuple[TextForest, Tensor]], ...]
 
 
 class Tcp(TwoTowers):
@@ -99,7 +104,7 @@ class Tcp(TwoTowers):
         joint = clip.vision.visual.proj.shape[1]
         self.narrow = nn.Linear(joint, joint // 4)
         self.widen = nn.Linear(joint // 4, settings.n_ctx * clip.text.width)
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, settings: TcpSettings, surroundings: Surroundings) -> "Tcp":
@@ -116,28 +121,28 @@ class Tcp(TwoTowers):
 
     def prepare(self, names: Sequence[str], template: str) -> TcpClasses:
         knowledge_template, words = self.templates(template)
-        tokens = tokenise(self.clip, names, knowledge_template)
-        knowledge = plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot)
-        layout = lay_out(self.clip, names, words, self.trimming)
-        return TcpClasses(F.normalize(knowledge, dim=-1), layout)
+        knowledge = plain_text_features(self.clip, names, knowledge_template)
+        prompts = prepare_prompts(self.clip, names, words, self.trimming)
+        most_rows = self.trimming.most_rows
+        separated = tuple(separate(forest, most_rows) for forest in prompts.forests)
+        return TcpClasses(F.normalize(knowledge, dim=-1), prompts, separated)
 
     def text_features(self, classes: TcpClasses) -> Tensor:
-        clip, layout = self.clip, classes.layout
+        clip, last_row = self.clip, self.trimming.last_row
         table = clip.text.text.positional_embedding
         words = self.context + table[1 : self.settings.n_ctx + 1]
         class_words = self.class_words(classes.knowledge)
         learned = {1: partial(put_words, words=words)}
         class_aware = {self.layer: partial(_put_class_words, words=class_words)}
         features = []
-        for sheet in layout.sheets:
-            x = sheet.states
+        for forest, separated in zip(classes.prompts.forests, classes.separated, strict=True):
+            x = forest.states
             if self.layer > 1:
-                x = run_layers(clip, layout, sheet, x, 1, learned, last=self.layer - 1)
-            for own, rows in separate(layout, sheet):
-                own_x = x[:, rows]
-                end = run_layers(clip, layout, own, own_x, self.layer, class_aware)
+                x = run_layers(clip, forest, x, 1, learned, last=self.layer - 1)
+            for own, rows in separated:
+                end = run_layers(clip, own, x[:, rows], self.layer, class_aware, last_row=last_row)
                 features.append(clip.text.readout(end)[0])
-        return F.normalize(torch.cat(features)[layout.order], dim=-1)
+        return F.normalize(torch.cat(features)[classes.prompts.order], dim=-1)
 
     def class_words(self, knowledge: Tensor) -> Tensor:
         """[C, m, Dt] of zero-shot features [C, Ds]."""
@@ -149,14 +154,12 @@ class Tcp(TwoTowers):
         return {"knowledge_loss": self.settings.knowledge_weight * (1 - cosine.mean())}
 
 
-def _put_class_words(x: Tensor, sheet: Sheet, words: Tensor) -> Tensor:
+def _put_class_words(x: Tensor, forest: TextForest, words: Tensor) -> Tensor:
     """Replace the tokens behind bot by each class's own: words [C, P, Dt]."""
-    words = words[sheet.classes]
-    if sheet.mask is None:
-        return put_words(x, sheet, words)
-    rows = torch.arange(len(sheet.positions), device=x.device)
-    owner = torch.searchsorted(sheet.ends, rows)  # classes lie side by side, eot last
-    position = sheet.positions - 1
+    words = words[forest.classes]
+    if forest.visible is None:
+        return put_words(x, forest, words)
+    position = forest.positions - 1
     ours = (position >= 0) & (position < words.shape[1])
-    placed = words.to(x.dtype)[owner, position.clamp(0, words.shape[1] - 1)]
+    placed = words.to(x.dtype)[forest.owner, position.clamp(0, words.shape[1] - 1)]
     return torch.where(ours[:, None], placed, x)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip import FrozenClip
 from lamp_fast.methods.base import (
     Method,
     MethodSettings,
@@ -28,9 +28,8 @@ class ZeroShot(Method):
         return cls(clip)
 
     def prepare(self, names: Sequence[str], template: str) -> Tensor:
-        tokens = tokenise(self.clip, names, template)
-        return F.normalize(plain_text_features(self.clip, tokens.trimmed_ids, tokens.eot), dim=-1)
+        return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+    def logits(self, images: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
         return self.clip.logit_scale * frozen_image_features(self.clip, images) @ classes.T

@@ -22,7 +22,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
-from lamp_fast.methods.lamp import exact
 from lamp_fast.runs import figures, scoring
 from lamp_fast.runs.experiment import Experiment, load_run
 from lamp_fast.runs.folder import METRICS, RESULT, finished_file
@@ -361,7 +360,7 @@ def _routes(experiment: Experiment) -> dict[str, Any] | None:
     pictures = pictures.select(first[:MOST_ROUTED])
     batches = evaluation_batches(pictures, experiment.test_transform, MOST_ROUTED)
     images, labels, _ = next(experiment.on_device(batches))
-    _, chosen, cosines, _ = exact.encode_images(method, images, method.image_balance.bias)
+    encoded = method.encode_images(images)
     return {
         "layers": list(method.config.layers),
         "pictures": [
@@ -373,7 +372,7 @@ def _routes(experiment: Experiment) -> dict[str, Any] | None:
                         zip(entries[index].tolist(), values[index].tolist(), strict=True),
                         key=lambda pair: -pair[1],
                     )
-                    for entries, values in zip(chosen, cosines, strict=True)
+                    for entries, values in zip(encoded.chosen, encoded.similarity, strict=True)
                 ],
             }
             for index in range(len(pictures))

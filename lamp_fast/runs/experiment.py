@@ -165,7 +165,9 @@ def assemble(
     benchmark = decode_through(benchmark, cache, config.data.downscale)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
     block = config.trim.block or (None if record is None else record.block)
-    block = method.choose_block(names, benchmark.template, block)
+    if block is None:
+        block = method.choose_block(names, benchmark.template)
+    method.block = block
     config = replace(config, own=method.resolved(config.own))
     return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable), block)
 

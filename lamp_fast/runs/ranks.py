@@ -64,6 +64,11 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    @property
+    def summing(self) -> Callable[[Tensor], Tensor] | None:
+        """:meth:`sum` where there is more than this process to ask; else None."""
+        return None if self.device is None else self.sum
+
     def sum_gradients(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
         """Add up every ``.grad``, absent ones as 0, and the scalar loss; returns the loss.
 

@@ -72,8 +72,7 @@ class SavedRun:
         with torch.random.fork_rng(devices=[]):  # a fresh method draws what is then overwritten
             method = build_method(clip, config, self.classes)
         method.load_state_dict(dict(self.tensors), strict=True)
-        if (block := config.trim.block or self.record.block) is not None:
-            method.choose_block(self.classes.base, self.record.data.template, block)
+        method.block = config.trim.block or self.record.block
         return method
 
 

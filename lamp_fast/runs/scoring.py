@@ -86,9 +86,7 @@ def evaluate_rows(
         return rows
     rows.append(score_method(experiment, method, method.title, seconds, ranks))
     if adapted:
-        method.use_adapted = True
-        new = _score_half(experiment, method, ranks, new=True)
-        method.use_adapted = False
+        new = _score_half(experiment, method, ranks, new=True, adapted=True)
         rows.append(replace(rows[-1], name=f"{method.title}, b_new on new (transductive)", new=new))
     return rows
 
@@ -175,11 +173,13 @@ def score_method(
     )
 
 
-def _score_half(experiment: Experiment, method: Method, ranks: Ranks, *, new: bool) -> Scores:
+def _score_half(
+    experiment: Experiment, method: Method, ranks: Ranks, *, new: bool, adapted: bool = False
+) -> Scores:
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    predicted = _predict(experiment, method, names, pictures, ranks)
+    predicted = _predict(experiment, method, names, pictures, ranks, adapted)
     return scores(pictures.labels, predicted, len(names))
 
 
@@ -189,6 +189,7 @@ def _predict(
     names: Sequence[str],
     pictures: Pictures,
     ranks: Ranks,
+    adapted: bool,
 ) -> np.ndarray:
     """The predicted class of every picture, int64 [N].
 
@@ -207,7 +208,7 @@ def _predict(
     quiet = None if ranks.first else True
     bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
     for images, _, _ in experiment.on_device(bar):
-        logits = method.logits(images, classes)
+        logits = method.logits(images, classes, adapted)
         require_finite(logits)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))

@@ -38,8 +38,6 @@ class Trainer:
         self.folder = folder
         self.ranks = ranks
         self.method = experiment.method
-        if ranks.device is not None:
-            self.method.sum_over_ranks = ranks.sum
         self.optim = experiment.config.optim
         benchmark, config = experiment.benchmark, experiment.config
         self.parameters = [each for each in self.method.parameters() if each.requires_grad]
@@ -55,7 +53,7 @@ class Trainer:
         training = TrainingSet(
             benchmark, experiment.clip, rows, config.seed, machine.test_batch, machine.workers
         )
-        self.batches = self.method.look_at(training) or training_batches(
+        self.batches = self.method.read_training_set(training) or training_batches(
             benchmark.train,
             experiment.train_transform,
             self.optim.batch,
@@ -168,17 +166,13 @@ class Trainer:
         if self.captured is not None and self.captured.fits(images, labels):
             outcome, applied = self.captured(images, labels), True
         else:
-            outcome, applied = self._step(images, labels, rows)
+            outcome, applied = self._step(images, labels, rows, fixed_shapes=False)
         self.progress.steps += applied
         return outcome
 
     def _fixed_step(self, images: Tensor, labels: Tensor) -> Outcome:
         """A step that looks at no value and whose shapes are those of the batch alone."""
-        self.method.fixed_shapes = True
-        try:
-            return self._step(images, labels, len(labels))[0]
-        finally:
-            self.method.fixed_shapes = False
+        return self._step(images, labels, len(labels), fixed_shapes=True)[0]
 
     def _state(self) -> list[Tensor]:
         """Every tensor that a step changes."""
@@ -186,7 +180,9 @@ class Trainer:
         tensors = [each for each in slots if isinstance(each, Tensor)]
         return [*self.method.parameters(), *self.method.buffers(), *tensors]
 
-    def _step(self, images: Tensor, labels: Tensor, rows: int) -> tuple[Outcome, bool]:
+    def _step(
+        self, images: Tensor, labels: Tensor, rows: int, fixed_shapes: bool
+    ) -> tuple[Outcome, bool]:
         """One optimiser step over a batch of ``rows`` rows on all ranks, in ``accumulate`` pieces.
 
         Returns:
@@ -201,8 +197,9 @@ class Trainer:
 
         pieces = []
         if len(labels):
+            count = self.optim.accumulate
             pieces = self.method.accumulate(
-                images, labels, self.classes, self.criterion, self.optim.accumulate, scale
+                images, labels, self.classes, self.criterion, count, scale, fixed_shapes
             )
         else:
             # The scaler begins with the first loss that it scales.
@@ -220,7 +217,8 @@ class Trainer:
         self.scaler.update()
         applied = self.scaler.get_scale() >= scale  # a smaller scale means a skipped step
         if applied:
-            self.method.after_step([piece.observations for piece in pieces], self.elapsed)
+            observations = [piece.observations for piece in pieces]
+            self.method.after_step(observations, self.elapsed, self.ranks.summing)
         outcome = {"loss": loss, "correct": loss.new_zeros(())}
         if pieces:
             logits = torch.cat([piece.logits for piece in pieces])
@@ -258,7 +256,7 @@ def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict |
     if not len(benchmark.adapt):
         return None
     classes = experiment.method.prepare(benchmark.new_names, benchmark.template)
-    return experiment.method.adapt(_Images(experiment, ranks), classes)
+    return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
 
 
 class _Images:

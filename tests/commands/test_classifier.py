@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,11 +119,34 @@ def test_only_exactly_the_new_classes_get_the_adapted_bias(run, scans):
     # Each prompt another step of a bias that no cosine outweighs: the choice is turned around.
     bias = ours.method.new_image_balance.bias
     bias -= 10 * torch.arange(bias.shape[1])
-    assert not ours.method.use_adapted
     for names, answers in before.items():
         assert (ours.classify(few, names) == answers) == (cases[names] == "trained"), names
     ours.facts = {**ours.facts, "adaptation": None}
     assert ours.bias_for(new) == "trained"
+
+
+@pytest.mark.parametrize("text_query", ["image", "class"])
+def test_threads_with_lists_of_their_own(tmp_path, scans, text_query):
+    """Every thread stands between its question and its scores until all do; lists have different
+    lengths, and one is answered with the adapted bias."""
+    shorter = {"epochs": 1, "warmup_epochs": 0, "shots": 1, "adapt_passes": 1}
+    ours = Classifier.train(out=tmp_path / "run", text_query=text_query, **shorter)
+    bias = ours.method.new_image_balance.bias
+    bias -= 10 * torch.arange(bias.shape[1])
+    lists = [ours.trained_names, ours.new_names, ("cat", "dog", "bird"), ("six", "seven")]
+    few = scans.arrays[:3]
+    alone = [ours.classify(few, names) for names in lists]
+    logits, together = ours.method.logits, threading.Barrier(len(lists))
+
+    def wait(*arguments):
+        together.wait(60)
+        return logits(*arguments)
+
+    ours.method.logits = wait
+    with ThreadPoolExecutor(len(lists)) as threads:
+        for _ in range(5):
+            assert list(threads.map(lambda names: ours.classify(few, names), lists)) == alone
+            ours.method.forget_text()
 
 
 def test_loading_needs_no_training_data_and_leaves_the_generator_alone(tmp_path, scans):

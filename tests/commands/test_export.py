@@ -12,7 +12,7 @@ from lamp_fast import train
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
 from lamp_fast.export import build_module, export, random_pictures, run_onnx, run_torch, tolerance
-from lamp_fast.methods import Lamp, ZeroShot
+from lamp_fast.methods import ZeroShot
 from lamp_fast.runs.config import TrainConfig, apply_preset
 
 FILES = {"classes.json", "export.json", "preprocessing.json"}
@@ -59,14 +59,13 @@ def check(classifier, program, names):
     batches = [random_pictures(classifier, size) for size in (1, 2, 6)]
     method.double()
     method.clip.double()
-    if isinstance(method, Lamp):
-        method.use_adapted = classifier.bias_for(names) == "adapted"
+    adapted = classifier.bias_for(names) == "adapted"
     classes = method.prepare(names, classifier.template)
     for images in batches:
         got = program(images)
         assert got.dtype == torch.float32
         assert got.shape == (len(images), len(names))
-        expected = method.logits(images.double(), classes)
+        expected = method.logits(images.double(), classes, adapted)
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=allowed)
 
 
@@ -107,7 +106,8 @@ def test_torch_export(runs, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "class"])
 def test_onnx(runs, kind, tmp_path):
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    onnx = pytest.importorskip("onnx")
+    for name in ("onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     out, names = tmp_path / "exported", ("five", "six", "seven", "eight", "nine")
     export(runs(kind), out, format="onnx", classes=names)
@@ -116,6 +116,9 @@ def test_onnx(runs, kind, tmp_path):
     assert facts["bias"] == "adapted"
     assert facts["trained"] == [False] * 5
     check(load(runs(kind), kind), run_onnx(out / "model.onnx"), names)
+    graph = onnx.load(out / "model.onnx").graph
+    for tensor in (*graph.input, *graph.output):
+        assert tensor.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 def test_what_lies_beside_the_graph(runs, tmp_path):

@@ -11,7 +11,7 @@ from lamp_fast.clip import Trimming, tokenise
 from lamp_fast.errors import InputError
 from lamp_fast.methods import Lamp, ZeroShot
 from lamp_fast.methods.lamp import LampSettings
-from lamp_fast.methods.lamp import exact as lamp_exact
+from lamp_fast.methods.lamp.exact import TextEncoder
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import similarity_loss
 
@@ -382,8 +382,7 @@ def test_adaptation_moves_only_the_new_bias(small_clip):
     assert log["steps"] == 60
     assert sum(log["load_std_after"]) < sum(log["load_std_before"])
     base = lamp.logits(batches[0], classes)
-    lamp.use_adapted = True
-    assert not torch.equal(lamp.logits(batches[0], classes), base)
+    assert not torch.equal(lamp.logits(batches[0], classes, adapted=True), base)
 
 
 def test_accumulated_text_selections_count_once(small_clip):
@@ -446,8 +445,8 @@ def test_accumulated_steps_share_one_text_pass(small_clip, monkeypatch):
     labels = torch.tensor([0, 1, 2, 1, 0, 2, 2])
     classes = exact.prepare(*CLASS_SETS["mixed"])
     passes = []
-    original = lamp_exact.class_texts
-    monkeypatch.setattr(lamp_exact, "class_texts", lambda *a: passes.append(a) or original(*a))
+    original = TextEncoder.class_texts
+    monkeypatch.setattr(TextEncoder, "class_texts", lambda *a: passes.append(a) or original(*a))
     results = {}
     for pieces in (1, 3):
         exact.zero_grad(set_to_none=True)
@@ -470,21 +469,20 @@ def test_kept_text_follows_weights_bias_and_classes(small_clip, monkeypatch):
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     one, other = (lamp.prepare(*CLASS_SETS[name]) for name in ("mixed", "name first"))
     passes = []
-    original = lamp_exact.class_texts
-    monkeypatch.setattr(lamp_exact, "class_texts", lambda *a: passes.append(a) or original(*a))
+    original = TextEncoder.class_texts
+    monkeypatch.setattr(TextEncoder, "class_texts", lambda *a: passes.append(a) or original(*a))
 
-    def check(classes, expected_passes):
+    def check(classes, expected_passes, adapted=False):
         passes.clear()
-        got = lamp.logits(images, classes)
+        got = lamp.logits(images, classes, adapted)
         assert len(passes) == expected_passes
         fresh.load_state_dict(lamp.state_dict())
-        fresh.use_adapted = lamp.use_adapted
-        torch.testing.assert_close(got, fresh.logits(images, classes), rtol=0, atol=0)
+        torch.testing.assert_close(got, fresh.logits(images, classes, adapted), rtol=0, atol=0)
 
     check(one, 1)
     check(one, 0)
     check(other, 1)
-    check(one, 1)
+    check(one, 0)
     optimiser = torch.optim.AdamW(lamp.parameters(), lr=0.1)
     lamp.step(images, torch.tensor([0, 1]), one, F.cross_entropy).loss.backward()
     optimiser.step()
@@ -493,9 +491,8 @@ def test_kept_text_follows_weights_bias_and_classes(small_clip, monkeypatch):
     check(one, 1)
     lamp.load_state_dict({name: each + 0.01 for name, each in lamp.state_dict().items()})
     check(one, 1)
-    lamp.use_adapted = True
-    check(one, 1)
-    check(one, 0)
+    check(one, 1, adapted=True)
+    check(one, 0, adapted=True)
 
 
 @pytest.mark.parametrize("text_query", ["image", "class"])

@@ -5,6 +5,10 @@ check but the parameters.
 """
 
 import copy
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -18,6 +22,7 @@ from lamp_fast.data import build_benchmark, load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, RunClasses, TrainingSet
+from lamp_fast.methods.base import Kept
 from lamp_fast.methods.lfa import cross_validated_beta
 from lamp_fast.methods.maple import MapleSettings
 from lamp_fast.methods.mma import TEMPLATE, MmaSettings
@@ -363,6 +368,28 @@ def test_kept_text_follows_every_change(small_clip, name):
     torch.testing.assert_close(method.logits(images, fewer), before[:, :2], **TOLERANCE)
 
 
+def test_what_is_kept_belongs_to_its_owner():
+    """Threads that ask at once get each their own; a value goes with its owner."""
+    kept, owners = Kept(), [frozenset({number}) for number in range(4)]
+    together = threading.Barrier(len(owners))
+
+    def ask(owner):
+        def compute():
+            together.wait(60)
+            return set(owner)
+
+        return kept.get(owner, (), compute)
+
+    with ThreadPoolExecutor(len(owners)) as threads:
+        first = list(threads.map(ask, owners))
+        assert first == owners
+        assert all(one is other for one, other in zip(threads.map(ask, owners), first, strict=True))
+    gone = weakref.ref(first.pop())
+    owners.pop()
+    gc.collect()
+    assert gone() is None
+
+
 @pytest.mark.parametrize("name", COMPARED)
 def test_pieces_of_a_batch_give_the_whole_batchs_gradient(small_clip, name):
     clip = small_clip()
@@ -409,7 +436,7 @@ def ready(name, clip, batch, **groups):
         name, clip, None, RunClasses(benchmark.base_names, benchmark.new_names), **groups
     )
     training = TrainingSet(benchmark, clip, batch, seed=1, at_once=4, workers=0)
-    batches = method.look_at(training)
+    batches = method.read_training_set(training)
     labels = torch.tensor([4, 0, 1])
     images = pictures()
     if batches is not None:
@@ -573,7 +600,7 @@ def test_lfas_equations(small_clip, few_digits):
 
 
 def training_batches_of(method, training):
-    return method.look_at(training)
+    return method.read_training_set(training)
 
 
 def test_lfas_average(small_clip):

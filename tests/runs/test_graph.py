@@ -123,7 +123,6 @@ def test_a_captured_run_is_the_plain_run(tmp_path, text_query):
     assert recorder.replays == trainers[0].progress.steps == trainers[1].progress.steps
     assert_same(*map(state_of, trainers))
     assert log(trainers[0]) == log(trainers[1])
-    assert not trainers[1].method.fixed_shapes
 
 
 def test_a_captured_run_resumes_to_the_same_bits(tmp_path):
@@ -151,9 +150,9 @@ def test_sharing_routes_is_off_in_a_captured_step_alone(tmp_path):
     config = replace(config, trim=replace(config.trim, share_routes=True))
     trainer = Trainer(assemble(config), config.out)
     seen = []
-    step = trainer.method.step
-    trainer.method.step = lambda *arguments: (
-        seen.append(trainer.method.fixed_shapes) or step(*arguments)
+    accumulate = trainer.method.accumulate
+    trainer.method.accumulate = lambda *arguments: (
+        seen.append(arguments[-1]) or accumulate(*arguments)
     )
     trainer.capture(CallingRecorder())
     images = torch.zeros(16, 3, *[trainer.experiment.clip.preprocessing.size] * 2)
@@ -217,11 +216,11 @@ def test_a_step_reads_no_value(small_clip, text_query, options):
     classes = lamp.prepare(NAMES, "a photo of a {}.")
     images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.arange(6) % len(NAMES)
     progress = torch.zeros((), dtype=torch.float64)
-    lamp.fixed_shapes = True
     with ReadsNoValue():
-        steps = lamp.accumulate(images, labels, classes, F.cross_entropy, 2, lambda loss: loss)
+        steps = lamp.accumulate(
+            images, labels, classes, F.cross_entropy, 2, lambda loss: loss, fixed_shapes=True
+        )
         lamp.after_step([each.observations for each in steps], progress)
-    lamp.fixed_shapes = False
     if text_query == "image" and config.mpp:
         with pytest.raises(AssertionError, match="unique"), ReadsNoValue():
             lamp.step(images, labels, classes, F.cross_entropy)

@@ -1,9 +1,8 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import Block, FrozenClip, Trimming, plant, tokenise
+from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming, class_prompts
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
-from lamp_fast.methods.base import Criterion, Kept, Method, Step, Surroundings
-from lamp_fast.methods.lamp import exact, literal
+from lamp_fast.methods.base import (
+    Criterion,
+    Method,
+    Step,
+    SumOverRanks,
+    Surroundings,
+    backward_in_pieces,
+)
+from lamp_fast.methods.lamp import literal
 from lamp_fast.methods.lamp.balance import LoadBalance
+from lamp_fast.methods.lamp.exact import (
+    ClassTexts,
+    EncodedImages,
+    ExactLamp,
+    ImageEncoder,
+    TextEncoder,
+    project,
+)
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.settings import PRESETS, LampSettings, default_preset
-from lamp_fast.methods.lamp.state import Forward, LampClasses, Selections, similarity_loss
+from lamp_fast.methods.lamp.state import (
+    Forward,
+    Selections,
+    over_ranks,
+    similarity_loss,
+)
 
 # More at once gains nothing; so small runs do not depend on the memory of the machine.
-MOST_PAIRS = 1 << 16
-
-PATHS = {"exact": exact.forward, "literal": literal.forward}
+MAX_PAIRS = 1 << 16
 
 
 class Lamp(Method):
@@ -41,7 +58,6 @@ class Lamp(Method):
         image_balance, text_balance: b and totals learned in training; the text's moves only with
             ``text_query=class``.
         new_image_balance, new_text_balance: the same adapted to new classes by :meth:`adapt`.
-        use_adapted: retrieve with the adapted bias.
         trimming: what the exact path leaves out.
 
     Raises:
@@ -69,7 +85,7 @@ class Lamp(Method):
         self.config = config
         self.path = path
         self.trimming = trimming or Trimming()
-        self._text = Kept()
+        self.block = self.trimming.block
         self.prompts = nn.ModuleDict(
             {
                 str(layer): LayerPrompts(config, clip.vision.width, clip.text.width)
@@ -80,7 +96,7 @@ class Lamp(Method):
         self.text_balance = self._new_balance()
         self.new_image_balance = self._new_balance()
         self.new_text_balance = self._new_balance()
-        self.settle()
+        self.match_clip()
 
     @classmethod
     def build(cls, clip: FrozenClip, settings: LampSettings, surroundings: Surroundings) -> "Lamp":
@@ -101,69 +117,105 @@ class Lamp(Method):
     def shares_routes(self) -> bool:
         return self.trimming.share_routes and self.config.text_query == "image"
 
-    def choose_block(self, names: Sequence[str], template: str, block: int | None = None) -> int:
-        """Chosen once a run: one that goes on must add up in the same order."""
-        if block is None:
-            budget = _free_memory(next(self.clip.parameters()).device) // 2
-            block = self.affordable_block(names, template, budget)
-        self.trimming = replace(self.trimming, block=block)
-        return block
+    def choose_block(self, names: Sequence[str], template: str) -> int:
+        """What a step can keep for backward within half of the memory that is free now."""
+        budget = _free_memory(next(self.clip.parameters()).device) // 2
+        return self.affordable_block(names, template, budget)
 
     @property
     def capturable(self) -> bool:
         """The literal path takes single rows out by values."""
         return self.path == "exact"
 
-    @torch.no_grad()
-    def prepare(self, names: Sequence[str], template: str) -> LampClasses:
-        """Tokenise, plant the forests and run what no prompt reaches.
+    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+        """Forests behind the layers below the first selected one, which no prompt reaches; bot,
+        which none reaches in any, apart."""
+        return class_prompts(
+            self.clip,
+            names,
+            template,
+            first_layer=self.config.layers[0] if self.trimming.prepare_text else 1,
+            most_rows=self.trimming.most_rows,
+            # With a query a class even equal beginnings see different prompts.
+            share=self.trimming.share_tokens and self.config.text_query == "image",
+            bot_row=False,
+        )
 
-        That is bot in every layer and, for all rows, the layers below the first selected one.
-        """
-        text, trimming = self.clip.text, self.trimming
-        tokens = tokenise(self.clip, names, template)
-        sequences = [
-            ids[: end + 1]
-            for ids, end in zip(tokens.ids.tolist(), tokens.eot.tolist(), strict=True)
-        ]
-        # With a query a class even equal beginnings see different prompts.
-        share = trimming.share_tokens and self.config.text_query == "image"
-        device = tokens.ids.device
-        forests = [
-            forest.to(device)
-            for forest in plant(sequences, most_rows=trimming.most_rows, share=share)
-        ]
-        bot = text.bot_prefix(tokens.ids[0, 0])
-        first = self.config.layers[0] if trimming.prepare_text else 1
-        states = []
-        for forest in forests:
-            x = text.embed_at(forest.token_ids, forest.positions)[None]
-            mask = F.pad(forest.visible, (1, 0), value=True)
-            for number in range(1, first):
-                prefix = tuple(each[None] for each in bot[number - 1])
-                x = text.blocks[number - 1](x, prefix, mask=mask)
-            states.append(x[0])
-        order = torch.cat([forest.classes for forest in forests]).argsort()
-        return LampClasses(tokens, tuple(forests), tuple(states), first, bot, order)
-
-    def forward(self, images: Tensor, classes: LampClasses) -> Forward:
+    def forward(
+        self,
+        images: Tensor,
+        classes: ClassPrompts,
+        adapted: bool = False,
+        fixed_shapes: bool = False,
+    ) -> Forward:
         """One pass, pure: nothing is counted or moved."""
-        return PATHS[self.path](self, images, classes, self._bias())
+        if self.path == "literal":
+            return literal.forward(self, images, classes, self._bias(adapted))
+        return self.exact(classes, adapted, fixed_shapes)(images)
+
+    def exact(
+        self,
+        classes: ClassPrompts,
+        adapted: bool = False,
+        fixed_shapes: bool = False,
+        text: ClassTexts | None = None,
+        clip: FrozenClip | None = None,
+    ) -> ExactLamp:
+        """The exact path with the parameters as they are now.
+
+        Args:
+            classes: of :meth:`prepare`.
+            adapted: retrieve with the bias that :meth:`adapt` moved.
+            fixed_shapes: no shape may depend on a value.
+            text: with ``text_query=class``, what :meth:`class_texts` gave before.
+            clip: in place of its own, with the same weights.
+        """
+        clip = clip or self.clip
+        image_bias, text_bias = self._bias(adapted)
+        if text is None and self.config.text_query == "class":
+            text = self.class_texts(classes, text_bias)
+        share = self.trimming.share_routes and not fixed_shapes
+        return ExactLamp(
+            images=self._image_encoder(clip, image_bias),
+            text=text or self._text_encoder(clip, classes, text_bias, share),
+            logit_scale=clip.logit_scale,
+        )
+
+    def encode_images(self, images: Tensor, bias: Tensor | None = None) -> EncodedImages:
+        """Features of pictures [B, 3, S, S] and what they retrieve.
+
+        Args:
+            images: [B, 3, S, S].
+            bias: float32 [layers, M]; by default the trained one.
+        """
+        bias = self.image_balance.bias if bias is None else bias
+        return self._image_encoder(self.clip, bias)(images)
+
+    def class_texts(self, classes: ClassPrompts, bias: Tensor) -> ClassTexts:
+        """Text features where each class retrieves; bias is float32 [layers, M]."""
+        return self._text_encoder(self.clip, classes, bias, share_routes=False).class_texts()
 
     def step(
-        self, images: Tensor, labels: Tensor, classes: LampClasses, criterion: Criterion
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: ClassPrompts,
+        criterion: Criterion,
+        fixed_shapes: bool = False,
     ) -> Step:
         """Eq. 11: cross-entropy + beta * similarity loss."""
-        return self._step(self(images, classes), labels, criterion)
+        result = self(images, classes, fixed_shapes=fixed_shapes)
+        return self._step(result, labels, criterion)
 
     def accumulate(
         self,
         images: Tensor,
         labels: Tensor,
-        classes: LampClasses,
+        classes: ClassPrompts,
         criterion: Criterion,
         pieces: int,
         scale: Callable[[Tensor], Tensor],
+        fixed_shapes: bool = False,
     ) -> list[Step]:
         """As the base class says; with ``text_query=class`` the text is computed once a batch.
 
@@ -172,17 +224,19 @@ class Lamp(Method):
         """
         once = self.path == "exact" and self.config.text_query == "class"
         if not once or pieces == 1:
-            return super().accumulate(images, labels, classes, criterion, pieces, scale)
-        text = exact.class_texts(self, classes, self._bias()[1])
+            step = partial(
+                self.step, classes=classes, criterion=criterion, fixed_shapes=fixed_shapes
+            )
+            return backward_in_pieces(step, images, labels, pieces, scale)
+        text = self.class_texts(classes, self.text_balance.bias)
         leaf = text.features.detach().requires_grad_()
         similarity = [each.detach() for each in text.similarity]
-        held = exact.ClassTexts(leaf, similarity, text.counts)
-        steps = []
-        for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
-            result = exact.forward(self, some, classes, self._bias(), held)
-            step = self._step(result, their, criterion)
-            scale(step.loss * (len(their) / len(labels))).backward()
-            steps.append(step.detached())
+        held = ClassTexts(leaf, similarity, text.counts)
+
+        def step(some: Tensor, their: Tensor) -> Step:
+            return self._step(self.exact(classes, text=held)(some), their, criterion)
+
+        steps = backward_in_pieces(step, images, labels, pieces, scale)
         roots, gradients = [text.features], [leaf.grad]
         if text.similarity:
             roots.append(scale(self.config.beta * similarity_loss(text.similarity)))
@@ -191,27 +245,31 @@ class Lamp(Method):
         return steps
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: LampClasses) -> Tensor:
+    def logits(self, images: Tensor, classes: ClassPrompts, adapted: bool = False) -> Tensor:
         """Class scores [B, C]; text per class is kept until what it depends on changes."""
         kept = self.path == "exact" and self.config.text_query == "class"
         if not (kept and self.trimming.cache_text):
-            return self(images, classes).logits
-        return exact.forward(self, images, classes, self._bias(), self._kept_text(classes)).logits
+            return self(images, classes, adapted).logits
+        bias = self._bias(adapted)[1]
+        compute = partial(self.class_texts, classes, bias)
+        text = self._kept.get(classes, (bias, *self.parameters()), compute)
+        return self.exact(classes, adapted, text=text)(images).logits
 
     @torch.no_grad()
     def routes(self, images: Tensor) -> list[Tensor]:
         """Per selected layer, the pool entries int64 [B, K] that each image retrieves."""
-        return exact.encode_images(self, images, self._bias()[0])[1]
-
-    def forget_text(self) -> None:
-        """Drop the kept text features."""
-        self._text.forget()
+        return list(self.encode_images(images).chosen)
 
     def start_epoch(self) -> None:
         self.image_balance.start_epoch()
         self.text_balance.start_epoch()
 
-    def after_step(self, observations: Sequence[Selections | None], progress: Tensor) -> None:
+    def after_step(
+        self,
+        observations: Sequence[Selections | None],
+        progress: Tensor,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> None:
         """One LBO update for the whole step.
 
         Image selections add up over the step's pieces and ranks; the classes are the same in all of
@@ -226,7 +284,7 @@ class Lamp(Method):
                 pieces[0].text,
                 pieces[0].text_rows,
             )
-        self._balance(here, self.image_balance, self.text_balance, progress)
+        self._balance(here, self.image_balance, self.text_balance, progress, sum_over_ranks)
 
     def epoch_log(self) -> dict[str, Any]:
         """Per layer: activations of every prompt, load spread, mean key-to-key cosine."""
@@ -255,7 +313,12 @@ class Lamp(Method):
         return means
 
     @torch.no_grad()
-    def adapt(self, batches: Sequence[Tensor], classes: LampClasses) -> dict[str, Any] | None:
+    def adapt(
+        self,
+        batches: Sequence[Tensor],
+        classes: ClassPrompts,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> dict[str, Any] | None:
         """Move a copy of b over unlabelled pictures of new classes.
 
         See docs/mathematics.md, New classes. Each pass over ``batches`` is an epoch: totals start
@@ -271,7 +334,7 @@ class Lamp(Method):
         image, text = self.new_image_balance, self.new_text_balance
         image.load_state_dict(self.image_balance.state_dict())
         text.load_state_dict(self.text_balance.state_dict())
-        before = self._load_std(batches, self.image_balance.bias)
+        before = self._load_std(batches, self.image_balance.bias, sum_over_ranks)
         steps = self.config.adapt_passes * len(batches)
         taken = 0
         for _ in range(self.config.adapt_passes):
@@ -280,24 +343,19 @@ class Lamp(Method):
             for images in batches:
                 here = None
                 if len(images):
-                    _, _, _, counts = exact.encode_images(self, images, image.bias)
+                    counts = self.encode_images(images, image.bias).counts
                     chosen: Sequence[Tensor] = ()
                     if self.config.text_query == "class":
-                        chosen = exact.class_texts(self, classes, text.bias).counts
+                        chosen = self.class_texts(classes, text.bias).counts
                     here = Selections.of(counts, len(images), chosen, len(classes))
-                self._balance(here, image, text, taken / steps)
+                self._balance(here, image, text, taken / steps, sum_over_ranks)
                 taken += 1
-        after = self._load_std(batches, image.bias)
+        after = self._load_std(batches, image.bias, sum_over_ranks)
         return {"steps": taken, "load_std_before": before, "load_std_after": after}
 
     def prompts_of(self, layer: int) -> LayerPrompts | None:
         """The prompts of a layer, from 1; None where it has none."""
         return self.prompts[str(layer)] if layer in self.config.layers else None
-
-    def text_blocks(self, classes: LampClasses) -> Iterator[tuple[int, Block]]:
-        """(number, block) of the text tower from where ``classes`` are prepared to its end."""
-        first = classes.first_layer
-        return enumerate(self.clip.text.blocks[first - 1 :], first)
 
     def affordable_block(self, names: Sequence[str], template: str, budget: int) -> int:
         """How many (image, class) pairs a step can keep for backward within ``budget`` bytes.
@@ -311,7 +369,22 @@ class Lamp(Method):
         itemsize = torch.finfo(self.clip.dtype).bits // 8
         bytes_per_row = 10 * self.clip.text.width * itemsize * layers
         pairs = budget * len(classes) // (bytes_per_row * rows)
-        return max(1, min(pairs, MOST_PAIRS))
+        return max(1, min(pairs, MAX_PAIRS))
+
+    def _image_encoder(self, clip: FrozenClip, bias: Tensor) -> ImageEncoder:
+        rows = [prompts.visual_rows() for prompts in self.prompts.values()]
+        how = clip.dtype, self.config, self.trimming
+        pools = project(clip.vision.blocks, rows, bias, *how)
+        return ImageEncoder(clip.vision, pools, self.trimming.last_row)
+
+    def _text_encoder(
+        self, clip: FrozenClip, classes: ClassPrompts, bias: Tensor, share_routes: bool
+    ) -> TextEncoder:
+        rows = [prompts.text_rows() for prompts in self.prompts.values()]
+        how = clip.dtype, self.config, self.trimming
+        pools = project(clip.text.blocks, rows, bias, *how, classes.bot)
+        last_row = self.trimming.last_row
+        return TextEncoder(clip.text, pools, classes, last_row, share_routes, self.block)
 
     def _step(self, result: Forward, labels: Tensor, criterion: Criterion) -> Step:
         cross_entropy = criterion(result.logits, labels)
@@ -326,25 +399,17 @@ class Lamp(Method):
             observations=result.selections,
         )
 
-    def _kept_text(self, classes: LampClasses) -> exact.ClassTexts:
-        bias = self._bias()[1]
-        compute = functools.partial(exact.class_texts, self, classes, bias)
-        return self._text.get(classes, (bias, *self.parameters()), compute)
-
-    def _apply(self, fn, recurse=True):
-        self._text.forget()
-        return super()._apply(fn, recurse)
-
-    def _load_std(self, batches: Sequence[Tensor], bias: Tensor) -> list[float]:
+    def _load_std(
+        self, batches: Sequence[Tensor], bias: Tensor, sum_over_ranks: SumOverRanks | None
+    ) -> list[float]:
         measure = self._new_balance().to(bias.device)
         for images in batches:
             if len(images):
-                _, _, _, counts = exact.encode_images(self, images, bias)
-                measure.chosen += torch.stack(counts)
+                measure.chosen += torch.stack(self.encode_images(images, bias).counts)
                 measure.rows += len(images)
-        if self.sum_over_ranks is not None:
-            self.sum_over_ranks(measure.chosen)
-            self.sum_over_ranks(measure.rows)
+        if sum_over_ranks is not None:
+            sum_over_ranks(measure.chosen)
+            sum_over_ranks(measure.rows)
         return measure.load_std()
 
     def _balance(
@@ -353,17 +418,18 @@ class Lamp(Method):
         image: LoadBalance,
         text: LoadBalance,
         progress: Tensor | float,
+        sum_over_ranks: SumOverRanks | None,
     ) -> None:
         """One LBO update with what a step chose on all ranks; ``here`` is None without a row."""
-        if self.config.mpp and self.sum_over_ranks is not None:
-            here = _over_ranks(here, image, self.sum_over_ranks)
+        if self.config.mpp and sum_over_ranks is not None:
+            here = over_ranks(here, image.chosen, sum_over_ranks)
         if here is not None:
             image.update(here.image, here.image_rows, progress)
             if here.text is not None:
                 text.update(here.text, here.text_rows, progress)
 
-    def _bias(self) -> tuple[Tensor, Tensor]:
-        if self.use_adapted:
+    def _bias(self, adapted: bool = False) -> tuple[Tensor, Tensor]:
+        if adapted:
             return self.new_image_balance.bias, self.new_text_balance.bias
         return self.image_balance.bias, self.text_balance.bias
 
@@ -376,31 +442,6 @@ class Lamp(Method):
             config.gamma if config.lbo else 0.0,
             raise_overused=config.lbo_sign == "printed",
         )
-
-
-def _over_ranks(
-    here: Selections | None, balance: LoadBalance, sum_over_ranks: Callable[[Tensor], Tensor]
-) -> Selections:
-    """A step's selections on all ranks, in one sum of integers.
-
-    Every rank with a row computed the same text, so its sum is divided by how many they are.
-    """
-    shape, device = balance.chosen.shape, balance.chosen.device
-    mine = torch.zeros(2 * balance.chosen.numel() + 3, dtype=torch.int64, device=device)
-    image, text, facts = mine.split([balance.chosen.numel(), balance.chosen.numel(), 3])
-    if here is not None:
-        image.copy_(here.image.flatten())
-        if here.text is not None:
-            text.copy_(here.text.flatten())
-        facts.copy_(torch.tensor([here.image_rows, here.text_rows, 1]))
-    sum_over_ranks(mine)
-    image_rows, text_rows, ranks = facts.tolist()
-    return Selections(
-        image.view(shape),
-        image_rows,
-        text.view(shape) // ranks if text_rows else None,
-        text_rows // ranks,
-    )
 
 
 def _free_memory(device: torch.device) -> int:

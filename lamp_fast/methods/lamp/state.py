@@ -1,37 +1,11 @@
 """What a LAMP forward pass takes and gives, whichever path computes it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from lamp_fast.clip import ClassTokens, TokenForest
-
-
-@dataclass(frozen=True)
-class LampClasses:
-    """Class prompts prepared for LAMP.
-
-    Attributes:
-        tokens: the tokenised prompts.
-        forests: the same as prefix trees, at most so many rows each.
-        states: per forest [T, Dt], its rows as they enter layer ``first_layer``.
-        first_layer: the text layer, from 1, that a pass begins with. Rows below the first selected
-            layer have seen no prompt and never change.
-        bot: per text layer, keys and values [1, H, d] of the bot token.
-        order: int64 [C], where each class stands among the forests' classes.
-    """
-
-    tokens: ClassTokens
-    forests: tuple[TokenForest, ...]
-    states: tuple[Tensor, ...]
-    first_layer: int
-    bot: list[tuple[Tensor, Tensor]]
-    order: Tensor
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -65,6 +39,35 @@ class Selections:
             torch.stack(list(text)) if text else None,
             text_rows if text else 0,
         )
+
+
+def over_ranks(
+    here: Selections | None, like: Tensor, sum_over_ranks: Callable[[Tensor], Any]
+) -> Selections:
+    """A step's selections on all ranks, in one sum of integers.
+
+    Every rank with a row computed the same text, so its sum is divided by how many they are.
+
+    Args:
+        here: of this rank; None without a row.
+        like: int64 [layers, M], where sums lie.
+        sum_over_ranks: adds a tensor up in place.
+    """
+    mine = torch.zeros(2 * like.numel() + 3, dtype=torch.int64, device=like.device)
+    image, text, facts = mine.split([like.numel(), like.numel(), 3])
+    if here is not None:
+        image.copy_(here.image.flatten())
+        if here.text is not None:
+            text.copy_(here.text.flatten())
+        facts.copy_(torch.tensor([here.image_rows, here.text_rows, 1]))
+    sum_over_ranks(mine)
+    image_rows, text_rows, ranks = facts.tolist()
+    return Selections(
+        image.view_as(like),
+        image_rows,
+        text.view_as(like) // ranks if text_rows else None,
+        text_rows // ranks,
+    )
 
 
 @dataclass(frozen=True)
