@@ -150,7 +150,7 @@ class TrainingSet:
         return torch.cat(parts)
 
 
-class Kept:
+class Memo:
     """One value an owner, computed again when anything it depends on has changed.
 
     Every in-place change of a tensor raises its version: an optimiser's, a load's. A value lives as
@@ -205,7 +205,7 @@ class Method(nn.Module):
     def __init__(self, clip: FrozenClip) -> None:
         super().__init__()
         object.__setattr__(self, "clip", clip)
-        self._kept = Kept()
+        self._kept = Memo()
 
     clip: FrozenClip
 
