@@ -104,7 +104,7 @@ GRACE = 15
 
 
 @dataclass
-class Outcome:
+class PartReport:
     """What became of a part.
 
     Attributes:
@@ -137,7 +137,7 @@ class Settings:
     write down what it measured."""
 
 
-def run_part(name: str, part: Part, out: Path, limit: float) -> Outcome:
+def run_part(name: str, part: Part, out: Path, limit: float) -> PartReport:
     """Run one command from the checkout's root, its whole output in ``out``.
 
     Args:
@@ -146,11 +146,11 @@ def run_part(name: str, part: Part, out: Path, limit: float) -> Outcome:
         limit: seconds until it is interrupted.
     """
     if limit <= 0:
-        return Outcome("skipped", "no time was left")
+        return PartReport("skipped", "no time was left")
     if part.needs_gpu and not torch.cuda.is_available():
-        return Outcome("skipped", "torch sees no GPU")
+        return PartReport("skipped", "torch sees no GPU")
     if part.program and shutil.which(part.program[0]) is None:
-        return Outcome("skipped", f"{part.program[0]} is not on PATH")
+        return PartReport("skipped", f"{part.program[0]} is not on PATH")
     record = out / f"{name}.benchmark.json"
     extra = (f"--benchmark-json={record}",) if part.benchmark else ()
     words = (str(out) if word == OUT else word for word in part.command)
@@ -163,7 +163,7 @@ def run_part(name: str, part: Part, out: Path, limit: float) -> Outcome:
     state = {None: "out of time", 0: "ok"}.get(code, "failed")
     why = {"ok": "", "failed": f"exit code {code}"}.get(state, f"interrupted after {limit:.0f} s")
     output = "\n".join(log.read_text(encoding="utf-8").splitlines()[-120:])
-    return Outcome(state, why, seconds, busy_clocks(clocks), output, _numbers(record))
+    return PartReport(state, why, seconds, busy_clocks(clocks), output, _numbers(record))
 
 
 def run_command(command: Sequence[str], log: Path, limit: float) -> int | None:
@@ -252,7 +252,7 @@ def machine() -> dict[str, object]:
     return found
 
 
-def markdown(when: str, facts: dict[str, object], outcomes: dict[str, Outcome]) -> str:
+def markdown(when: str, facts: dict[str, object], outcomes: dict[str, PartReport]) -> str:
     """The report for people: the machine, a line a part, plots, then each part's output."""
     lines = ["# GPU report", "", f"{when}, `python -m benchmarks.gpu_report`", ""]
     lines += [f"- {name} {version}" for name, version in facts["versions"].items()]
@@ -281,7 +281,7 @@ def main(settings: Settings) -> int:
     out.mkdir(parents=True, exist_ok=True)
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     started = time.perf_counter()
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, PartReport] = {}
     chosen = [name for name in PARTS if name in settings.parts]
     for at, name in enumerate(chosen):
         print(f"{name} ...", flush=True)
@@ -295,7 +295,7 @@ def main(settings: Settings) -> int:
     return int(any(each.state in ("failed", "out of time") for each in outcomes.values()))
 
 
-def _write(out: Path, when: str, outcomes: dict[str, Outcome]) -> None:
+def _write(out: Path, when: str, outcomes: dict[str, PartReport]) -> None:
     facts = machine()
     parts = {name: asdict(each) for name, each in outcomes.items()}
     record = {"when": when, "machine": facts, "parts": parts}

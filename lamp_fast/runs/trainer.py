@@ -14,7 +14,7 @@ from lamp_fast.methods.base import TrainingSet
 from lamp_fast.runs import checkpoint, graph
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.graph import CapturedStep, CudaRecorder, Outcome
+from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
 from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
 from lamp_fast.runs.tensorboard import EventWriter
@@ -160,7 +160,7 @@ class Trainer:
             **self.method.epoch_log(),
         }
 
-    def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> Outcome:
+    def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> StepTensors:
         """One optimiser step, captured where it can be."""
         self.elapsed.fill_(self.progress.steps / self.planned_steps)
         if self.captured is not None and self.captured.fits(images, labels):
@@ -170,7 +170,7 @@ class Trainer:
         self.progress.steps += applied
         return outcome
 
-    def _fixed_step(self, images: Tensor, labels: Tensor) -> Outcome:
+    def _fixed_step(self, images: Tensor, labels: Tensor) -> StepTensors:
         """A step that looks at no value and whose shapes are those of the batch alone."""
         return self._step(images, labels, len(labels), fixed_shapes=True)[0]
 
@@ -182,7 +182,7 @@ class Trainer:
 
     def _step(
         self, images: Tensor, labels: Tensor, rows: int, fixed_shapes: bool
-    ) -> tuple[Outcome, bool]:
+    ) -> tuple[StepTensors, bool]:
         """One optimiser step over a batch of ``rows`` rows on all ranks, in ``accumulate`` pieces.
 
         Returns:

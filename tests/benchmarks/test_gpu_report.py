@@ -113,7 +113,7 @@ def test_unused_time_goes_to_the_parts_that_follow(monkeypatch, report):
 
     def instead(name, part, out, limit):
         limits[name] = limit
-        return gpu_report.Outcome("ok")
+        return gpu_report.PartReport("ok")
 
     monkeypatch.setattr(gpu_report, "run_part", instead)
     report(("fine", "slow", "numbers"), seconds=121)
