@@ -12,15 +12,15 @@ from lamp_fast.data.loading import evaluation_batches, on_device, training_batch
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import DataSource, load_source
-from lamp_fast.data.sources.table import Table
+from lamp_fast.data.sources.table import PictureTable
 
 __all__ = [
     "Benchmark",
     "DataConfig",
     "DataSource",
     "DecodedCache",
+    "PictureTable",
     "Pictures",
-    "Table",
     "build_benchmark",
     "check_benchmark",
     "decode_through",

@@ -19,7 +19,7 @@ from lamp_fast.data import (
     DataConfig,
     DataSource,
     DecodedCache,
-    Table,
+    PictureTable,
     build_benchmark,
     check_benchmark,
     decode_through,
@@ -223,7 +223,7 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
     data = data.resolved()
     table = None
     if data.table is not None:
-        table = Table(data.table, data.path_column, data.label_column, data.split_column)
+        table = PictureTable(data.table, data.path_column, data.label_column, data.split_column)
     return load_source(data.data, data.root, data.template, table, only_test=only_test)
 
 

@@ -28,7 +28,7 @@ from lamp_fast.data.sources.files import (
     visible_folders,
 )
 from lamp_fast.data.sources.layouts import PARTS, SPLIT_SEED
-from lamp_fast.data.sources.table import PART_OF, Table, number_of, part_of, read_table
+from lamp_fast.data.sources.table import PART_OF, PictureTable, number_of, part_of, read_table
 from lamp_fast.errors import InputError
 
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
@@ -70,7 +70,7 @@ def load_source(
     name: str,
     root: str | Path | None,
     template: str | None = None,
-    table: Table | None = None,
+    table: PictureTable | None = None,
     *,
     only_test: bool = False,
 ) -> DataSource:
@@ -278,7 +278,7 @@ def _settle_parts(
     return {"train": whole.select(train), **taken}, ("val", "test"), ()
 
 
-def _table(table: Table, root: str | Path | None, only_test: bool) -> DataSource:
+def _table(table: PictureTable, root: str | Path | None, only_test: bool) -> DataSource:
     if root is None:
         root = table.file.parent
     else:
