@@ -28,7 +28,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Call:
+class CallFacts:
     """What the choice of an implementation may depend on, all of it static under torch.compile.
 
     Attributes:
@@ -59,7 +59,7 @@ class Implementation:
     devices: tuple[str, ...] | None = None
     build_hint: str = ""
     backward: str | None = None
-    objection: Callable[[Call], str | None] = lambda call: None
+    objection: Callable[[CallFacts], str | None] = lambda call: None
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Rule:
     device: str
     name: str
     why: str
-    applies: Callable[[Call], bool] = lambda call: True
+    applies: Callable[[CallFacts], bool] = lambda call: True
 
 
 ESTIMATE = "by estimate, not measured"
@@ -102,7 +102,7 @@ def cpp() -> Implementation:
 
 
 def triton(module: str, limits: str = "") -> Implementation:
-    def objection(call: Call) -> str | None:
+    def objection(call: CallFacts) -> str | None:
         return _beyond(limits, call) or (_interpreter_limits() if _interpreting() else None)
 
     return Implementation(
@@ -111,7 +111,7 @@ def triton(module: str, limits: str = "") -> Implementation:
 
 
 def cuda(limits: str = "", backward: str | None = None) -> Implementation:
-    def objection(call: Call) -> str | None:
+    def objection(call: CallFacts) -> str | None:
         major, minor = torch.cuda.get_device_capability(call.device)
         if major < 8:
             return (
@@ -123,7 +123,7 @@ def cuda(limits: str = "", backward: str | None = None) -> Implementation:
     return Implementation("lamp_fast.ops.cuda", ("cuda",), _BUILD, backward, objection)
 
 
-def _beyond(limits: str, call: Call) -> str | None:
+def _beyond(limits: str, call: CallFacts) -> str | None:
     if call.large:
         return f"expected {limits}"
     if call.dtype == torch.float64:
@@ -177,7 +177,7 @@ def implementations(op: str) -> dict[str, str | None]:
 def choose(
     op: str, impl: str | None, tensor: Tensor, large: bool = False, sparse: bool = False
 ) -> str:
-    """The implementation that serves a call; for the arguments see :class:`Call`.
+    """The implementation that serves a call; for the arguments see :class:`CallFacts`.
 
     Without an explicit choice what cannot run gives way to the next line of :data:`RULES`; where
     that leaves the reference, one warning says so. An explicit choice never gives way.
@@ -199,7 +199,7 @@ def _chosen(
     op: str, impl: str | None, device: torch.device, dtype: torch.dtype, large: bool, sparse: bool
 ) -> tuple[str, str | None]:
     """The implementation, and what speaks against an explicit choice (None: nothing)."""
-    call = Call(device, dtype, large, sparse)
+    call = CallFacts(device, dtype, large, sparse)
     if impl is not None:
         known = IMPLEMENTATIONS[op]
         if impl not in known:
@@ -212,7 +212,7 @@ def _chosen(
 
 
 @cache
-def pick(op: str, call: Call, preferred: str | None = None) -> tuple[str, str, str | None]:
+def pick(op: str, call: CallFacts, preferred: str | None = None) -> tuple[str, str, str | None]:
     """What serves a call that names no implementation: its name, why, and what kept a better one.
 
     ``preferred`` serves wherever it can; see :func:`prefer`.
@@ -230,7 +230,7 @@ def pick(op: str, call: Call, preferred: str | None = None) -> tuple[str, str, s
     return REFERENCE, "nothing serves better", missing
 
 
-def objection(op: str, name: str, call: Call) -> str | None:
+def objection(op: str, name: str, call: CallFacts) -> str | None:
     """Why an implementation cannot serve a call in this installation; None where it can."""
     implementation = IMPLEMENTATIONS[op][name]
     devices = implementation.devices

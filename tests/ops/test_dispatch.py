@@ -14,8 +14,8 @@ from lamp_fast import info, ops
 from lamp_fast.errors import InputError
 from lamp_fast.ops import dispatch
 
-CPU = dispatch.Call(torch.device("cpu"), torch.float32)
-GPU = dispatch.Call(torch.device("cuda", 0), torch.bfloat16)
+CPU = dispatch.CallFacts(torch.device("cpu"), torch.float32)
+GPU = dispatch.CallFacts(torch.device("cuda", 0), torch.bfloat16)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_lines_of_other_devices_and_calls_do_not_count(table):
     )
     table(rules)
     assert dispatch.pick("gelu", CPU)[0] == "reference"
-    sparse = dispatch.Call(CPU.device, CPU.dtype, sparse=True)
+    sparse = dispatch.CallFacts(CPU.device, CPU.dtype, sparse=True)
     assert dispatch.pick("gelu", sparse)[0] == "second"
 
 
@@ -122,12 +122,16 @@ def test_a_gpu_below_sm_80_is_refused_in_one_line(monkeypatch):
     [
         (
             "retrieve",
-            dispatch.Call(GPU.device, GPU.dtype, large=True),
+            dispatch.CallFacts(GPU.device, GPU.dtype, large=True),
             "256 and k up to 32",
         ),
-        ("prefix_attention", dispatch.Call(GPU.device, GPU.dtype, large=True), "width up to 128"),
-        ("retrieve", dispatch.Call(GPU.device, torch.float64), "float64"),
-        ("prefix_attention", dispatch.Call(GPU.device, torch.float64), "float64"),
+        (
+            "prefix_attention",
+            dispatch.CallFacts(GPU.device, GPU.dtype, large=True),
+            "width up to 128",
+        ),
+        ("retrieve", dispatch.CallFacts(GPU.device, torch.float64), "float64"),
+        ("prefix_attention", dispatch.CallFacts(GPU.device, torch.float64), "float64"),
     ],
 )
 def test_kernels_say_what_they_do_not_take(op, call, words):
