@@ -76,7 +76,7 @@ def _others(op: str, call: dispatch.CallFacts, chosen: str, missing: str | None)
     able = (
         name
         for name in dispatch.IMPLEMENTATIONS[op]
-        if name != chosen and dispatch.objection(op, name, call) is None
+        if name != chosen and dispatch.why_it_cannot_serve(op, name, call) is None
     )
     return ", ".join(able)
 

@@ -25,7 +25,7 @@ WARM_UPS = 3
 SHARE_FROM_BATCH = 64
 
 
-def objection(
+def why_not_captured(
     config: TrainConfig, method: Method, device: torch.device, ranks: Ranks
 ) -> str | None:
     """Why a run does not capture its steps, for its first lines; None where it does.

@@ -66,7 +66,7 @@ class Trainer:
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
         # t / T of the step that is taken, where a captured step can read it.
         self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
-        self.not_captured = graph.objection(config, self.method, experiment.device, ranks)
+        self.not_captured = graph.why_not_captured(config, self.method, experiment.device, ranks)
         self.captured: CapturedStep | None = None
         if self.not_captured is None:
             self.capture(CudaRecorder(experiment.device))
