@@ -75,7 +75,7 @@ def _benchmark(seconds: int, *arguments: str, needs_gpu: bool = True) -> Part:
 
 
 # In the order in which they run.
-PARTS: dict[str, Part] = {
+REPORT_PARTS: dict[str, Part] = {
     "build": Part(
         ("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."),
         seconds=60,
@@ -128,7 +128,7 @@ class PartReport:
 class Settings:
     """Build, verify and measure on a GPU machine, and write report.json and report.md."""
 
-    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = tuple(PARTS)
+    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = tuple(REPORT_PARTS)
     """Which parts to run, in the report's own order."""
     out: Path = Path("gpu_report")
     """Folder of the report."""
@@ -141,7 +141,7 @@ def run_part(name: str, part: Part, out: Path, limit: float) -> PartReport:
     """Run one command from the checkout's root, its whole output in ``out``.
 
     Args:
-        name, part: see :data:`PARTS`.
+        name, part: see :data:`REPORT_PARTS`.
         out: folder of the report.
         limit: seconds until it is interrupted.
     """
@@ -263,7 +263,7 @@ def markdown(when: str, facts: dict[str, object], outcomes: dict[str, PartReport
         state = f"{each.state}: {each.why}" if each.why else each.state
         lines.append(f"| {name} | {state} | {each.seconds:.0f} | {each.clocks} |")
     for name, each in outcomes.items():
-        plot = PARTS[name].plot
+        plot = REPORT_PARTS[name].plot
         if plot and each.state == "ok":
             lines += ["", f"![{plot}]({plot})"]
     for name, each in outcomes.items():
@@ -274,20 +274,24 @@ def markdown(when: str, facts: dict[str, object], outcomes: dict[str, PartReport
 
 def main(settings: Settings) -> int:
     """Run the parts; 0 where none failed."""
-    unknown = [each for each in settings.parts if each not in PARTS]
+    unknown = [each for each in settings.parts if each not in REPORT_PARTS]
     if unknown:
-        raise InputError(f"--parts {unknown[0]}: expected some of {', '.join(PARTS)}")
+        raise InputError(f"--parts {unknown[0]}: expected some of {', '.join(REPORT_PARTS)}")
     out = settings.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     started = time.perf_counter()
     outcomes: dict[str, PartReport] = {}
-    chosen = [name for name in PARTS if name in settings.parts]
+    chosen = [name for name in REPORT_PARTS if name in settings.parts]
     for at, name in enumerate(chosen):
         print(f"{name} ...", flush=True)
         left = settings.seconds - (time.perf_counter() - started)
-        limit = left * PARTS[name].seconds / sum(PARTS[each].seconds for each in chosen[at:])
-        shown = outcomes[name] = run_part(name, PARTS[name], out, limit)
+        limit = (
+            left
+            * REPORT_PARTS[name].seconds
+            / sum(REPORT_PARTS[each].seconds for each in chosen[at:])
+        )
+        shown = outcomes[name] = run_part(name, REPORT_PARTS[name], out, limit)
         print(f"{name}: {shown.state} {shown.why} ({shown.seconds:.0f} s)", flush=True)
         # Written after each part, so that a machine that is taken away leaves what it gave.
         _write(out, when, outcomes)

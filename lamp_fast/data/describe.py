@@ -12,9 +12,9 @@ from lamp_fast.data.names import OddName, odd_names
 from lamp_fast.data.pictures import inspect_pictures, unreadable_message
 from lamp_fast.data.protocol import head_classes, realised_imbalance
 from lamp_fast.data.sources import DataSource
+from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.errors import printable
 
-PARTS = ("train", "val", "test")
 BAR_WIDTH = 30
 # In a text: this many classes, the largest and the smallest, and this many lines of each problem.
 MOST_CLASSES = 40
@@ -110,7 +110,7 @@ def describe(source: DataSource, benchmark: Benchmark, *, progress: bool = True)
     unreadable: list[str] = []
     bad: set[str] = set()
     seen: dict[bytes, list[tuple[str, str, str]]] = {}
-    for part in PARTS:
+    for part in SPLIT_PARTS:
         pictures = getattr(source, part)
         outcomes = inspect_pictures(pictures, progress=progress)
         for index, outcome in enumerate(outcomes):
@@ -133,14 +133,14 @@ def describe(source: DataSource, benchmark: Benchmark, *, progress: bool = True)
 
     base = len(benchmark.base_names)
     training = counts(benchmark.train)  # base labels are those of the source
-    parts = {part: counts(getattr(source, part)) for part in PARTS}
+    parts = {part: counts(getattr(source, part)) for part in SPLIT_PARTS}
     head = head_classes(training[:base])
     groups = [None if head is None else "head" if head[label] else "tail" for label in range(base)]
     classes = tuple(
         ClassSummary(
             name=name,
             training=int(training[label]),
-            **{part: int(parts[part][label]) for part in PARTS},
+            **{part: int(parts[part][label]) for part in SPLIT_PARTS},
             group=groups[label] if label < base else "new",
         )
         for label, name in enumerate(names)
@@ -172,7 +172,9 @@ def _facts(description: Description) -> list[str]:
     classes, trained = description.classes, description.trained
     new = len(classes) - len(trained)
     halves = f" ({len(trained)} base, {new} new)" if new else ""
-    totals = ", ".join(f"{sum(getattr(each, part) for each in classes):,} {part}" for part in PARTS)
+    totals = ", ".join(
+        f"{sum(getattr(each, part) for each in classes):,} {part}" for part in SPLIT_PARTS
+    )
     drawn = ""
     if description.drawn:
         drawn = f" ({' and '.join(description.drawn)} drawn here, alike in every run)"

@@ -46,7 +46,7 @@ PARTS = {
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_report, "PARTS", PARTS)
+    monkeypatch.setattr(gpu_report, "REPORT_PARTS", PARTS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def run(parts=tuple(PARTS), seconds=300):
@@ -137,7 +137,7 @@ def test_an_unknown_part_is_refused(report):
 
 
 def test_the_real_parts_name_files_that_exist():
-    for part in gpu_report.PARTS.values():
+    for part in gpu_report.REPORT_PARTS.values():
         for word in part.command:
             if word.endswith(".py"):
                 assert (gpu_report.ROOT / word).is_file(), word

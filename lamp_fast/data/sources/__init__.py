@@ -27,7 +27,7 @@ from lamp_fast.data.sources.files import (
     read_json,
     visible_folders,
 )
-from lamp_fast.data.sources.layouts import PARTS, SPLIT_SEED
+from lamp_fast.data.sources.layouts import SPLIT_PARTS, SPLIT_SEED
 from lamp_fast.data.sources.table import PART_OF, PictureTable, number_of, part_of, read_table
 from lamp_fast.errors import InputError
 
@@ -164,7 +164,7 @@ def _differences(source: DataSource, entry: DataSet) -> list[str]:
             f"{entry.split_file} is missing, so {' and '.join(source.drawn)} are drawn here: alike"
             " in every run, but not the published draw"
         )
-    counts = tuple(len(getattr(source, part)) for part in PARTS)
+    counts = tuple(len(getattr(source, part)) for part in SPLIT_PARTS)
     if (len(source.classnames), counts) != (entry.classes, entry.counts):
         here, published = (
             f"{classes:,} classes, {train:,} + {val:,} + {test:,} pictures"
@@ -262,7 +262,9 @@ def _settle_parts(
     """
     whole = found.get(WHOLE, found.get("train"))
     nothing = next(iter(found.values())).select([])
-    parts = dict.fromkeys(PARTS, nothing) | {part: found[part] for part in PARTS if part in found}
+    parts = dict.fromkeys(SPLIT_PARTS, nothing) | {
+        part: found[part] for part in SPLIT_PARTS if part in found
+    }
     if "test" in found:
         return parts, (), ()
     if "val" in found:
