@@ -8,7 +8,7 @@ from lamp_fast.data.benchmark import (
     transfer_benchmark,
 )
 from lamp_fast.data.decoded import DecodedCache
-from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
+from lamp_fast.data.loading import evaluation_batches, move_batches, training_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import DataSource, load_source
@@ -26,7 +26,7 @@ __all__ = [
     "decode_through",
     "evaluation_batches",
     "load_source",
-    "on_device",
+    "move_batches",
     "training_batches",
     "transfer_benchmark",
 ]

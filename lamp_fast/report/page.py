@@ -344,7 +344,7 @@ def _answers(
     batches = evaluation_batches(
         pictures, experiment.test_transform, experiment.config.machine.test_batch
     )
-    for images, _, _ in experiment.on_device(batches):
+    for images, _, _ in experiment.move_batches(batches):
         answers += method.logits(images, classes).argmax(1).tolist()
     return answers
 
@@ -359,7 +359,7 @@ def _routes(experiment: Experiment) -> dict[str, Any] | None:
     _, first = np.unique(pictures.labels, return_index=True)
     pictures = pictures.select(first[:MOST_ROUTED])
     batches = evaluation_batches(pictures, experiment.test_transform, MOST_ROUTED)
-    images, labels, _ = next(experiment.on_device(batches))
+    images, labels, _ = next(experiment.move_batches(batches))
     encoded = method.encode_images(images)
     return {
         "layers": list(method.config.layers),

@@ -24,7 +24,7 @@ from lamp_fast.data import (
     check_benchmark,
     decode_through,
     load_source,
-    on_device,
+    move_batches,
     transfer_benchmark,
 )
 from lamp_fast.data.decoded import default_folder
@@ -75,9 +75,9 @@ class Experiment:
         """Random crops and flips, or the test transform for data that they would spoil (digits)."""
         return self._transform(random=self.benchmark.augment)
 
-    def on_device(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
-        """Batches as this run's device and CLIP want them; see :func:`lamp_fast.data.on_device`."""
-        return on_device(batches, self.device, self.clip.dtype)
+    def move_batches(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
+        """Batches as this run's device and CLIP want them; see :func:`lamp_fast.data.move_batches`."""
+        return move_batches(batches, self.device, self.clip.dtype)
 
     def _transform(self, *, random: bool) -> Transform:
         if self.config.machine.transforms == "device":

@@ -121,7 +121,7 @@ class Trainer:
         outcomes: list[Tensor] = []
         waited = 0.0
         parts = self.ranks.parts(self.batches, self.batch_sizes, epoch)
-        batches = self.experiment.on_device(batch for batch, _ in parts)
+        batches = self.experiment.move_batches(batch for batch, _ in parts)
         bar = tqdm(
             zip(batches, self.batch_sizes, strict=True),
             desc=f"epoch {epoch + 1}/{self.optim.epochs}",
@@ -280,5 +280,5 @@ class _Images:
 
     def __iter__(self) -> Iterator[Tensor]:
         batches = (batch for batch, _ in self.ranks.parts(self.batches, self.sizes))
-        for images, _, _ in self.experiment.on_device(batches):
+        for images, _, _ in self.experiment.move_batches(batches):
             yield images
