@@ -286,11 +286,8 @@ def main(settings: Settings) -> int:
     for at, name in enumerate(chosen):
         print(f"{name} ...", flush=True)
         left = settings.seconds - (time.perf_counter() - started)
-        limit = (
-            left
-            * REPORT_PARTS[name].seconds
-            / sum(REPORT_PARTS[each].seconds for each in chosen[at:])
-        )
+        still_to_run = sum(REPORT_PARTS[each].seconds for each in chosen[at:])
+        limit = left * REPORT_PARTS[name].seconds / still_to_run
         shown = outcomes[name] = run_part(name, REPORT_PARTS[name], out, limit)
         print(f"{name}: {shown.state} {shown.why} ({shown.seconds:.0f} s)", flush=True)
         # Written after each part, so that a machine that is taken away leaves what it gave.

@@ -76,7 +76,7 @@ class Experiment:
         return self._transform(random=self.benchmark.augment)
 
     def move_batches(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
-        """Batches as this run's device and CLIP want them; see :func:`lamp_fast.data.move_batches`."""
+        """:func:`lamp_fast.data.move_batches` to what this run's device and CLIP want."""
         return move_batches(batches, self.device, self.clip.dtype)
 
     def _transform(self, *, random: bool) -> Transform:
