@@ -17,8 +17,8 @@ from lamp_fast.errors import printable
 
 BAR_WIDTH = 30
 # In a text: this many classes, the largest and the smallest, and this many lines of each problem.
-MOST_CLASSES = 40
-MOST_LINES = 5
+MAX_CLASSES_SHOWN = 40
+MAX_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ def _chart(description: Description) -> list[str]:
     lines = tabulate(
         rows, header, tablefmt="plain", colalign=alignment, disable_numparse=True
     ).splitlines()
-    if len(rows) > MOST_CLASSES:
-        half = MOST_CLASSES // 2
+    if len(rows) > MAX_CLASSES_SHOWN:
+        half = MAX_CLASSES_SHOWN // 2
         left_out = f"... {len(rows) - 2 * half} more, --json has them all"
         lines = [*lines[: 1 + half], left_out, *lines[-half:]]
     return [line.rstrip() for line in lines]
@@ -286,8 +286,8 @@ def _copies(copies: Copies) -> str:
         f"{part} {file!r}" + (f" ({name})" if copies.conflict else "")
         for part, name, file in copies.files
     ]
-    more = [f"{len(files) - MOST_LINES} more"] if len(files) > MOST_LINES else []
-    return " = ".join([*files[:MOST_LINES], *more])
+    more = [f"{len(files) - MAX_LINES} more"] if len(files) > MAX_LINES else []
+    return " = ".join([*files[:MAX_LINES], *more])
 
 
 def _number(things: Sequence[Any] | set[Any], one: str, many: str | None = None) -> str:
@@ -297,6 +297,6 @@ def _number(things: Sequence[Any] | set[Any], one: str, many: str | None = None)
 def _listed(title: str, entries: Any) -> list[str]:
     """A title and the first entries below it."""
     entries = [f"  {printable(each)}" for each in entries]
-    left_out = len(entries) - MOST_LINES
+    left_out = len(entries) - MAX_LINES
     more = [f"  ... {left_out:,} more, --json has them all"] if left_out > 0 else []
-    return [title, *entries[:MOST_LINES], *more]
+    return [title, *entries[:MAX_LINES], *more]

@@ -36,7 +36,7 @@ SPLIT_PARTS = ("train", "val", "test")
 # What has no split of its own is split alike in every run, whatever the run's seed.
 SPLIT_SEED = 0
 # Labels are 0..C-1; one beyond this belongs to no data set.
-_MOST_CLASSES = 2**31
+_MAX_CLASSES = 2**31
 
 Row = tuple[str, int, str]
 
@@ -368,7 +368,7 @@ def _checked_row(row: Any, names: dict[int, str], where: str) -> Row:
         isinstance(row, (list, tuple))
         and [type(each) for each in row] == [str, int, str]
         and row[0]
-        and 0 <= row[1] < _MOST_CLASSES
+        and 0 <= row[1] < _MAX_CLASSES
         and row[2].strip()
     ):
         raise InputError(f"{where} is {reprlib.repr(row)}, expected [path, label, class name]")
