@@ -2,7 +2,8 @@
 
 ``pytest benchmarks/bench_memory.py --benchmark-only``. Text per (image, class), batch 32, a small
 random CLIP in a process of its own, beside what ViT-B/16 would take by the count that
-:meth:`Lamp.affordable_block` uses. ``--all`` adds 50 and 1,000 classes, and:
+:func:`lamp_fast.methods.lamp.memory.affordable_block` uses. ``--all`` adds 50 and 1,000 classes,
+and:
 
 ImageNet's classes with ViT-B/16 in bfloat16, K=4, S=4: measured on a GPU, and everywhere counted
 from the storages that the same code holds under fake tensors, weights included; the last line is
@@ -24,7 +25,7 @@ from lamp_fast.methods.lamp import LampSettings
 TEST_BATCH = 100
 # GiB that ImageNet's classes may take in training and in evaluation.
 LIMITS = {"train": 40, "evaluate": 16}
-# The largest block that a run chooses (lamp_fast.methods.lamp.model.MAX_PAIRS), and a small one.
+# The largest block that a run chooses (lamp_fast.methods.lamp.memory.MAX_PAIRS), and a small one.
 BLOCKS = [1 << 16, 4096]
 BLOCK = 1600
 WHOLE = Trimming(block=1 << 30, share_routes=False)

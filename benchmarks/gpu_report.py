@@ -75,7 +75,7 @@ def _benchmark(seconds: int, *arguments: str, needs_gpu: bool = True) -> Part:
 
 
 # In the order in which they run.
-PARTS: dict[str, Part] = {
+REPORT_PARTS: dict[str, Part] = {
     "build": Part(
         ("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."),
         seconds=60,
@@ -104,7 +104,7 @@ GRACE = 15
 
 
 @dataclass
-class Outcome:
+class PartReport:
     """What became of a part.
 
     Attributes:
@@ -128,7 +128,7 @@ class Outcome:
 class Settings:
     """Build, verify and measure on a GPU machine, and write report.json and report.md."""
 
-    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = tuple(PARTS)
+    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART ...")] = tuple(REPORT_PARTS)
     """Which parts to run, in the report's own order."""
     out: Path = Path("gpu_report")
     """Folder of the report."""
@@ -137,20 +137,20 @@ class Settings:
     write down what it measured."""
 
 
-def run_part(name: str, part: Part, out: Path, limit: float) -> Outcome:
+def run_part(name: str, part: Part, out: Path, limit: float) -> PartReport:
     """Run one command from the checkout's root, its whole output in ``out``.
 
     Args:
-        name, part: see :data:`PARTS`.
+        name, part: see :data:`REPORT_PARTS`.
         out: folder of the report.
         limit: seconds until it is interrupted.
     """
     if limit <= 0:
-        return Outcome("skipped", "no time was left")
+        return PartReport("skipped", "no time was left")
     if part.needs_gpu and not torch.cuda.is_available():
-        return Outcome("skipped", "torch sees no GPU")
+        return PartReport("skipped", "torch sees no GPU")
     if part.program and shutil.which(part.program[0]) is None:
-        return Outcome("skipped", f"{part.program[0]} is not on PATH")
+        return PartReport("skipped", f"{part.program[0]} is not on PATH")
     record = out / f"{name}.benchmark.json"
     extra = (f"--benchmark-json={record}",) if part.benchmark else ()
     words = (str(out) if word == OUT else word for word in part.command)
@@ -163,7 +163,7 @@ def run_part(name: str, part: Part, out: Path, limit: float) -> Outcome:
     state = {None: "out of time", 0: "ok"}.get(code, "failed")
     why = {"ok": "", "failed": f"exit code {code}"}.get(state, f"interrupted after {limit:.0f} s")
     output = "\n".join(log.read_text(encoding="utf-8").splitlines()[-120:])
-    return Outcome(state, why, seconds, busy_clocks(clocks), output, _numbers(record))
+    return PartReport(state, why, seconds, busy_clocks(clocks), output, _numbers(record))
 
 
 def run_command(command: Sequence[str], log: Path, limit: float) -> int | None:
@@ -252,7 +252,7 @@ def machine() -> dict[str, object]:
     return found
 
 
-def markdown(when: str, facts: dict[str, object], outcomes: dict[str, Outcome]) -> str:
+def markdown(when: str, facts: dict[str, object], outcomes: dict[str, PartReport]) -> str:
     """The report for people: the machine, a line a part, plots, then each part's output."""
     lines = ["# GPU report", "", f"{when}, `python -m benchmarks.gpu_report`", ""]
     lines += [f"- {name} {version}" for name, version in facts["versions"].items()]
@@ -263,7 +263,7 @@ def markdown(when: str, facts: dict[str, object], outcomes: dict[str, Outcome]) 
         state = f"{each.state}: {each.why}" if each.why else each.state
         lines.append(f"| {name} | {state} | {each.seconds:.0f} | {each.clocks} |")
     for name, each in outcomes.items():
-        plot = PARTS[name].plot
+        plot = REPORT_PARTS[name].plot
         if plot and each.state == "ok":
             lines += ["", f"![{plot}]({plot})"]
     for name, each in outcomes.items():
@@ -274,20 +274,21 @@ def markdown(when: str, facts: dict[str, object], outcomes: dict[str, Outcome]) 
 
 def main(settings: Settings) -> int:
     """Run the parts; 0 where none failed."""
-    unknown = [each for each in settings.parts if each not in PARTS]
+    unknown = [each for each in settings.parts if each not in REPORT_PARTS]
     if unknown:
-        raise InputError(f"--parts {unknown[0]}: expected some of {', '.join(PARTS)}")
+        raise InputError(f"--parts {unknown[0]}: expected some of {', '.join(REPORT_PARTS)}")
     out = settings.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     started = time.perf_counter()
-    outcomes: dict[str, Outcome] = {}
-    chosen = [name for name in PARTS if name in settings.parts]
+    outcomes: dict[str, PartReport] = {}
+    chosen = [name for name in REPORT_PARTS if name in settings.parts]
     for at, name in enumerate(chosen):
         print(f"{name} ...", flush=True)
         left = settings.seconds - (time.perf_counter() - started)
-        limit = left * PARTS[name].seconds / sum(PARTS[each].seconds for each in chosen[at:])
-        shown = outcomes[name] = run_part(name, PARTS[name], out, limit)
+        still_to_run = sum(REPORT_PARTS[each].seconds for each in chosen[at:])
+        limit = left * REPORT_PARTS[name].seconds / still_to_run
+        shown = outcomes[name] = run_part(name, REPORT_PARTS[name], out, limit)
         print(f"{name}: {shown.state} {shown.why} ({shown.seconds:.0f} s)", flush=True)
         # Written after each part, so that a machine that is taken away leaves what it gave.
         _write(out, when, outcomes)
@@ -295,7 +296,7 @@ def main(settings: Settings) -> int:
     return int(any(each.state in ("failed", "out of time") for each in outcomes.values()))
 
 
-def _write(out: Path, when: str, outcomes: dict[str, Outcome]) -> None:
+def _write(out: Path, when: str, outcomes: dict[str, PartReport]) -> None:
     facts = machine()
     parts = {name: asdict(each) for name, each in outcomes.items()}
     record = {"when": when, "machine": facts, "parts": parts}

@@ -47,7 +47,7 @@ READINGS: dict[str, dict[str, Any]] = {
     "mlp, both": {"similarity_gradient": "both"},
     "linear, both": {"phi": "linear", "similarity_gradient": "both"},
 }
-PARTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "without LBO": {"lbo": False},
     "without MSP": {"msp": False},
     "without MPP": {"mpp": False},
@@ -57,7 +57,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "with logit adjustment": {"logit_adjustment": True},
     "without MSP, with logit adjustment": {"msp": False, "logit_adjustment": True},
 }
-ROWS = READINGS | PARTS
+ROWS = READINGS | VARIANTS
 # For scale: other methods with their published settings, by name.
 OTHERS = ("coop", "maple", "tcp", "mma", "lfa")
 ZERO_SHOT = "zero-shot"

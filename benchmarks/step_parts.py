@@ -53,7 +53,7 @@ WORDS = {
     "bmm": PRODUCTS,
     "convolution": PRODUCTS,
 }
-PARTS = (PRODUCTS, ATTENTION, NORMS, ACTIVATION, RETRIEVAL, OPTIMISER, OTHER, WAITS)
+KINDS_OF_WORK = (PRODUCTS, ATTENTION, NORMS, ACTIVATION, RETRIEVAL, OPTIMISER, OTHER, WAITS)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def measure(
     """
     whole = time_steps(run, device, replays=10 * steps)[0]
     by_op = seconds_by_op(run, device, steps)
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds = dict.fromkeys(KINDS_OF_WORK, 0.0)
     for (part, _), taken in by_op.items():
         seconds[part] += taken
     # The profiler slows the host, so that what it counts may exceed a step without it.
@@ -163,7 +163,7 @@ def draw(shares: Sequence[Shares], title: str) -> Figure:
     bars = {}
     for each in shares:
         bars |= {f"{each.what}\nmeasured": each.seconds, f"{each.what}\nfloor": each.floor}
-    return draw_parts(title, bars, PARTS)
+    return draw_parts(title, bars, KINDS_OF_WORK)
 
 
 def main(settings: Settings) -> None:

@@ -11,8 +11,8 @@
 #include <string>
 
 // CUDA's limit in x. Kernels walk on in steps of their grid, so any number of blocks of work fits.
-#ifndef LAMP_MOST_BLOCKS
-#define LAMP_MOST_BLOCKS 0x7fffffff
+#ifndef LAMP_MAX_BLOCKS
+#define LAMP_MAX_BLOCKS 0x7fffffff
 #endif
 
 namespace lamp {
@@ -32,7 +32,7 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
             void* stream, const Arguments&... arguments) {
   if (blocks == 0) return;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, LAMP_MOST_BLOCKS)));
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(blocks, LAMP_MAX_BLOCKS)));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = static_cast<cudaStream_t>(stream);
   check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);

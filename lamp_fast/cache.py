@@ -28,7 +28,7 @@ OPEN_CLIP_FOLDER = Path("~/.cache/clip")
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredItem:
     """One download, or the decoded pictures as a whole.
 
     Attributes:
@@ -46,7 +46,7 @@ class Kept:
     remove: Callable[[], None]
 
 
-def find_kept() -> list[Kept]:
+def find_stored() -> list[StoredItem]:
     """Decoded pictures, and downloads that this package can have caused, by name."""
     repositories, files = _weights_of_open_clip()
     kept = []
@@ -65,17 +65,21 @@ def find_kept() -> list[Kept]:
         # copy of a repository has the same revisions.
         hashes = [revision.commit_hash for revision in each.revisions]
         strategy = replace(cache, repos=frozenset({each})).delete_revisions(*hashes)
-        kept.append(Kept(what, each.repo_id, each.repo_path, each.size_on_disk, strategy.execute))
+        kept.append(
+            StoredItem(what, each.repo_id, each.repo_path, each.size_on_disk, strategy.execute)
+        )
     folder = cli.expand_path(OPEN_CLIP_FOLDER)
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name in files:
-            kept.append(Kept("CLIP weights", file.name, file, file.stat().st_size, file.unlink))
+            kept.append(
+                StoredItem("CLIP weights", file.name, file, file.stat().st_size, file.unlink)
+            )
     folder = decoded.default_folder() / decoded.SUBFOLDER
     sizes = [each.stat().st_size for each in decoded.written_files(folder)]
     if sizes:
         remove = partial(decoded.clear, folder)
         count = f"{len(sizes):,} files"
-        kept.append(Kept("decoded pictures", count, folder, sum(sizes), remove))
+        kept.append(StoredItem("decoded pictures", count, folder, sum(sizes), remove))
     return sorted(kept, key=lambda each: (each.what, each.name))
 
 
@@ -95,7 +99,7 @@ def main(config: CacheConfig) -> int:
         raise InputError("--yes: expected --clear beside it")
     pictures = decoded.default_folder() / decoded.SUBFOLDER
     places = f"{pictures}, {constants.HF_HUB_CACHE} and {cli.expand_path(OPEN_CLIP_FOLDER)}"
-    kept = find_kept()
+    kept = find_stored()
     if not kept:
         print("Outside run folders this package keeps nothing, and nothing that it could have had")
         print(f"downloaded: looked in {places}.")

@@ -32,7 +32,7 @@ from lamp_fast.methods import Method
 from lamp_fast.runs import hub
 from lamp_fast.runs.building import build_clip
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
-from lamp_fast.runs.folder import prepare_folder, resumed_defaults
+from lamp_fast.runs.folder import choose_folder, resumed_defaults
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import require_finite
@@ -110,7 +110,7 @@ class Classifier:
         """
         config = training_settings(flags)
         with contextlib.ExitStack() as made:
-            config = replace(config, out=prepare_folder(config, made))
+            config = replace(config, out=choose_folder(config, made))
             if train(config):
                 raise NonFiniteLossError(f"{config.out}: training diverged, nothing to load")
         return cls.load(config.out, device=config.machine.device)

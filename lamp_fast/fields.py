@@ -17,7 +17,7 @@ from lamp_fast.errors import InputError
 # Deeper than any transformer; a typing error must not become a list of a thousand million numbers.
 DEEPEST = 1000
 # The largest seed that every generator takes.
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ Layers = Annotated[
         str_from_instance=lambda layers: [format_layers(layers)],
     ),
 ]
-Seed = Annotated[int, Bounds(0, LARGEST_SEED)]
+Seed = Annotated[int, Bounds(0, MAX_SEED)]
 IntOrNone = Annotated[int | None, _or_none(int)]
 FloatOrNone = Annotated[float | None, _or_none(float)]
 TextOrNone = Annotated[str | None, _text_or_none()]

@@ -63,20 +63,20 @@ def op_table(device: torch.device) -> str:
     for op in dispatch.IMPLEMENTATIONS:
         # Only prefix_attention tells rows that see few keys (text) from rows that see all (vision).
         for sparse in (False, True) if op == "prefix_attention" else (False,):
-            call = dispatch.Call(device, dtype, sparse=sparse)
+            call = dispatch.CallFacts(device, dtype, sparse=sparse)
             name, why, missing = dispatch.pick(op, call)
             what = op + (" (text)" if sparse else " (vision)" if op == "prefix_attention" else "")
             rows.append([what, name, why, _others(op, call, name, missing)])
     return tabulate(rows, ["op", "served by", "why", "others"], tablefmt="simple")
 
 
-def _others(op: str, call: dispatch.Call, chosen: str, missing: str | None) -> str:
+def _others(op: str, call: dispatch.CallFacts, chosen: str, missing: str | None) -> str:
     if missing is not None:
         return f"not {missing}"
     able = (
         name
         for name in dispatch.IMPLEMENTATIONS[op]
-        if name != chosen and dispatch.objection(op, name, call) is None
+        if name != chosen and dispatch.why_it_cannot_serve(op, name, call) is None
     )
     return ", ".join(able)
 

@@ -104,7 +104,7 @@ def is_upward(importer, imported):
     return None
 
 
-def objection(importer, imported):
+def why_forbidden(importer, imported):
     """Why one module may not import another; None where it may."""
     one, other = within(importer, IMPLEMENTATIONS), within(imported, IMPLEMENTATIONS)
     if None not in (one, other) and one != other:
@@ -123,7 +123,7 @@ def objection(importer, imported):
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"lamp_fast"}))
 def test_imports_point_down(module):
-    wrong = {name: why for name in ARROWS[module] if (why := objection(module, name))}
+    wrong = {name: why for name in ARROWS[module] if (why := why_forbidden(module, name))}
     assert not wrong
 
 
@@ -184,4 +184,4 @@ def test_the_rule_itself(importer, source, allowed):
     is_package = importer in MODULES and MODULES[importer].name == "__init__.py"
     imported = imports_of(source, importer, is_package)
     assert imported
-    assert all(objection(importer, name) is None for name in imported) == allowed
+    assert all(why_forbidden(importer, name) is None for name in imported) == allowed

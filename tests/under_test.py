@@ -62,8 +62,8 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
 
 def skipped(op: str, impl: str) -> pytest.MarkDecorator:
     """The mark of a test that needs an implementation, with the reason where it cannot run."""
-    call = dispatch.Call(device(impl), torch.float32)
-    reason = dispatch.objection(op, impl, call)
+    call = dispatch.CallFacts(device(impl), torch.float32)
+    reason = dispatch.why_it_cannot_serve(op, impl, call)
     return pytest.mark.skipif(reason is not None, reason=f"{impl}: {reason}")
 
 

@@ -37,9 +37,9 @@ PLAIN = ("eager", "SDPA math", "reference")
 
 # bfloat16 has 8 bits; two honest programs differ by a few of its roundings, in float32 by some
 # hundred.
-MOST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
+MAX_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 # Three bits of mantissa on both sides of a product: 2^-4 a factor at most, about 4% in the norm.
-MOST_FP8_ERROR = 6e-2
+MAX_FP8_ERROR = 6e-2
 FP8 = torch.float8_e4m3fn
 
 TEXT_TARGETS = {
@@ -138,7 +138,7 @@ def measure(case: Case, device: torch.device, ceilings: Ceilings, *, rounds: int
     for name, contender in case.contenders.items():
         try:
             error = relative_error(contender(*inputs[0]), wanted)
-            if not error <= case.coarse.get(name, MOST_ERROR[inputs[0][0].dtype]):
+            if not error <= case.coarse.get(name, MAX_ERROR[inputs[0][0].dtype]):
                 row.refused[name] = f"wrong: relative error {error:.1e}"
                 continue
             if device.type == "cuda":
@@ -483,8 +483,8 @@ def product_case(device, dtype, *, rows: int, inner: int, outer: int) -> Case:
             "fp8 product alone": lambda _, *converted: fp8_product(*converted),
         },
         coarse={
-            "fp8, converted by torch.compile": MOST_FP8_ERROR,
-            "fp8 product alone": MOST_FP8_ERROR,
+            "fp8, converted by torch.compile": MAX_FP8_ERROR,
+            "fp8 product alone": MAX_FP8_ERROR,
         },
     )
 

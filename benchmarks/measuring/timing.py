@@ -25,7 +25,6 @@ ROTATION_BYTES = 256 << 20
 """Inputs of one rotation; several times the L2 of any GPU so far."""
 
 Inputs = tuple[Tensor, ...]
-Call = Callable[..., object]
 Run = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
 
@@ -191,7 +190,11 @@ def rotations(draw: Callable[[int], Inputs], device: torch.device) -> list[Input
 
 
 def time_call(
-    call: Call, inputs: Sequence[Inputs], device: torch.device, *, replays: int = 20
+    call: Callable[..., object],
+    inputs: Sequence[Inputs],
+    device: torch.device,
+    *,
+    replays: int = 20,
 ) -> Time:
     """Time ``call(*each)`` for each of ``inputs``; see the module for what that means on a GPU.
 
@@ -205,7 +208,7 @@ def time_call(
     return interleave({call: lambda: call(*inputs[0])}, max(1, replays // 4))[call]
 
 
-def _time_graph(call: Call, inputs: Sequence[Inputs], replays: int) -> Time:
+def _time_graph(call: Callable[..., object], inputs: Sequence[Inputs], replays: int) -> Time:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

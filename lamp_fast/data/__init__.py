@@ -8,25 +8,25 @@ from lamp_fast.data.benchmark import (
     transfer_benchmark,
 )
 from lamp_fast.data.decoded import DecodedCache
-from lamp_fast.data.loading import evaluation_batches, on_device, training_batches
+from lamp_fast.data.loading import evaluation_batches, move_batches, training_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import DataSource, load_source
-from lamp_fast.data.sources.table import Table
+from lamp_fast.data.sources.table import PictureTable
 
 __all__ = [
     "Benchmark",
     "DataConfig",
     "DataSource",
     "DecodedCache",
+    "PictureTable",
     "Pictures",
-    "Table",
     "build_benchmark",
     "check_benchmark",
     "decode_through",
     "evaluation_batches",
     "load_source",
-    "on_device",
+    "move_batches",
     "training_batches",
     "transfer_benchmark",
 ]

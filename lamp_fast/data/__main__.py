@@ -32,7 +32,7 @@ from lamp_fast.runs.experiment import load_data
 
 COLOURS = {"head": "C0", "tail": "C1", "new": "C7", None: "C0"}
 # Bars of more classes are too thin for names beside them.
-MOST_NAMED_BARS = 120
+MAX_NAMED_BARS = 120
 PLAIN_BARS = str.maketrans(dict.fromkeys("█▉▊▋▌▍▎▏", "#"))
 
 
@@ -74,7 +74,7 @@ def data_of(settings: DescribeConfig) -> DataConfig:
 def plot(file: Path, description: Description) -> None:
     """Draw training pictures by class, the largest first, into a PNG."""
     ranked = sorted(description.trained, key=lambda each: -each.training)
-    named = len(ranked) <= MOST_NAMED_BARS
+    named = len(ranked) <= MAX_NAMED_BARS
     height = 1.5 + (0.2 * len(ranked) if named else 6)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.subplots()

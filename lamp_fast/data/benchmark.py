@@ -13,7 +13,7 @@ from lamp_fast.data.shipped_names import shipped_note
 from lamp_fast.data.sources import DataSource
 from lamp_fast.errors import InputError
 
-PARTS = ("train", "adapt", "test_base", "test_new")
+BENCHMARK_PARTS = ("train", "adapt", "test_base", "test_new")
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ def check_benchmark(
         InputError: an unreadable picture without ``skip_unreadable``, or too few left with it.
     """
     checked, unreadable, digest = {}, [], hashlib.sha256()
-    for part in PARTS:
+    for part in BENCHMARK_PARTS:
         checked[part], without, part_hash = check_pictures(
             getattr(benchmark, part), skip_unreadable=skip_unreadable, progress=progress
         )
@@ -212,7 +212,8 @@ def decode_through(
 ) -> Benchmark:
     """The same pictures, decoded through a cache and scaled down; see :class:`Pictures`."""
     parts = {
-        part: replace(getattr(benchmark, part), cache=cache, downscale=downscale) for part in PARTS
+        part: replace(getattr(benchmark, part), cache=cache, downscale=downscale)
+        for part in BENCHMARK_PARTS
     }
     return replace(benchmark, **parts)
 

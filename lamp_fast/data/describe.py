@@ -12,13 +12,13 @@ from lamp_fast.data.names import OddName, odd_names
 from lamp_fast.data.pictures import inspect_pictures, unreadable_message
 from lamp_fast.data.protocol import head_classes, realised_imbalance
 from lamp_fast.data.sources import DataSource
+from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.errors import printable
 
-PARTS = ("train", "val", "test")
 BAR_WIDTH = 30
 # In a text: this many classes, the largest and the smallest, and this many lines of each problem.
-MOST_CLASSES = 40
-MOST_LINES = 5
+MAX_CLASSES_SHOWN = 40
+MAX_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def describe(source: DataSource, benchmark: Benchmark, *, progress: bool = True)
     unreadable: list[str] = []
     bad: set[str] = set()
     seen: dict[bytes, list[tuple[str, str, str]]] = {}
-    for part in PARTS:
+    for part in SPLIT_PARTS:
         pictures = getattr(source, part)
         outcomes = inspect_pictures(pictures, progress=progress)
         for index, outcome in enumerate(outcomes):
@@ -133,14 +133,14 @@ def describe(source: DataSource, benchmark: Benchmark, *, progress: bool = True)
 
     base = len(benchmark.base_names)
     training = counts(benchmark.train)  # base labels are those of the source
-    parts = {part: counts(getattr(source, part)) for part in PARTS}
+    parts = {part: counts(getattr(source, part)) for part in SPLIT_PARTS}
     head = head_classes(training[:base])
     groups = [None if head is None else "head" if head[label] else "tail" for label in range(base)]
     classes = tuple(
         ClassSummary(
             name=name,
             training=int(training[label]),
-            **{part: int(parts[part][label]) for part in PARTS},
+            **{part: int(parts[part][label]) for part in SPLIT_PARTS},
             group=groups[label] if label < base else "new",
         )
         for label, name in enumerate(names)
@@ -172,7 +172,9 @@ def _facts(description: Description) -> list[str]:
     classes, trained = description.classes, description.trained
     new = len(classes) - len(trained)
     halves = f" ({len(trained)} base, {new} new)" if new else ""
-    totals = ", ".join(f"{sum(getattr(each, part) for each in classes):,} {part}" for part in PARTS)
+    totals = ", ".join(
+        f"{sum(getattr(each, part) for each in classes):,} {part}" for part in SPLIT_PARTS
+    )
     drawn = ""
     if description.drawn:
         drawn = f" ({' and '.join(description.drawn)} drawn here, alike in every run)"
@@ -231,8 +233,8 @@ def _chart(description: Description) -> list[str]:
     lines = tabulate(
         rows, header, tablefmt="plain", colalign=alignment, disable_numparse=True
     ).splitlines()
-    if len(rows) > MOST_CLASSES:
-        half = MOST_CLASSES // 2
+    if len(rows) > MAX_CLASSES_SHOWN:
+        half = MAX_CLASSES_SHOWN // 2
         left_out = f"... {len(rows) - 2 * half} more, --json has them all"
         lines = [*lines[: 1 + half], left_out, *lines[-half:]]
     return [line.rstrip() for line in lines]
@@ -284,8 +286,8 @@ def _copies(copies: Copies) -> str:
         f"{part} {file!r}" + (f" ({name})" if copies.conflict else "")
         for part, name, file in copies.files
     ]
-    more = [f"{len(files) - MOST_LINES} more"] if len(files) > MOST_LINES else []
-    return " = ".join([*files[:MOST_LINES], *more])
+    more = [f"{len(files) - MAX_LINES} more"] if len(files) > MAX_LINES else []
+    return " = ".join([*files[:MAX_LINES], *more])
 
 
 def _number(things: Sequence[Any] | set[Any], one: str, many: str | None = None) -> str:
@@ -295,6 +297,6 @@ def _number(things: Sequence[Any] | set[Any], one: str, many: str | None = None)
 def _listed(title: str, entries: Any) -> list[str]:
     """A title and the first entries below it."""
     entries = [f"  {printable(each)}" for each in entries]
-    left_out = len(entries) - MOST_LINES
+    left_out = len(entries) - MAX_LINES
     more = [f"  ... {left_out:,} more, --json has them all"] if left_out > 0 else []
-    return [title, *entries[:MOST_LINES], *more]
+    return [title, *entries[:MAX_LINES], *more]

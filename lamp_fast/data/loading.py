@@ -200,7 +200,7 @@ def evaluation_batches(
     return Batches(PictureDataset(pictures, transform, seed=0), sampler, workers)
 
 
-def on_device(
+def move_batches(
     batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
 ) -> Iterator[list[Tensor]]:
     """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S] in ``dtype``.

@@ -29,8 +29,8 @@ EXTENSIONS = (
 
 # What a picture may hold, by its header alone: where PIL itself refuses, enough for a camera of 108
 # or 150 megapixels. Decoding takes at most 8 bytes a pixel, so 1.4 GB, for one picture at a time.
-MOST_PIXELS = 2 * (1024**3 // 12)
-MOST_BYTES = 1024**3 // 2
+MAX_PIXELS = 2 * (1024**3 // 12)
+MAX_BYTES = 1024**3 // 2
 
 # A damaged file makes PIL's decoders raise almost anything.
 _UNREADABLE = Exception
@@ -46,7 +46,7 @@ _BAND_PIXELS = 2**22
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ANNOTATIONS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _SAMPLE_FORMAT, _SIGNED = 339, 2
-_BOMB = f"more than {MOST_PIXELS:,} pixels, refused as a decompression bomb"
+_BOMB = f"more than {MAX_PIXELS:,} pixels, refused as a decompression bomb"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class Pictures:
         Raises:
             OSError: a file that cannot be read.
             ValueError: a device or a pipe, which could block for ever, or a file beyond
-                :data:`MOST_BYTES`.
+                :data:`MAX_BYTES`.
         """
         if self.arrays is not None:
             return self.arrays[index].tobytes()
@@ -153,8 +153,8 @@ class Pictures:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise ValueError("not a regular file")
-        if status.st_size > MOST_BYTES:
-            raise ValueError(f"{status.st_size:,} bytes, expected at most {MOST_BYTES:,}")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"{status.st_size:,} bytes, expected at most {MAX_BYTES:,}")
         return file.read_bytes()
 
 
@@ -171,7 +171,7 @@ def decode(content: bytes, *, only_check: bool = False) -> Image.Image:
             raises all the same.
 
     Raises:
-        ValueError: more than :data:`MOST_PIXELS` by the header, before memory is taken for them;
+        ValueError: more than :data:`MAX_PIXELS` by the header, before memory is taken for them;
             values that have no agreed range, as floating-point or signed ones.
         Exception: whatever PIL makes of a damaged file.
     """
@@ -192,7 +192,7 @@ def _decode(content: bytes, only_check: bool) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError(_BOMB) from None
     pixels = image.width * image.height
-    if pixels > MOST_PIXELS:
+    if pixels > MAX_PIXELS:
         raise ValueError(_BOMB)
     _check_values(image)
     with _ONE_LARGE_PICTURE if pixels > _LARGE_PIXELS else contextlib.nullcontext():

@@ -1,6 +1,6 @@
 """Methods by name: one file and one line here each."""
 
-from lamp_fast.methods.base import Method, RunClasses, Step, Surroundings, TrainingSet
+from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
 from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
@@ -8,6 +8,7 @@ from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.lfa import Lfa
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
+from lamp_fast.methods.settings import RunClasses, Surroundings
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.zeroshot import ZeroShot
 

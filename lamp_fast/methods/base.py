@@ -3,100 +3,24 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.transforms import v2
 
-from lamp_fast.clip import FrozenClip, Trimming, through, whole_prompts
+from lamp_fast.clip import FrozenClip, through, whole_prompts
 from lamp_fast.data import Benchmark, evaluation_batches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
+from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
 from lamp_fast.methods.text import encode
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 # Adds a tensor up, in place, over the processes that train together.
 SumOverRanks = Callable[[Tensor], Any]
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """What a method alone reads: its flags, their defaults and bounds. Here there are none."""
-
-    def check_together(self) -> None:
-        """Refuse values that do not go together.
-
-        Raises:
-            InputError: naming the first such flag, its value and what was expected.
-        """
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Published values; what they leave out has its default.
-
-    Attributes:
-        optim: of the optimisation, by the names of its settings.
-        own: of the method, by the names of its settings.
-        by_data: further ones of the optimisation, by the name of a data set.
-        by_shots: the same by pictures a class, for data sets without their own.
-    """
-
-    optim: Mapping[str, Any] = field(default_factory=dict)
-    own: Mapping[str, Any] = field(default_factory=dict)
-    by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    by_shots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-
-    def optim_for(self, data: str, shots: int | None) -> dict[str, Any]:
-        """Those of the optimisation for a data set and pictures a class."""
-        changes = self.by_data.get(data) or self.by_shots.get(shots, {})
-        return {**self.optim, **changes}
-
-
-def sgd(lr: float, epochs: int, batch: int, warmup_epochs: int = 1) -> dict[str, Any]:
-    """The optimisation that most published code shares."""
-    return {
-        "optimiser": "sgd",
-        "lr": lr,
-        "epochs": epochs,
-        "batch": batch,
-        "warmup_epochs": warmup_epochs,
-    }
-
-
-@dataclass(frozen=True)
-class RunClasses:
-    """The class names of a run, which some methods hold parameters for.
-
-    Attributes:
-        base: the trained ones, in label order.
-        new: those that are tested without being trained on; often none.
-    """
-
-    base: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a method may know, when it is built, of the run beside its own settings.
-
-    Attributes:
-        classes: of the run.
-        trimming: what is left out of the text side.
-        path: "literal" asks for the equations as they are written, where there is such a path.
-        epochs: how many the run trains.
-        tau: of the logit adjustment.
-    """
-
-    classes: RunClasses = field(default_factory=RunClasses)
-    trimming: Trimming = field(default_factory=Trimming)
-    path: Literal["exact", "literal"] = "exact"
-    epochs: int = 50
-    tau: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +74,7 @@ class TrainingSet:
         return torch.cat(parts)
 
 
-class Kept:
+class Memo:
     """One value an owner, computed again when anything it depends on has changed.
 
     Every in-place change of a tensor raises its version: an optimiser's, a load's. A value lives as
@@ -205,7 +129,7 @@ class Method(nn.Module):
     def __init__(self, clip: FrozenClip) -> None:
         super().__init__()
         object.__setattr__(self, "clip", clip)
-        self._kept = Kept()
+        self._kept = Memo()
 
     clip: FrozenClip
 

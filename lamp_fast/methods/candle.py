@@ -17,16 +17,12 @@ from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import (
     Criterion,
     Method,
-    MethodSettings,
-    Preset,
-    RunClasses,
     Step,
-    Surroundings,
     TrainingSet,
     plain_image_features,
     plain_text_features,
-    sgd,
 )
+from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
 
 RATIO = 0.1
 """First value of what the attention's output is multiplied by."""

@@ -9,16 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
-from lamp_fast.methods.base import (
-    Criterion,
-    Method,
-    Preset,
-    Step,
-    Surroundings,
-    frozen_image_features,
-    sgd,
-)
+from lamp_fast.methods.base import Criterion, Method, Step, frozen_image_features
 from lamp_fast.methods.coop import ContextSettings
+from lamp_fast.methods.settings import Preset, Surroundings, sgd
 from lamp_fast.methods.text import (
     context_start,
     context_template,

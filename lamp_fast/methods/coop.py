@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.fields import Bounds, TextOrNone
-from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
+from lamp_fast.methods.base import TwoTowers
+from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, sgd
 from lamp_fast.methods.text import (
     context_start,
     context_template,

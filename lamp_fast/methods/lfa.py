@@ -15,15 +15,12 @@ from lamp_fast.fields import Bounds, FloatOrNone
 from lamp_fast.methods.base import (
     Criterion,
     Method,
-    MethodSettings,
-    Preset,
-    RunClasses,
     Step,
-    Surroundings,
     TrainingSet,
     frozen_image_features,
     plain_text_features,
 )
+from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
 
 # Of the margin in the re-ranking loss.
 MARGIN_SCALE = 4.0

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
-from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, sgd
+from lamp_fast.methods.base import TwoTowers
 from lamp_fast.methods.coop import ContextSettings
+from lamp_fast.methods.settings import Preset, Surroundings, sgd
 from lamp_fast.methods.text import (
     context_start,
     context_template,

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, through
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
-from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
+from lamp_fast.methods.base import TwoTowers
+from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, sgd
 from lamp_fast.methods.text import encode, prepare_prompts
 
 TEMPLATE = "a photo of a {}."

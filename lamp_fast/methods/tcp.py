@@ -13,8 +13,9 @@ from lamp_fast import ops
 from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest, Trimming
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
-from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, plain_text_features
+from lamp_fast.methods.base import TwoTowers, plain_text_features
 from lamp_fast.methods.coop import ContextSettings
+from lamp_fast.methods.settings import Preset, Surroundings
 from lamp_fast.methods.text import (
     context_start,
     context_template,

@@ -7,13 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamp_fast.clip import FrozenClip
-from lamp_fast.methods.base import (
-    Method,
-    MethodSettings,
-    Surroundings,
-    frozen_image_features,
-    plain_text_features,
-)
+from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
+from lamp_fast.methods.settings import MethodSettings, Surroundings
 
 
 class ZeroShot(Method):

@@ -28,7 +28,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Call:
+class CallFacts:
     """What the choice of an implementation may depend on, all of it static under torch.compile.
 
     Attributes:
@@ -52,14 +52,14 @@ class Implementation:
         devices: types of device that it serves; None for all.
         build_hint: what to do when the module cannot be imported.
         backward: which implementation runs the backward of this one's forward, by default itself.
-        objection: why it cannot serve a call; None where it can.
+        limits: of a call, why it cannot serve it; None where it can.
     """
 
     module: str
     devices: tuple[str, ...] | None = None
     build_hint: str = ""
     backward: str | None = None
-    objection: Callable[[Call], str | None] = lambda call: None
+    limits: Callable[[CallFacts], str | None] = lambda call: None
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Rule:
     device: str
     name: str
     why: str
-    applies: Callable[[Call], bool] = lambda call: True
+    applies: Callable[[CallFacts], bool] = lambda call: True
 
 
 ESTIMATE = "by estimate, not measured"
@@ -88,7 +88,7 @@ RULES: dict[str, tuple[Rule, ...]] = {}
 """The first line that applies and can run serves; where none does, the reference."""
 
 
-# The kinds of implementations there are; ``limits`` says what an op's kernels take, in words.
+# The kinds of implementations there are; ``accepted`` says what an op's kernels take, in words.
 
 _BUILD = "build it with: pip install --no-build-isolation --no-deps -e ."
 
@@ -101,31 +101,29 @@ def cpp() -> Implementation:
     return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD)
 
 
-def triton(module: str, limits: str = "") -> Implementation:
-    def objection(call: Call) -> str | None:
-        return _beyond(limits, call) or (_interpreter_limits() if _interpreting() else None)
+def triton(module: str, accepted: str = "") -> Implementation:
+    def limits(call: CallFacts) -> str | None:
+        return _beyond(accepted, call) or (_interpreter_limits() if _interpreting() else None)
 
-    return Implementation(
-        f"lamp_fast.kernels.{module}", ("cuda",), "install triton", objection=objection
-    )
+    return Implementation(f"lamp_fast.kernels.{module}", ("cuda",), "install triton", limits=limits)
 
 
-def cuda(limits: str = "", backward: str | None = None) -> Implementation:
-    def objection(call: Call) -> str | None:
+def cuda(accepted: str = "", backward: str | None = None) -> Implementation:
+    def limits(call: CallFacts) -> str | None:
         major, minor = torch.cuda.get_device_capability(call.device)
         if major < 8:
             return (
                 f"expected a GPU of sm_80 or newer, {call.device} is sm_{major}{minor};"
                 " 'triton' and 'reference' serve it"
             )
-        return _beyond(limits, call)
+        return _beyond(accepted, call)
 
-    return Implementation("lamp_fast.ops.cuda", ("cuda",), _BUILD, backward, objection)
+    return Implementation("lamp_fast.ops.cuda", ("cuda",), _BUILD, backward, limits)
 
 
-def _beyond(limits: str, call: Call) -> str | None:
+def _beyond(accepted: str, call: CallFacts) -> str | None:
     if call.large:
-        return f"expected {limits}"
+        return f"expected {accepted}"
     if call.dtype == torch.float64:
         return "expected float32, float16 or bfloat16, the tensors are float64"
     return None
@@ -177,7 +175,7 @@ def implementations(op: str) -> dict[str, str | None]:
 def choose(
     op: str, impl: str | None, tensor: Tensor, large: bool = False, sparse: bool = False
 ) -> str:
-    """The implementation that serves a call; for the arguments see :class:`Call`.
+    """The implementation that serves a call; for the arguments see :class:`CallFacts`.
 
     Without an explicit choice what cannot run gives way to the next line of :data:`RULES`; where
     that leaves the reference, one warning says so. An explicit choice never gives way.
@@ -199,12 +197,12 @@ def _chosen(
     op: str, impl: str | None, device: torch.device, dtype: torch.dtype, large: bool, sparse: bool
 ) -> tuple[str, str | None]:
     """The implementation, and what speaks against an explicit choice (None: nothing)."""
-    call = Call(device, dtype, large, sparse)
+    call = CallFacts(device, dtype, large, sparse)
     if impl is not None:
         known = IMPLEMENTATIONS[op]
         if impl not in known:
             return impl, f"expected one of {', '.join(known)}"
-        return impl, objection(op, impl, call)
+        return impl, why_it_cannot_serve(op, impl, call)
     name, _, missing = pick(op, call, _preferred)
     if name == REFERENCE and missing is not None:
         _warn_once(f"{op} runs the slower reference: {missing}")
@@ -212,25 +210,25 @@ def _chosen(
 
 
 @cache
-def pick(op: str, call: Call, preferred: str | None = None) -> tuple[str, str, str | None]:
+def pick(op: str, call: CallFacts, preferred: str | None = None) -> tuple[str, str, str | None]:
     """What serves a call that names no implementation: its name, why, and what kept a better one.
 
     ``preferred`` serves wherever it can; see :func:`prefer`.
     """
-    if preferred in IMPLEMENTATIONS[op] and objection(op, preferred, call) is None:
+    if preferred in IMPLEMENTATIONS[op] and why_it_cannot_serve(op, preferred, call) is None:
         return preferred, "preferred", None
     missing = None
     for rule in RULES[op]:
         if rule.device != call.device.type or not rule.applies(call):
             continue
-        reason = objection(op, rule.name, call)
+        reason = why_it_cannot_serve(op, rule.name, call)
         if reason is None:
             return rule.name, rule.why, missing
         missing = missing or f"{rule.name}: {reason}"
     return REFERENCE, "nothing serves better", missing
 
 
-def objection(op: str, name: str, call: Call) -> str | None:
+def why_it_cannot_serve(op: str, name: str, call: CallFacts) -> str | None:
     """Why an implementation cannot serve a call in this installation; None where it can."""
     implementation = IMPLEMENTATIONS[op][name]
     devices = implementation.devices
@@ -238,7 +236,7 @@ def objection(op: str, name: str, call: Call) -> str | None:
         devices = ("cuda", "cpu")
     if devices is not None and call.device.type not in devices:
         return f"expected tensors on {' or '.join(devices)}, they are on {call.device.type}"
-    return why_unavailable(op, name) or implementation.objection(call)
+    return why_unavailable(op, name) or implementation.limits(call)
 
 
 @cache

@@ -30,12 +30,12 @@ from lamp_fast.runs.saved import load
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
-MOST_CONFUSION_CELLS_A_SIDE = 25
-MOST_CONFUSIONS = 15
-MOST_CLASSES_WITH_EXAMPLES = 30
+MAX_CONFUSION_CLASSES = 25
+MAX_CONFUSIONS = 15
+MAX_CLASSES_WITH_EXAMPLES = 30
 SCORED_A_CLASS = 40
 EXAMPLES_A_KIND = 2
-MOST_ROUTED = 8
+MAX_ROUTED = 8
 THUMBNAIL = 112
 
 # More pictures than any data set has; sums of so many stay within 64 bits.
@@ -95,7 +95,7 @@ def build_page(run: Path) -> str:
     else:
         # By place, for classes may share a name: the trained ones first, as in per_class.csv.
         worst = sorted(range(len(classes)), key=lambda place: _trained_accuracy(classes[place]))
-        examples = _examples(experiment, worst[:MOST_CLASSES_WITH_EXAMPLES])
+        examples = _examples(experiment, worst[:MAX_CLASSES_WITH_EXAMPLES])
         routes = _routes(experiment)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -114,7 +114,7 @@ def build_page(run: Path) -> str:
         classes=classes,
         methods=list(classes[0]["accuracies"]) if classes else [],
         examples=examples,
-        most_examples=MOST_CLASSES_WITH_EXAMPLES,
+        most_examples=MAX_CLASSES_WITH_EXAMPLES,
         routes=routes,
         why_not=why_not,
         settings=_flat(record["settings"]),
@@ -259,13 +259,13 @@ def _confusion(run: Path, half: str) -> dict[str, Any] | None:
         raise InputError(f"{file}: damaged ({error})") from None
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     wrong = counts * (1 - np.eye(len(counts), dtype=int))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
     confusions = [
         {"true": names[i], "predicted": names[j], "count": int(wrong[i, j]), "share": shares[i, j]}
         for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
         if wrong[i, j]
     ]
-    small = len(names) <= MOST_CONFUSION_CELLS_A_SIDE
+    small = len(names) <= MAX_CONFUSION_CLASSES
     return {
         "half": half,
         "names": names,
@@ -344,7 +344,7 @@ def _answers(
     batches = evaluation_batches(
         pictures, experiment.test_transform, experiment.config.machine.test_batch
     )
-    for images, _, _ in experiment.on_device(batches):
+    for images, _, _ in experiment.move_batches(batches):
         answers += method.logits(images, classes).argmax(1).tolist()
     return answers
 
@@ -357,9 +357,9 @@ def _routes(experiment: Experiment) -> dict[str, Any] | None:
         return None
     pictures = experiment.benchmark.test_base
     _, first = np.unique(pictures.labels, return_index=True)
-    pictures = pictures.select(first[:MOST_ROUTED])
-    batches = evaluation_batches(pictures, experiment.test_transform, MOST_ROUTED)
-    images, labels, _ = next(experiment.on_device(batches))
+    pictures = pictures.select(first[:MAX_ROUTED])
+    batches = evaluation_batches(pictures, experiment.test_transform, MAX_ROUTED)
+    images, labels, _ = next(experiment.move_batches(batches))
     encoded = method.encode_images(images)
     return {
         "layers": list(method.config.layers),

@@ -21,8 +21,8 @@ from lamp_fast.reproduce.tables import (
     Column,
     Metric,
     Panel,
+    PaperTable,
     Row,
-    Table,
     imbalance_panels,
     shot_panels,
 )
@@ -90,7 +90,7 @@ class Plan:
         jobs: of (panel, row, column, seed) by title, scored on the run's own data or its target.
     """
 
-    table: Table
+    table: PaperTable
     seeds: tuple[int, ...]
     remarks: tuple[str, ...]
     whole: bool
@@ -172,7 +172,7 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
 class _Settings:
     """Builds the settings of runs: method or preset, the user's flags, then the table's own."""
 
-    def __init__(self, config: ReproduceConfig, table: Table, flags: tuple[str, ...]) -> None:
+    def __init__(self, config: ReproduceConfig, table: PaperTable, flags: tuple[str, ...]) -> None:
         self.config, self.table, self.flags = config, table, flags
         pretrained = config.pretrained
         if pretrained is None and config.clip != "tiny":
@@ -230,7 +230,7 @@ class _Settings:
         return kept
 
 
-def _narrow(config: ReproduceConfig) -> tuple[Table, list[str]]:
+def _narrow(config: ReproduceConfig) -> tuple[PaperTable, list[str]]:
     """The table with the rows, columns and panels that were asked for, and remarks."""
     if config.table not in TABLES:
         raise InputError(f"{config.table}: expected one of {', '.join(TABLES)}")

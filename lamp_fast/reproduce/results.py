@@ -10,7 +10,7 @@ from lamp_fast.reproduce.paper import paper_figure
 from lamp_fast.reproduce.plan import Plan
 from lamp_fast.reproduce.tables import AVERAGE, METHOD, ZEROSHOT, Metric, Panel, Row
 
-Outcome = Mapping[str, Any]
+JobResult = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 
 MIB = 1024**2
@@ -55,7 +55,7 @@ class Cell:
         return self.asked - len(self.by_seed)
 
 
-def read_cells(plan: Plan, outcome: Callable[[Job], Outcome | None]) -> dict[Key, Cell]:
+def read_cells(plan: Plan, outcome: Callable[[Job], JobResult | None]) -> dict[Key, Cell]:
     """Every cell by (panel, row, column, metric), the average column included.
 
     Args:
@@ -82,7 +82,7 @@ def read_cells(plan: Plan, outcome: Callable[[Job], Outcome | None]) -> dict[Key
     return {key: _beside_paper(plan, key, cell) for key, cell in cells.items()}
 
 
-def read_metric(metric: Metric, reading: str, outcome: Outcome) -> float | None:
+def read_metric(metric: Metric, reading: str, outcome: JobResult) -> float | None:
     """A metric in the unit that is shown; None where the outcome lacks it."""
     row, figures = outcome["rows"].get(reading), outcome["figures"]
     values = []

@@ -7,8 +7,8 @@ import numpy as np
 from scipy import stats
 
 # Sign flips are enumerated up to this many, and drawn beyond it.
-MOST_FLIPS = 100_000
-FEWEST_DATA_SETS = 6
+MAX_FLIPS = 100_000
+MIN_DATA_SETS = 6
 
 
 def mean(values: tuple[float, ...]) -> float | None:
@@ -63,10 +63,10 @@ def paired_test(
             lambda values, axis: values.sum(axis=axis),
             permutation_type="samples",
             vectorized=True,
-            n_resamples=MOST_FLIPS,
+            n_resamples=MAX_FLIPS,
             rng=np.random.default_rng(0),
         ).pvalue
-    if by_data.any() and len(names) >= FEWEST_DATA_SETS:
+    if by_data.any() and len(names) >= MIN_DATA_SETS:
         p_data_sets = stats.wilcoxon(by_data).pvalue
     return PairedTest(
         difference=float(weights @ differences),

@@ -148,7 +148,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One table or figure of the paper.
 
     Attributes:
@@ -304,7 +304,7 @@ _ABLATION = {"preset": "ablation-best", "panels": imbalance_panels(10), "data": 
 TABLES = {
     table.name: table
     for table in (
-        Table(
+        PaperTable(
             name="table1",
             caption="Long-tailed base-to-new generalisation",
             preset="ablation-best",
@@ -312,7 +312,7 @@ TABLES = {
             metrics=(HM_A, HM_M),
             **_LONG_TAILED,
         ),
-        Table(
+        PaperTable(
             name="table2",
             caption="Few-shot base-to-new generalisation (Tables 12 to 15 with --shots 1 2 4 8)",
             preset="table16-fewshot",
@@ -323,20 +323,20 @@ TABLES = {
             every_method=True,
             average=True,
         ),
-        Table(
+        PaperTable(
             name="table3",
             caption="Long-tailed cross-dataset transfer",
             data=ELEVEN[:-1],
             average=True,
             **_TRANSFER,
         ),
-        Table(
+        PaperTable(
             name="table4",
             caption="Long-tailed domain generalisation",
             data=("imagenet_a", "imagenetv2", "imagenet_sketch", "imagenet_r"),
             **_TRANSFER,
         ),
-        Table(
+        PaperTable(
             name="table5",
             caption="Efficiency",
             # Its D = 32 comes nearest to the paper's 470K parameters.
@@ -353,7 +353,7 @@ TABLES = {
             every_method=True,
             logit_adjusted=True,
         ),
-        Table(
+        PaperTable(
             name="table6",
             caption="Contribution of each component",
             preset="ablation-best",
@@ -369,33 +369,33 @@ TABLES = {
             data=("imagenet", "food101"),
             metrics=(HM_A, HM_M),
         ),
-        Table(
+        PaperTable(
             name="table7",
             caption="Weight of the similarity loss",
             rows=_of_paper(_grid(lamp__beta=(0.0, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)), "{:.2f}"),
             metrics=(HM_A, HM_M, HM_MEAN),
             **_ABLATION,
         ),
-        Table(
+        PaperTable(
             name="table9",
             caption="Long-tailed base-to-new generalisation, imbalance ratio 100",
             panels=imbalance_panels(100),
             **_SEVERE,
         ),
-        Table(
+        PaperTable(
             name="table10",
             caption="Long-tailed base-to-new generalisation, imbalance ratio 200",
             panels=imbalance_panels(200),
             **_SEVERE,
         ),
-        Table(
+        PaperTable(
             name="table11",
             caption="Size of the prompt pool",
             rows=_of_paper(_grid(lamp__m=(10, 12, 15, 20, 25, 30)), "{}"),
             metrics=(HM_A, HM_M),
             **_ABLATION,
         ),
-        Table(
+        PaperTable(
             name="figure3a",
             caption="Retrieved prompts K and shared prompts S",
             rows=_grid(lamp__k=(1, 2, 4, 6, 8), lamp__s=(1, 2, 4, 6, 8)),
@@ -403,7 +403,7 @@ TABLES = {
             plot=Plot("K", "lamp.k", "lamp.s", "S"),
             **_ABLATION,
         ),
-        Table(
+        PaperTable(
             name="figure3b",
             caption="Width D of the prompts",
             rows=_grid(lamp__d=(16, 32, 64, 128)),
@@ -411,7 +411,7 @@ TABLES = {
             plot=Plot("D", "lamp.d"),
             **_ABLATION,
         ),
-        Table(
+        PaperTable(
             name="figure3c",
             caption="Layers with prompts",
             rows=_grid(
@@ -424,7 +424,7 @@ TABLES = {
             plot=Plot("layers", "lamp.layers"),
             **_ABLATION,
         ),
-        Table(
+        PaperTable(
             name="figure3d",
             caption="First step gamma of the load-balancing bias",
             rows=_grid(lamp__gamma=(1e-4, 5e-4, 1e-3, 5e-3, 1e-2)),

@@ -18,8 +18,8 @@ from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, from_json, peek, to_json
 from lamp_fast.methods import METHODS
-from lamp_fast.methods.base import MethodSettings, Preset
 from lamp_fast.methods.coop import ContextSettings
+from lamp_fast.methods.settings import MethodSettings, Preset
 from lamp_fast.runs.machine import MachineConfig
 from lamp_fast.runs.optimisation import OptimConfig
 

@@ -19,12 +19,12 @@ from lamp_fast.data import (
     DataConfig,
     DataSource,
     DecodedCache,
-    Table,
+    PictureTable,
     build_benchmark,
     check_benchmark,
     decode_through,
     load_source,
-    on_device,
+    move_batches,
     transfer_benchmark,
 )
 from lamp_fast.data.decoded import default_folder
@@ -75,9 +75,9 @@ class Experiment:
         """Random crops and flips, or the test transform for data that they would spoil (digits)."""
         return self._transform(random=self.benchmark.augment)
 
-    def on_device(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
-        """Batches as this run's device and CLIP want them; see :func:`lamp_fast.data.on_device`."""
-        return on_device(batches, self.device, self.clip.dtype)
+    def move_batches(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
+        """:func:`lamp_fast.data.move_batches` to what this run's device and CLIP want."""
+        return move_batches(batches, self.device, self.clip.dtype)
 
     def _transform(self, *, random: bool) -> Transform:
         if self.config.machine.transforms == "device":
@@ -223,7 +223,7 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
     data = data.resolved()
     table = None
     if data.table is not None:
-        table = Table(data.table, data.path_column, data.label_column, data.split_column)
+        table = PictureTable(data.table, data.path_column, data.label_column, data.split_column)
     return load_source(data.data, data.root, data.template, table, only_test=only_test)
 
 

@@ -205,8 +205,8 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def prepare_folder(config: TrainConfig, stack: contextlib.ExitStack) -> Path:
-    """Make the run folder, which goes again with ``stack`` if it is left empty.
+def choose_folder(config: TrainConfig, stack: contextlib.ExitStack) -> Path:
+    """Choose and make the run folder, which goes again with ``stack`` if it is left empty.
 
     Raises:
         InputError: one that cannot be written or would be overwritten: a non-empty ``--out``
@@ -291,13 +291,15 @@ def resumed_defaults(given: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def choose_folder(config: TrainConfig, stack: contextlib.ExitStack) -> tuple[TrainConfig, Path]:
-    """The run's folder; settings that go on with it where torchrun starts its ranks again."""
+def resume_or_choose_folder(
+    config: TrainConfig, stack: contextlib.ExitStack
+) -> tuple[TrainConfig, Path]:
+    """The folder that torchrun restarts, with settings that go on with it, or a chosen one."""
     if config.out is None and restarts():
         raise InputError("--out: missing; torchrun --max-restarts needs it to find the run again")
     if _goes_on(config.out):
         config = replace(config, resume=True, overwrite=False)
-    return config, prepare_folder(config, stack)
+    return config, choose_folder(config, stack)
 
 
 def _goes_on(folder: Path | None) -> bool:

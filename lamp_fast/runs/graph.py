@@ -15,7 +15,7 @@ from lamp_fast.methods import Method
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.ranks import Ranks
 
-Outcome = Mapping[str, Tensor]
+StepTensors = Mapping[str, Tensor]
 
 # Libraries set themselves up, and autograd its streams, when they are first used.
 WARM_UPS = 3
@@ -25,7 +25,7 @@ WARM_UPS = 3
 SHARE_FROM_BATCH = 64
 
 
-def objection(
+def why_not_captured(
     config: TrainConfig, method: Method, device: torch.device, ranks: Ranks
 ) -> str | None:
     """Why a run does not capture its steps, for its first lines; None where it does.
@@ -55,7 +55,7 @@ class Recorder(Protocol):
     def warm_up(self, function: Callable[[], Any]) -> None:
         """Call the function as often as it takes until it can be recorded."""
 
-    def record(self, function: Callable[[], Outcome]) -> Outcome:
+    def record(self, function: Callable[[], StepTensors]) -> StepTensors:
         """Record a call; the tensors that it returns are those that a replay fills."""
 
     def replay(self) -> None:
@@ -83,7 +83,7 @@ class CudaRecorder:
                 function()
         current.wait_stream(self.stream)
 
-    def record(self, function: Callable[[], Outcome]) -> Outcome:
+    def record(self, function: Callable[[], StepTensors]) -> StepTensors:
         # Other threads, such as the one that pins batches, may use CUDA as they like meanwhile.
         with (
             torch.cuda.device(self.device),
@@ -109,14 +109,14 @@ class CapturedStep:
 
     def __init__(
         self,
-        step: Callable[..., Outcome],
+        step: Callable[..., StepTensors],
         state: Callable[[], Sequence[Tensor]],
         recorder: Recorder,
     ) -> None:
         self.step, self.state, self.recorder = step, state, recorder
         self._inputs: tuple[Tensor, ...] = ()
         self._changed: tuple[Tensor, ...] = ()
-        self._outcome: Outcome | None = None
+        self._outcome: StepTensors | None = None
 
     def fits(self, *inputs: Tensor) -> bool:
         """Whether a batch is of the recorded shapes and dtypes; before recording every batch is."""
@@ -125,7 +125,7 @@ class CapturedStep:
             for one, other in zip(inputs, self._inputs, strict=True)
         )
 
-    def __call__(self, *inputs: Tensor) -> Outcome:
+    def __call__(self, *inputs: Tensor) -> StepTensors:
         """Take one step.
 
         Returns:
@@ -145,7 +145,7 @@ class CapturedStep:
         self._inputs = tuple(each.clone() for each in inputs)
         before = {id(each): each.detach().clone() for each in self.state()}
 
-        def step() -> Outcome:
+        def step() -> StepTensors:
             return self.step(*self._inputs)
 
         self.recorder.warm_up(step)

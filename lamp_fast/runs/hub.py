@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 
 # Longer tables of classes tell a reader nothing; config.json holds them all.
-MOST_CLASSES_SHOWN = 200
+MAX_CLASSES_SHOWN = 200
 
 
 def save(classifier: "Classifier", folder: Path, *, license: str | None = None) -> None:
@@ -246,9 +246,9 @@ def _protocol(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 def _classes(data: Mapping[str, Any]) -> str:
     names = list(zip(data["base_names"], data["counts"], strict=True))
     lines = ["| trained class | training pictures |", "|---|---:|"]
-    lines += [f"| {_plain(name)} | {count:,} |" for name, count in names[:MOST_CLASSES_SHOWN]]
-    if len(names) > MOST_CLASSES_SHOWN:
-        lines.append(f"| and {len(names) - MOST_CLASSES_SHOWN:,} more | |")
+    lines += [f"| {_plain(name)} | {count:,} |" for name, count in names[:MAX_CLASSES_SHOWN]]
+    if len(names) > MAX_CLASSES_SHOWN:
+        lines.append(f"| and {len(names) - MAX_CLASSES_SHOWN:,} more | |")
     return "\n".join(lines)
 
 

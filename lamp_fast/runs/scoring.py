@@ -207,7 +207,7 @@ def _predict(
     predicted = [torch.empty(0, dtype=torch.int64)]
     quiet = None if ranks.first else True
     bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-    for images, _, _ in experiment.on_device(bar):
+    for images, _, _ in experiment.move_batches(bar):
         logits = method.logits(images, classes, adapted)
         require_finite(logits)
         predicted.append(logits.argmax(1).cpu())

@@ -14,7 +14,7 @@ from lamp_fast.methods.base import TrainingSet
 from lamp_fast.runs import checkpoint, graph
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.graph import CapturedStep, CudaRecorder, Outcome
+from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
 from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
 from lamp_fast.runs.tensorboard import EventWriter
@@ -66,7 +66,7 @@ class Trainer:
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
         # t / T of the step that is taken, where a captured step can read it.
         self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
-        self.not_captured = graph.objection(config, self.method, experiment.device, ranks)
+        self.not_captured = graph.why_not_captured(config, self.method, experiment.device, ranks)
         self.captured: CapturedStep | None = None
         if self.not_captured is None:
             self.capture(CudaRecorder(experiment.device))
@@ -121,7 +121,7 @@ class Trainer:
         outcomes: list[Tensor] = []
         waited = 0.0
         parts = self.ranks.parts(self.batches, self.batch_sizes, epoch)
-        batches = self.experiment.on_device(batch for batch, _ in parts)
+        batches = self.experiment.move_batches(batch for batch, _ in parts)
         bar = tqdm(
             zip(batches, self.batch_sizes, strict=True),
             desc=f"epoch {epoch + 1}/{self.optim.epochs}",
@@ -160,7 +160,7 @@ class Trainer:
             **self.method.epoch_log(),
         }
 
-    def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> Outcome:
+    def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> StepTensors:
         """One optimiser step, captured where it can be."""
         self.elapsed.fill_(self.progress.steps / self.planned_steps)
         if self.captured is not None and self.captured.fits(images, labels):
@@ -170,7 +170,7 @@ class Trainer:
         self.progress.steps += applied
         return outcome
 
-    def _fixed_step(self, images: Tensor, labels: Tensor) -> Outcome:
+    def _fixed_step(self, images: Tensor, labels: Tensor) -> StepTensors:
         """A step that looks at no value and whose shapes are those of the batch alone."""
         return self._step(images, labels, len(labels), fixed_shapes=True)[0]
 
@@ -182,7 +182,7 @@ class Trainer:
 
     def _step(
         self, images: Tensor, labels: Tensor, rows: int, fixed_shapes: bool
-    ) -> tuple[Outcome, bool]:
+    ) -> tuple[StepTensors, bool]:
         """One optimiser step over a batch of ``rows`` rows on all ranks, in ``accumulate`` pieces.
 
         Returns:
@@ -280,5 +280,5 @@ class _Images:
 
     def __iter__(self) -> Iterator[Tensor]:
         batches = (batch for batch, _ in self.ranks.parts(self.batches, self.sizes))
-        for images, _, _ in self.experiment.on_device(batches):
+        for images, _, _ in self.experiment.move_batches(batches):
             yield images

@@ -25,8 +25,8 @@ from lamp_fast.runs.folder import (
     clear_folder,
     hold_folder,
     how_to_go_on,
-    prepare_folder,
     require_checkpoint,
+    resume_or_choose_folder,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
 from lamp_fast.runs.record import read_record
@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> int:
         join(config.machine.device) as ranks,
         contextlib.ExitStack() as made,
     ):
-        return _run(*ranks.once(choose_folder, config, made), ranks)
+        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks)
 
 
 def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
@@ -125,7 +125,7 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
 def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
     """Own the folder until ``stack`` closes; another run may have filled it since it was chosen."""
     stack.enter_context(hold_folder(folder))
-    prepare_folder(replace(config, out=folder), stack)
+    choose_folder(replace(config, out=folder), stack)
 
 
 def _begin(trainer: Trainer) -> None:

@@ -46,7 +46,7 @@ PARTS = {
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_report, "PARTS", PARTS)
+    monkeypatch.setattr(gpu_report, "REPORT_PARTS", PARTS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def run(parts=tuple(PARTS), seconds=300):
@@ -113,7 +113,7 @@ def test_unused_time_goes_to_the_parts_that_follow(monkeypatch, report):
 
     def instead(name, part, out, limit):
         limits[name] = limit
-        return gpu_report.Outcome("ok")
+        return gpu_report.PartReport("ok")
 
     monkeypatch.setattr(gpu_report, "run_part", instead)
     report(("fine", "slow", "numbers"), seconds=121)
@@ -137,7 +137,7 @@ def test_an_unknown_part_is_refused(report):
 
 
 def test_the_real_parts_name_files_that_exist():
-    for part in gpu_report.PARTS.values():
+    for part in gpu_report.REPORT_PARTS.values():
         for word in part.command:
             if word.endswith(".py"):
                 assert (gpu_report.ROOT / word).is_file(), word

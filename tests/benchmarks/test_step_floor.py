@@ -156,15 +156,15 @@ def test_the_parts_of_a_step_are_told_apart(small_clip):
         cell.kernels(train=True), Ceilings(flops=1e12, bytes=1e10, dtype="float32")
     )
     shares = step_parts.measure("a step", cell.train, floor, CPU, 1)
-    assert tuple(shares.seconds) == step_parts.PARTS
+    assert tuple(shares.seconds) == step_parts.KINDS_OF_WORK
     measured = {part for part, taken in shares.seconds.items() if taken > 0}
     rest = {step_parts.RETRIEVAL, step_parts.OTHER}
     assert measured - {step_parts.WAITS} == set(floor) | rest
     rows = shares.rows()
-    assert {row[1] for row in rows} == set(step_parts.PARTS)
+    assert {row[1] for row in rows} == set(step_parts.KINDS_OF_WORK)
     assert [float(row[-1]) for row in rows] == sorted(float(row[-1]) for row in rows)[::-1]
     (axes,) = step_parts.draw([shares], "a step").axes
-    widths = {part: [] for part in step_parts.PARTS}
+    widths = {part: [] for part in step_parts.KINDS_OF_WORK}
     for bars in axes.containers:
         widths[bars.get_label()] = [bar.get_width() / 1e3 for bar in bars]
     for part, drawn in widths.items():

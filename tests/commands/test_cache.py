@@ -47,7 +47,7 @@ def test_it_lists_what_we_had_downloaded_and_nothing_else(home, capsys):
     before = files(home)
     assert cache.main(cache.CacheConfig()) == 0
     shown = capsys.readouterr().out
-    kept = {each.name: (each.what, each.size) for each in cache.find_kept()}
+    kept = {each.name: (each.what, each.size) for each in cache.find_stored()}
     assert kept == {
         "timm/vit_base_patch16_clip_224.openai": ("CLIP weights", 302),
         "someone/birds": ("classifier", 60),
@@ -71,7 +71,7 @@ def test_clear_asks(home, monkeypatch, answer, left):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: answer)
     assert cache.main(cache.CacheConfig(clear=True)) == 0
-    assert len(cache.find_kept()) == left
+    assert len(cache.find_stored()) == left
 
 
 def test_decoded_pictures_are_listed_and_cleared(home, capsys):

@@ -37,7 +37,7 @@ def build(folder: Path) -> Path:
     # torch brings the headers of pybind11, which need not be installed to run tests.
     includes = [HERE, CSRC, Path(torch.__file__).parent / "include", sysconfig.get_path("include")]
     # Few blocks at once, so that small inputs need several rounds of a kernel's loop over them.
-    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-DLAMP_MOST_BLOCKS=3", "-w"]
+    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-DLAMP_MAX_BLOCKS=3", "-w"]
     flags += [f"-I{path}" for path in includes]
     sources = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), *CSRC.iterdir()])
     digest = hashlib.sha256(repr((flags, torch.__version__, sys.version)).encode())

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from lamp_fast.data import (
     DataConfig,
     Pictures,
-    Table,
+    PictureTable,
     build_benchmark,
     check_benchmark,
     evaluation_batches,
@@ -441,7 +441,7 @@ def write_table(folder, rows=TABLE, header=("path", "label", "split"), name="tab
 
 
 def load_table(file, root=None, only_test=False, **columns):
-    return load_source("table", root, None, Table(file, **columns), only_test=only_test)
+    return load_source("table", root, None, PictureTable(file, **columns), only_test=only_test)
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet", "TABLE.CSV"])

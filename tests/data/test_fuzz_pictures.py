@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from lamp_fast.data import Pictures
-from lamp_fast.data.pictures import MOST_PIXELS, check_pictures
+from lamp_fast.data.pictures import MAX_PIXELS, check_pictures
 from lamp_fast.errors import InputError
 
 EACH = 84  # damaged copies of each of twelve files: 1,008
 SECONDS_EACH = 2
-# One picture of MOST_PIXELS is 1.4 GB with the copy that decoding takes, and 0.5 GB as a tensor.
-MOST_MEMORY = 2 * 2**30
+# One picture of MAX_PIXELS is 1.4 GB with the copy that decoding takes, and 0.5 GB as a tensor.
+MAX_MEMORY = 2 * 2**30
 
 
 def photo(width=72, height=50):
@@ -158,7 +158,7 @@ def read_damaged(name, folder):
             picture = pictures.load(0)
             assert picture.dtype == torch.uint8
             assert picture.shape[0] == 3
-            assert 0 < picture.shape[1] * picture.shape[2] <= MOST_PIXELS
+            assert 0 < picture.shape[1] * picture.shape[2] <= MAX_PIXELS
             loads = True
         except InputError:
             loads = False
@@ -206,7 +206,7 @@ def test_damaged_files(report, name):
     line = report[0][name]
     outcomes = line["outcomes"]
     assert max(seconds for *_, seconds in outcomes) < SECONDS_EACH
-    assert line["memory"] < MOST_MEMORY
+    assert line["memory"] < MAX_MEMORY
     # What training's first look lets pass must load later.
     assert not [seed for seed, loads, checks, _ in outcomes if loads != checks]
 

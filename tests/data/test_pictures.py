@@ -13,7 +13,7 @@ from torchvision import transforms as peers
 
 from lamp_fast.data import Pictures
 from lamp_fast.data import pictures as pictures_module
-from lamp_fast.data.pictures import MOST_PIXELS, check_pictures
+from lamp_fast.data.pictures import MAX_PIXELS, check_pictures
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 
@@ -208,27 +208,25 @@ def test_missing_empty_and_foreign_files(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [MOST_PIXELS // 9000 + 1, 30_000])
+@pytest.mark.parametrize("side", [MAX_PIXELS // 9000 + 1, 30_000])
 def test_decompression_bombs(tmp_path, side):
     """A picture of one colour: a few kilobytes that stand for hundreds of megabytes."""
     height = 9000 if side < 30_000 else side  # just above our limit, and above PIL's own
     Image.new("1", (side, height)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 2**18
-    check_refusal(
-        pictures_in(tmp_path, "bomb.png"), "bomb.png", f"more than {MOST_PIXELS:,} pixels"
-    )
+    check_refusal(pictures_in(tmp_path, "bomb.png"), "bomb.png", f"more than {MAX_PIXELS:,} pixels")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_largest_picture_is_no_bomb(tmp_path):
-    Image.new("1", (MOST_PIXELS // 9000, 9000)).save(tmp_path / "large.png")
+    Image.new("1", (MAX_PIXELS // 9000, 9000)).save(tmp_path / "large.png")
     check_pictures(pictures_in(tmp_path, "large.png"))
 
 
 def test_files_that_never_end_are_refused(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer
     check_refusal(pictures_in(tmp_path, "pipe.png"), "pipe.png", "not a regular file")
-    monkeypatch.setattr(pictures_module, "MOST_BYTES", 9999)
+    monkeypatch.setattr(pictures_module, "MAX_BYTES", 9999)
     with open(tmp_path / "long.png", "wb") as stream:
         stream.truncate(10_000)
     check_refusal(pictures_in(tmp_path, "long.png"), "long.png", "10,000 bytes, expected at most")

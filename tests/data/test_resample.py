@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from lamp_fast import train
-from lamp_fast.data import DataConfig, on_device
+from lamp_fast.data import DataConfig, move_batches
 from lamp_fast.data.resample import Packed, PackTransform, join, pack, resample
 from lamp_fast.data.transforms import (
     Preprocessing,
@@ -242,7 +242,7 @@ def test_batches_keep_order_and_dtype_on_the_way_to_the_device():
         [torch.full((2, 3, 4, 4), n), torch.tensor([n, n]), torch.tensor([n])] for n in (1, 2)
     ]
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        moved = list(on_device(batches, torch.device(device), torch.float64))
+        moved = list(move_batches(batches, torch.device(device), torch.float64))
         assert [each[0].unique().tolist() for each in moved] == [[1.0], [2.0]]
         assert all(each[0].dtype == torch.float64 for each in moved)
         assert [each[1].tolist() for each in moved] == [[1, 1], [2, 2]]
@@ -251,7 +251,7 @@ def test_batches_keep_order_and_dtype_on_the_way_to_the_device():
 
 def test_features_keep_their_precision_on_the_way_to_a_clip_of_less():
     features = torch.rand(2, 5)
-    ((moved, _),) = on_device([[features, torch.tensor([0, 1])]], CPU, torch.bfloat16)
+    ((moved, _),) = move_batches([[features, torch.tensor([0, 1])]], CPU, torch.bfloat16)
     assert torch.equal(moved, features)
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from lamp_fast.data import Table, load_source
+from lamp_fast.data import PictureTable, load_source
 from lamp_fast.data.sources.files import read_json, read_lines
 from lamp_fast.errors import InputError
 
@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 def load(file, **options):
     only_test = options.pop("only_test", False)
-    return load_source("table", None, None, Table(file, **options), only_test=only_test)
+    return load_source("table", None, None, PictureTable(file, **options), only_test=only_test)
 
 
 def write(folder, label, header="path,label", *more):

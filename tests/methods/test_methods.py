@@ -22,7 +22,7 @@ from lamp_fast.data import build_benchmark, load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, RunClasses, TrainingSet
-from lamp_fast.methods.base import Kept
+from lamp_fast.methods.base import Memo
 from lamp_fast.methods.lfa import cross_validated_beta
 from lamp_fast.methods.maple import MapleSettings
 from lamp_fast.methods.mma import TEMPLATE, MmaSettings
@@ -370,7 +370,7 @@ def test_kept_text_follows_every_change(small_clip, name):
 
 def test_what_is_kept_belongs_to_its_owner():
     """Threads that ask at once get each their own; a value goes with its owner."""
-    kept, owners = Kept(), [frozenset({number}) for number in range(4)]
+    kept, owners = Memo(), [frozenset({number}) for number in range(4)]
     together = threading.Barrier(len(owners))
 
     def ask(owner):

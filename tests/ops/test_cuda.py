@@ -441,7 +441,7 @@ def test_prefix_attention_in_any_order_of_threads(simulated, in_orders, monkeypa
 
 
 def test_blocks_beyond_a_grid_are_walked(native, simulated):
-    """LAMP_MOST_BLOCKS is 3 there: what needs more blocks of work takes several rounds."""
+    """LAMP_MAX_BLOCKS is 3 there: what needs more blocks of work takes several rounds."""
     before = native.blocks()
     run(calls.prefix_attention(60, 2, 2, 4, 2, 32, causal=True))
     # Forward, gradients of queries, of keys, and of the prefix, where 2 * 2 * 2 rows fit one block.

@@ -14,8 +14,8 @@ from lamp_fast import info, ops
 from lamp_fast.errors import InputError
 from lamp_fast.ops import dispatch
 
-CPU = dispatch.Call(torch.device("cpu"), torch.float32)
-GPU = dispatch.Call(torch.device("cuda", 0), torch.bfloat16)
+CPU = dispatch.CallFacts(torch.device("cpu"), torch.float32)
+GPU = dispatch.CallFacts(torch.device("cuda", 0), torch.bfloat16)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def table(monkeypatch):
             name: dispatch.Implementation(
                 "lamp_fast.no_such_module" if name in missing else "lamp_fast.ops.reference",
                 build_hint="build it",
-                objection=lambda call, name=name: "too new" if name in refusing else None,
+                limits=lambda call, name=name: "too new" if name in refusing else None,
             )
             for name in ("reference", "first", "second")
         }
@@ -68,7 +68,7 @@ def test_lines_of_other_devices_and_calls_do_not_count(table):
     )
     table(rules)
     assert dispatch.pick("gelu", CPU)[0] == "reference"
-    sparse = dispatch.Call(CPU.device, CPU.dtype, sparse=True)
+    sparse = dispatch.CallFacts(CPU.device, CPU.dtype, sparse=True)
     assert dispatch.pick("gelu", sparse)[0] == "second"
 
 
@@ -109,12 +109,12 @@ def test_prefer_concerns_calls_that_name_nothing():
 
 def test_a_gpu_below_sm_80_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    objection = dispatch.IMPLEMENTATIONS["retrieve"]["cuda"].objection(GPU)
-    assert "sm_80" in objection
-    assert "sm_75" in objection
-    assert "'triton' and 'reference'" in objection
+    reason = dispatch.IMPLEMENTATIONS["retrieve"]["cuda"].limits(GPU)
+    assert "sm_80" in reason
+    assert "sm_75" in reason
+    assert "'triton' and 'reference'" in reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert dispatch.IMPLEMENTATIONS["retrieve"]["cuda"].objection(GPU) is None
+    assert dispatch.IMPLEMENTATIONS["retrieve"]["cuda"].limits(GPU) is None
 
 
 @pytest.mark.parametrize(
@@ -122,16 +122,20 @@ def test_a_gpu_below_sm_80_is_refused_in_one_line(monkeypatch):
     [
         (
             "retrieve",
-            dispatch.Call(GPU.device, GPU.dtype, large=True),
+            dispatch.CallFacts(GPU.device, GPU.dtype, large=True),
             "256 and k up to 32",
         ),
-        ("prefix_attention", dispatch.Call(GPU.device, GPU.dtype, large=True), "width up to 128"),
-        ("retrieve", dispatch.Call(GPU.device, torch.float64), "float64"),
-        ("prefix_attention", dispatch.Call(GPU.device, torch.float64), "float64"),
+        (
+            "prefix_attention",
+            dispatch.CallFacts(GPU.device, GPU.dtype, large=True),
+            "width up to 128",
+        ),
+        ("retrieve", dispatch.CallFacts(GPU.device, torch.float64), "float64"),
+        ("prefix_attention", dispatch.CallFacts(GPU.device, torch.float64), "float64"),
     ],
 )
 def test_kernels_say_what_they_do_not_take(op, call, words):
-    assert words in dispatch.IMPLEMENTATIONS[op]["triton"].objection(call)
+    assert words in dispatch.IMPLEMENTATIONS[op]["triton"].limits(call)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_an_old_interpreter_with_a_new_numpy_is_refused(monkeypatch, triton, num
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     dispatch._interpreter_limits.cache_clear()
     try:
-        reason = dispatch.IMPLEMENTATIONS["retrieve"]["triton"].objection(CPU)
+        reason = dispatch.IMPLEMENTATIONS["retrieve"]["triton"].limits(CPU)
     finally:
         dispatch._interpreter_limits.cache_clear()
     assert (reason is not None) == refused

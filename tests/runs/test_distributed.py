@@ -18,7 +18,13 @@ from lamp_fast.data import Pictures, training_batches
 from lamp_fast.errors import InputError
 from lamp_fast.files import load_tensors, read_json, write_json
 from lamp_fast.runs.config import TrainConfig, to_saved
-from lamp_fast.runs.folder import CONFIG, LEARNED, METRICS, choose_folder, resumed_defaults
+from lamp_fast.runs.folder import (
+    CONFIG,
+    LEARNED,
+    METRICS,
+    resume_or_choose_folder,
+    resumed_defaults,
+)
 from lamp_fast.runs.ranks import Ranks, batch_sizes
 
 BEFORE = Path(__file__).parents[1] / "before" / "zeroshot"
@@ -138,7 +144,7 @@ def test_restarts_need_a_folder_to_find_again(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     with pytest.raises(InputError, match="--out: missing; torchrun --max-restarts needs it"):
-        choose_folder(TrainConfig(), contextlib.ExitStack())
+        resume_or_choose_folder(TrainConfig(), contextlib.ExitStack())
 
 
 @pytest.mark.parametrize(("restarts", "launch", "resumed"), [(1, "a", 1), (0, "a", 0), (1, "b", 0)])
@@ -151,7 +157,7 @@ def test_only_the_same_launch_goes_on(tmp_path, monkeypatch, restarts, launch, r
     write_json(tmp_path / CONFIG, record)
     assert resumed_defaults({"out": tmp_path}).seed == (7 if resumed else 1)
     with contextlib.ExitStack() as made:
-        config, folder = choose_folder(replace(saved, overwrite=True), made)
+        config, folder = resume_or_choose_folder(replace(saved, overwrite=True), made)
     assert folder == tmp_path
     assert (config.resume, config.overwrite) == (bool(resumed), not resumed)
 

@@ -25,12 +25,12 @@ from lamp_fast.runs.folder import (
     LEARNED,
     METRICS,
     RESULT,
+    choose_folder,
     clear_folder,
     finished_file,
     hold_folder,
     is_run,
     make_folder,
-    prepare_folder,
 )
 
 BEFORE = Path(__file__).parents[1] / "before"
@@ -49,9 +49,9 @@ def settings(out, **changes) -> TrainConfig:
 
 
 def choose(config: TrainConfig) -> Path:
-    """Prepare its folder, and leave that as a run that wrote nothing would."""
+    """Choose its folder, and leave that as a run that wrote nothing would."""
     with contextlib.ExitStack() as made:
-        return prepare_folder(config, made)
+        return choose_folder(config, made)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -205,8 +205,8 @@ def test_two_starts_without_a_name_both_get_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
         config = TrainConfig()
-        assert prepare_folder(config, first) == Path("runs/digits-lamp-seed1")
-        assert prepare_folder(config, second) == Path("runs/digits-lamp-seed1-2")
+        assert choose_folder(config, first) == Path("runs/digits-lamp-seed1")
+        assert choose_folder(config, second) == Path("runs/digits-lamp-seed1-2")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="--data nonsense"):
         train.main(TrainConfig(data=DataConfig(data="nonsense")))

@@ -297,7 +297,7 @@ def test_when_a_run_captures(small_clip, change, device, ranks, reason):
         config = replace(config, **{part: replace(own, **fields)})
     own = LampSettings(layers=(2,), text_query=change.get("text_query", "image"))
     lamp = Lamp(small_clip(2, 2), own, config.machine.path, config.trim)
-    got = graph.objection(config, lamp, torch.device(device), ranks)
+    got = graph.why_not_captured(config, lamp, torch.device(device), ranks)
     assert (got is None) if reason is None else reason in got
 
 

@@ -164,7 +164,7 @@ def test_a_card_of_a_thousand_classes_stays_readable(classifier):
     record["data"]["base_names"] = [f"class {number}" for number in range(1000)]
     record["data"]["counts"] = [3] * 1000
     card = hub.model_card(record, None)
-    assert card.count("| class ") == hub.MOST_CLASSES_SHOWN
+    assert card.count("| class ") == hub.MAX_CLASSES_SHOWN
     assert "and 800 more" in card
 
 

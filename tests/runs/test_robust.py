@@ -114,7 +114,7 @@ def test_the_block_is_a_fact_that_a_resume_takes_over(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_epoch", stop)
         assert command(settings(out)) == cli.INTERRUPTED
-    monkeypatch.setattr(model, "_free_memory", lambda device: 1)
+    monkeypatch.setattr(model, "free_memory", lambda device: 1)
     assert command(settings(tmp_path / "poor")) == 0
     assert read_json(tmp_path / "poor" / CONFIG)["block"] < block
     assert command(settings(out, resume=True)) == 0

@@ -27,8 +27,8 @@ from lamp_fast.data.sources.files import (
     read_json,
     visible_folders,
 )
-from lamp_fast.data.sources.layouts import PARTS, SPLIT_SEED
-from lamp_fast.data.sources.table import PART_OF, Table, number_of, part_of, read_table
+from lamp_fast.data.sources.layouts import SPLIT_PARTS, SPLIT_SEED
+from lamp_fast.data.sources.table import PART_OF, PictureTable, number_of, part_of, read_table
 from lamp_fast.errors import InputError
 
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
@@ -70,7 +70,7 @@ def load_source(
     name: str,
     root: str | Path | None,
     template: str | None = None,
-    table: Table | None = None,
+    table: PictureTable | None = None,
     *,
     only_test: bool = False,
 ) -> DataSource:
@@ -164,7 +164,7 @@ def _differences(source: DataSource, entry: DataSet) -> list[str]:
             f"{entry.split_file} is missing, so {' and '.join(source.drawn)} are drawn here: alike"
             " in every run, but not the published draw"
         )
-    counts = tuple(len(getattr(source, part)) for part in PARTS)
+    counts = tuple(len(getattr(source, part)) for part in SPLIT_PARTS)
     if (len(source.classnames), counts) != (entry.classes, entry.counts):
         here, published = (
             f"{classes:,} classes, {train:,} + {val:,} + {test:,} pictures"
@@ -262,7 +262,9 @@ def _settle_parts(
     """
     whole = found.get(WHOLE, found.get("train"))
     nothing = next(iter(found.values())).select([])
-    parts = dict.fromkeys(PARTS, nothing) | {part: found[part] for part in PARTS if part in found}
+    parts = dict.fromkeys(SPLIT_PARTS, nothing) | {
+        part: found[part] for part in SPLIT_PARTS if part in found
+    }
     if "test" in found:
         return parts, (), ()
     if "val" in found:
@@ -278,7 +280,7 @@ def _settle_parts(
     return {"train": whole.select(train), **taken}, ("val", "test"), ()
 
 
-def _table(table: Table, root: str | Path | None, only_test: bool) -> DataSource:
+def _table(table: PictureTable, root: str | Path | None, only_test: bool) -> DataSource:
     if root is None:
         root = table.file.parent
     else:

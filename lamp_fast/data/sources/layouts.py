@@ -32,11 +32,11 @@ from lamp_fast.data.sources.files import (
 from lamp_fast.data.sources.matlab import read_variables
 from lamp_fast.errors import InputError
 
-PARTS = ("train", "val", "test")
+SPLIT_PARTS = ("train", "val", "test")
 # What has no split of its own is split alike in every run, whatever the run's seed.
 SPLIT_SEED = 0
 # Labels are 0..C-1; one beyond this belongs to no data set.
-_MOST_CLASSES = 2**31
+_MAX_CLASSES = 2**31
 
 Row = tuple[str, int, str]
 
@@ -115,14 +115,16 @@ def read(name: str, root: Path) -> Found:
 def _split_file(folder: Path, entry: DataSet) -> Found:
     file = folder / entry.split_file
     split = read_json(file)
-    if not isinstance(split, dict) or not all(isinstance(split.get(part), list) for part in PARTS):
-        raise InputError(f"{file}: expected lists named {', '.join(PARTS)}")
+    if not isinstance(split, dict) or not all(
+        isinstance(split.get(part), list) for part in SPLIT_PARTS
+    ):
+        raise InputError(f"{file}: expected lists named {', '.join(SPLIT_PARTS)}")
 
     def rows(part: str) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(split[part]):
             yield f"{part}[{number}]", row
 
-    return _from_rows(folder / entry.images, {part: (file, rows(part)) for part in PARTS})
+    return _from_rows(folder / entry.images, {part: (file, rows(part)) for part in SPLIT_PARTS})
 
 
 def _class_folders(folder: Path, entry: DataSet) -> Found:
@@ -366,7 +368,7 @@ def _checked_row(row: Any, names: dict[int, str], where: str) -> Row:
         isinstance(row, (list, tuple))
         and [type(each) for each in row] == [str, int, str]
         and row[0]
-        and 0 <= row[1] < _MOST_CLASSES
+        and 0 <= row[1] < _MAX_CLASSES
         and row[2].strip()
     ):
         raise InputError(f"{where} is {reprlib.repr(row)}, expected [path, label, class name]")
@@ -384,7 +386,7 @@ def _drawn(classnames: tuple[str, ...], parts: dict[str, Pictures]) -> Found:
     Without a test part 50% train, 20% val and the rest test of every class; otherwise 20% of train
     become val.
     """
-    if parts.keys() == set(PARTS):
+    if parts.keys() == set(SPLIT_PARTS):
         return Found(classnames, parts)
     whole = parts["train"]
     if "test" not in parts:

@@ -39,7 +39,7 @@ def number_of(label: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Table:
+class PictureTable:
     """A file of pictures and what its columns are called.
 
     Attributes:
@@ -65,7 +65,7 @@ class Row:
     part: str | None
 
 
-def read_table(table: Table) -> tuple[list[Row], dict[str, str]]:
+def read_table(table: PictureTable) -> tuple[list[Row], dict[str, str]]:
     """Read every row, in order.
 
     Returns:
@@ -118,7 +118,7 @@ def _check_spelling(file: Path, rows: Sequence[Row]) -> None:
             )
 
 
-def _columns(table: Table, header: Sequence[str]) -> list[int]:
+def _columns(table: PictureTable, header: Sequence[str]) -> list[int]:
     """Where path, label and, if there is one, split stand in the header."""
     wanted = [("--path-column", table.path_column), ("--label-column", table.label_column)]
     split = table.split_column
@@ -149,7 +149,7 @@ def _columns(table: Table, header: Sequence[str]) -> list[int]:
 Content = tuple[list[str], list[Sequence[Any]], dict[str, str]]
 
 
-def _read_csv(table: Table) -> Content:
+def _read_csv(table: PictureTable) -> Content:
     # The signature that spreadsheets write before UTF-8 is no part of the first column's name.
     with open(table.file, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, skipinitialspace=True, strict=True)
@@ -169,7 +169,7 @@ def _read_csv(table: Table) -> Content:
     return [header[column] for column in columns], rows, {}
 
 
-def _read_parquet(table: Table) -> Content:
+def _read_parquet(table: PictureTable) -> Content:
     try:
         import pyarrow
         from pyarrow import parquet

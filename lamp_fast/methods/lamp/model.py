@@ -1,9 +1,7 @@
 """LAMP (the paper's method): prompt pools, shared prompts and load balancing in a frozen CLIP."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +11,7 @@ from torch import Tensor, nn
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming, class_prompts
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
-from lamp_fast.methods.base import (
-    Criterion,
-    Method,
-    Step,
-    SumOverRanks,
-    Surroundings,
-    backward_in_pieces,
-)
+from lamp_fast.methods.base import Criterion, Method, Step, SumOverRanks, backward_in_pieces
 from lamp_fast.methods.lamp import literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.exact import (
@@ -31,6 +22,7 @@ from lamp_fast.methods.lamp.exact import (
     TextEncoder,
     project,
 )
+from lamp_fast.methods.lamp.memory import affordable_block, free_memory
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.settings import PRESETS, LampSettings, default_preset
 from lamp_fast.methods.lamp.state import (
@@ -39,9 +31,7 @@ from lamp_fast.methods.lamp.state import (
     over_ranks,
     similarity_loss,
 )
-
-# More at once gains nothing; so small runs do not depend on the memory of the machine.
-MAX_PAIRS = 1 << 16
+from lamp_fast.methods.settings import Surroundings
 
 
 class Lamp(Method):
@@ -119,8 +109,8 @@ class Lamp(Method):
 
     def choose_block(self, names: Sequence[str], template: str) -> int:
         """What a step can keep for backward within half of the memory that is free now."""
-        budget = _free_memory(next(self.clip.parameters()).device) // 2
-        return self.affordable_block(names, template, budget)
+        budget = free_memory(next(self.clip.parameters()).device) // 2
+        return affordable_block(self.prepare(names, template), self.clip, budget)
 
     @property
     def capturable(self) -> bool:
@@ -357,20 +347,6 @@ class Lamp(Method):
         """The prompts of a layer, from 1; None where it has none."""
         return self.prompts[str(layer)] if layer in self.config.layers else None
 
-    def affordable_block(self, names: Sequence[str], template: str, budget: int) -> int:
-        """How many (image, class) pairs a step can keep for backward within ``budget`` bytes.
-
-        Backward needs of each text row and layer the inputs of two LayerNorms, q, k, v, the
-        attention's output and the MLP's hidden row: ten times the width.
-        """
-        classes = self.prepare(names, template)
-        rows = sum(len(forest) for forest in classes.forests)
-        layers = len(self.clip.text.blocks) - classes.first_layer + 1
-        itemsize = torch.finfo(self.clip.dtype).bits // 8
-        bytes_per_row = 10 * self.clip.text.width * itemsize * layers
-        pairs = budget * len(classes) // (bytes_per_row * rows)
-        return max(1, min(pairs, MAX_PAIRS))
-
     def _image_encoder(self, clip: FrozenClip, bias: Tensor) -> ImageEncoder:
         rows = [prompts.visual_rows() for prompts in self.prompts.values()]
         how = clip.dtype, self.config, self.trimming
@@ -442,20 +418,3 @@ class Lamp(Method):
             config.gamma if config.lbo else 0.0,
             raise_overused=config.lbo_sign == "printed",
         )
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that this process can still take on ``device``.
-
-    On a GPU that is what the driver has free and what torch holds unused; on a CPU, what the
-    kernel calls available (it knows of caches that it can drop).
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line[:13] == "MemAvailable:")
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

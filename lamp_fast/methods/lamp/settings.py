@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
-from lamp_fast.methods.base import MethodSettings, Preset
+from lamp_fast.methods.settings import MethodSettings, Preset
 
 
 @dataclass(frozen=True)
