@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, Trimming, through, whole_prompts
-from lamp_fast.data import Benchmark, evaluation_batches
+from lamp_fast.data import NOWHERE, Benchmark, Origin, evaluation_batches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.text import encode
@@ -304,12 +304,18 @@ class Method(nn.Module):
         """
         return None
 
-    def templates(self, template: str) -> tuple[str, ...]:
-        """Every template that :meth:`prepare` puts class names into, given the data set's."""
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
+        """Every template that :meth:`prepare` puts class names into, for the same arguments."""
         return (template,)
 
-    def prepare(self, names: Sequence[str], template: str) -> Any:
-        """Tokenise class names and compute, once, what of them never changes."""
+    def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Any:
+        """Tokenise class names and compute, once, what of them never changes.
+
+        Args:
+            names: of the classes.
+            template: class prompt with {} for the name.
+            origin: what the names are of.
+        """
         raise NotImplementedError
 
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.fields import Bounds, TextOrNone
 from lamp_fast.methods.base import MethodSettings, Preset, Surroundings, TwoTowers, sgd
 from lamp_fast.methods.text import (
@@ -72,10 +73,12 @@ class CoOp(TwoTowers):
     ) -> "CoOp":
         return cls(clip, settings, surroundings.trimming)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
         return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
 from lamp_fast.methods.base import Preset, Surroundings, TwoTowers, sgd
@@ -88,10 +89,12 @@ class MaPLe(TwoTowers):
     def resolved(self, settings: MapleSettings) -> MapleSettings:
         return replace(settings, depth=self.depth)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.settings.ctx_init, self.settings.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
         return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 

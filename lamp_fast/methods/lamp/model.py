@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming, class_prompts
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import (
@@ -127,7 +128,9 @@ class Lamp(Method):
         """The literal path takes single rows out by values."""
         return self.path == "exact"
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """Forests behind the layers below the first selected one, which no prompt reaches; bot,
         which none reaches in any, apart."""
         return class_prompts(
