@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, Trimming, through, whole_prompts
-from lamp_fast.data import NOWHERE, Benchmark, Origin, evaluation_batches
+from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin, evaluation_batches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.text import encode
@@ -255,16 +255,23 @@ class Method(nn.Module):
         return cls(clip, settings)
 
     @classmethod
-    def default_preset(cls, name: str, clip: str, split: str) -> str | None:
+    def default_preset(cls, name: str, clip: str, data: DataConfig) -> str | None:
         """The preset that a run takes unasked; None for the defaults of every setting.
 
+        A method's presets are NAME for base-to-new and, where they are there, NAME-all for training
+        on every class and NAME-source for every class of ImageNet, to be tested on other data.
+        Few-shot learning on ImageNet is the former.
+
         Args:
-            name: of the method. Its preset of that name is for base-to-new; NAME-all, where it is
-                there, for training on every class.
+            name: of the method.
             clip: the CLIP's name.
-            split: "base-new" or "all".
+            data: resolved.
         """
-        names = [name] if split == "base-new" else [f"{name}-all", name]
+        names = [name]
+        if data.split == "all":
+            names.insert(0, f"{name}-all")
+            if data.data == "imagenet":
+                names.insert(0 if data.shots is None else 1, f"{name}-source")
         return next((each for each in names if each in cls.presets), None)
 
     def resolved(self, settings: Any) -> Any:

@@ -1,7 +1,7 @@
 """CoOp (Zhou et al., IJCV 2022): context words learned in place of a template's.
 
 One context is shared by all classes and stands before the name, as in the published tables of
-base-to-new (4 words, from "a photo of a") and few-shot learning (16, drawn).
+base-to-new and transfer (4 words, from "a photo of a") and few-shot learning (16, drawn).
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,7 @@ class CoOp(TwoTowers):
             by_data=_IMAGENET,
             by_shots={1: {"epochs": 50}, 2: {"epochs": 100}, 4: {"epochs": 100}},
         ),
+        "coop-source": Preset(sgd(2e-3, 50, 32)),
     }
 
     def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:

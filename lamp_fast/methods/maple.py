@@ -58,7 +58,7 @@ class MaPLe(TwoTowers):
     own_prompt = True
     presets: ClassVar = {
         "maple": Preset(sgd(3.5e-3, 5, 4), {"n_ctx": 2}),
-        "maple-all": Preset(sgd(2.6e-3, 2, 4), {"n_ctx": 2, "depth": 3}),
+        "maple-source": Preset(sgd(2.6e-3, 2, 4), {"n_ctx": 2, "depth": 3}),
     }
 
     def __init__(self, clip: FrozenClip, settings: MapleSettings, trimming: Trimming) -> None:

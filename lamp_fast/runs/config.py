@@ -122,14 +122,14 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
         return config
     method = given.get("method", "lamp")
     named = {name: given[name] for name in ("data", "split") if name in given}
-    data = replace(base.data, **named).resolved()
-    clip = given.get("clip", base.clip.clip)
-    name = METHODS[method].default_preset(method, clip, data.split)
-    if name is None:
-        return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
     # Words that are no number are refused when the flags are read.
     word = given.get("shots", str(base.data.shots))
     shots = int(word) if word.isdigit() else None
+    data = replace(base.data, shots=shots, **named).resolved()
+    clip = given.get("clip", base.clip.clip)
+    name = METHODS[method].default_preset(method, clip, data)
+    if name is None:
+        return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
     optim = METHODS[method].presets[name].optim_for(data.data, shots)
     return replace(apply_preset(base, name), optim=OptimConfig(**optim))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming, class_prompts
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.data import NOWHERE, DataConfig, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import (
@@ -104,7 +104,7 @@ class Lamp(Method):
         return cls(clip, settings, surroundings.path, surroundings.trimming)
 
     @classmethod
-    def default_preset(cls, name: str, clip: str, split: str) -> str:
+    def default_preset(cls, name: str, clip: str, data: DataConfig) -> str:
         return default_preset(clip)
 
     def describe(self, settings: LampSettings, optim: Mapping[str, Any]) -> str:
