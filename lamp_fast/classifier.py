@@ -24,6 +24,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
+from lamp_fast.data import Origin
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
@@ -93,7 +94,8 @@ class Classifier:
         self.results = results
         self._transform = evaluation_transform(method.clip.preprocessing)
         # A server's few lists stay prepared; threads may ask for different ones at once.
-        self._classes = lru_cache(_MAX_LISTS)(partial(method.prepare, template=self.template))
+        prepare = partial(method.prepare, template=self.template, origin=self.origin)
+        self._classes = lru_cache(_MAX_LISTS)(prepare)
 
     @classmethod
     def train(cls, **flags: Any) -> "Classifier":
@@ -189,6 +191,12 @@ class Classifier:
     def template(self) -> str:
         """The class prompt, with {} for the name."""
         return self.record["data"]["template"]
+
+    @property
+    def origin(self) -> Origin:
+        """The data set of the run, whose prompts are its own unless the run was given others."""
+        data = self.config.data
+        return Origin(data.data if data.template is None else None)
 
     def bias_for(self, classes: Sequence[str]) -> Bias:
         """Which load-balancing bias retrieves prompts for these classes.

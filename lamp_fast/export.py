@@ -86,7 +86,7 @@ def build_module(classifier: Classifier, classes: tuple[str, ...]) -> tuple[nn.M
     method = classifier.method.float()
     method.clip.float()
     adapted = classifier.bias_for(classes) == "adapted"
-    prepared = method.prepare(classes, classifier.template)
+    prepared = method.prepare(classes, classifier.template, classifier.origin)
     clip = _without_parameters(method.clip)
     if isinstance(method, ZeroShot):
         logits = partial(ZeroShot(clip).logits, classes=prepared)

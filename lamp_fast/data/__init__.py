@@ -1,7 +1,9 @@
 """Pictures: data sets, the protocol that draws from them, and batches to compute on."""
 
 from lamp_fast.data.benchmark import (
+    NOWHERE,
     Benchmark,
+    Origin,
     build_benchmark,
     check_benchmark,
     decode_through,
@@ -15,10 +17,12 @@ from lamp_fast.data.sources import DataSource, load_source
 from lamp_fast.data.sources.table import PictureTable
 
 __all__ = [
+    "NOWHERE",
     "Benchmark",
     "DataConfig",
     "DataSource",
     "DecodedCache",
+    "Origin",
     "PictureTable",
     "Pictures",
     "build_benchmark",

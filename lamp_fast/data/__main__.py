@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig
+from lamp_fast.data import DataConfig, DataSource
 from lamp_fast.data.describe import Description, describe, to_text
 from lamp_fast.data.sources import readiness
 from lamp_fast.data.sources.download import check_downloads, download
 from lamp_fast.data.sources.readiness import Readiness, check_root
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import Seed, validate
-from lamp_fast.files import write_bytes
+from lamp_fast.files import refuse_output, write_bytes
 from lamp_fast.runs.experiment import load_data
 
 COLOURS = {"head": "C0", "tail": "C1", "new": "C7", None: "C0"}
@@ -109,11 +109,19 @@ def _plain(name: str) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, data: DataConfig) -> None:
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"--out {out}: expected the name of a .png file")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: expected a file in a folder that exists")
+    refuse_output("--out", out, filter(None, [data.table]))
+
+
+def _refuse_picture(out: Path, source: DataSource) -> None:
+    """Before the chart takes the place of a picture that is described in it."""
+    parts = (source.train, source.val, source.test)
+    files = (part.root / name for part in parts if part.root is not None for name in part.names)
+    refuse_output("--out", out, files)
 
 
 def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
@@ -163,8 +171,11 @@ def main(settings: DescribeConfig) -> int:
     data = data_of(settings)
     validate(replace(settings, data=data))
     if settings.out is not None:
-        _check_out(settings.out)
-    description = describe(*load_data(data, settings.seed))
+        _check_out(settings.out, data)
+    source, benchmark = load_data(data, settings.seed)
+    if settings.out is not None:
+        _refuse_picture(settings.out, source)
+    description = describe(source, benchmark)
     if settings.out is not None:
         plot(settings.out, description)
     if settings.json:

@@ -16,6 +16,23 @@ from lamp_fast.errors import InputError
 BENCHMARK_PARTS = ("train", "adapt", "test_base", "test_new")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a list of class names is of, for methods that prompt or score some data differently.
+
+    Attributes:
+        data: the data set, by its name; None where the template is not its own but the user's.
+        target: whether what was trained on other data is only tested on it.
+    """
+
+    data: str | None = None
+    target: bool = False
+
+
+# Of names that somebody just asks for.
+NOWHERE = Origin()
+
+
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """Everything that one run sees of a data set.
@@ -25,6 +42,7 @@ class Benchmark:
         base_names, new_names: class names of the halves; ``new_names`` is empty where every class
             is trained.
         template: class prompt with {} for the name.
+        own_template: whether that is the data set's own, and not the user's.
         train: base training pictures, labels 0..C_base-1.
         adapt: training pictures of the new classes for the transductive bias, which must not look
             at their labels (0..C_new-1).
@@ -50,7 +68,13 @@ class Benchmark:
     shots: int | None
     augment: bool
     trained: bool = True
+    own_template: bool = True
     notes: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> Origin:
+        """What the class names are of."""
+        return Origin(self.name if self.own_template else None, target=not self.trained)
 
     @property
     def counts(self) -> np.ndarray:
@@ -148,6 +172,7 @@ def build_benchmark(
         cap=None if shots is not None else cap,
         shots=shots,
         augment=source.augment,
+        own_template=source.own_template,
         notes=_notes(source),
     )
     _check_complete(benchmark)
@@ -177,6 +202,7 @@ def transfer_benchmark(source: DataSource) -> Benchmark:
         shots=None,
         augment=source.augment,
         trained=False,
+        own_template=source.own_template,
         notes=_notes(source),
     )
     _check_complete(benchmark)

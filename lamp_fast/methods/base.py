@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, through, whole_prompts
-from lamp_fast.data import Benchmark, evaluation_batches
+from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin, evaluation_batches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
@@ -179,16 +179,23 @@ class Method(nn.Module):
         return cls(clip, settings)
 
     @classmethod
-    def default_preset(cls, name: str, clip: str, split: str) -> str | None:
+    def default_preset(cls, name: str, clip: str, data: DataConfig) -> str | None:
         """The preset that a run takes unasked; None for the defaults of every setting.
 
+        A method's presets are NAME for base-to-new and, where they are there, NAME-all for training
+        on every class and NAME-source for every class of ImageNet, to be tested on other data.
+        Few-shot learning on ImageNet is the former.
+
         Args:
-            name: of the method. Its preset of that name is for base-to-new; NAME-all, where it is
-                there, for training on every class.
+            name: of the method.
             clip: the CLIP's name.
-            split: "base-new" or "all".
+            data: resolved.
         """
-        names = [name] if split == "base-new" else [f"{name}-all", name]
+        names = [name]
+        if data.split == "all":
+            names.insert(0, f"{name}-all")
+            if data.data == "imagenet":
+                names.insert(0 if data.shots is None else 1, f"{name}-source")
         return next((each for each in names if each in cls.presets), None)
 
     def resolved(self, settings: Any) -> Any:
@@ -228,12 +235,18 @@ class Method(nn.Module):
         """
         return None
 
-    def templates(self, template: str) -> tuple[str, ...]:
-        """Every template that :meth:`prepare` puts class names into, given the data set's."""
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
+        """Every template that :meth:`prepare` puts class names into, for the same arguments."""
         return (template,)
 
-    def prepare(self, names: Sequence[str], template: str) -> Any:
-        """Tokenise class names and compute, once, what of them never changes."""
+    def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Any:
+        """Tokenise class names and compute, once, what of them never changes.
+
+        Args:
+            names: of the classes.
+            template: class prompt with {} for the name.
+            origin: what the names are of.
+        """
         raise NotImplementedError
 
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:

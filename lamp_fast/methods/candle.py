@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
@@ -137,12 +138,14 @@ class Candle(Method):
         self.visual.copy_(sums / training.counts.to(sums)[:, None])
         # A prototype of each class is in every batch.
         self.counts.fill_(1)[:base] += training.counts.to(self.counts.device)
-        texts = self.prepare(benchmark.base_names, benchmark.template).texts
+        texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
         self.virtual.copy_(texts[base:])
         self.batch = training.batch
 
     @torch.no_grad()
-    def prepare(self, names: Sequence[str], template: str) -> CandleClasses:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> CandleClasses:
         columns, unknown = self._columns(tuple(names))
         texts = plain_text_features(self.clip, [*self.names, *unknown], template)
         return CandleClasses(texts, torch.tensor(columns, device=texts.device))

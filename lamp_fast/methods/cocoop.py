@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.methods.base import Criterion, Method, Step, frozen_image_features
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import Preset, Surroundings, sgd
@@ -59,10 +60,12 @@ class CoCoOp(Method):
     ) -> "CoCoOp":
         return cls(clip, settings, surroundings.trimming)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
         return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 

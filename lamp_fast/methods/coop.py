@@ -1,7 +1,7 @@
 """CoOp (Zhou et al., IJCV 2022): context words learned in place of a template's.
 
 One context is shared by all classes and stands before the name, as in the published tables of
-base-to-new (4 words, from "a photo of a") and few-shot learning (16, drawn).
+base-to-new and transfer (4 words, from "a photo of a") and few-shot learning (16, drawn).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.fields import Bounds, TextOrNone
 from lamp_fast.methods.base import TwoTowers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, sgd
@@ -59,6 +60,7 @@ class CoOp(TwoTowers):
             by_data=_IMAGENET,
             by_shots={1: {"epochs": 50}, 2: {"epochs": 100}, 4: {"epochs": 100}},
         ),
+        "coop-source": Preset(sgd(2e-3, 50, 32)),
     }
 
     def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
@@ -73,10 +75,12 @@ class CoOp(TwoTowers):
     ) -> "CoOp":
         return cls(clip, settings, surroundings.trimming)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """The prompt is CoOp's own on every data set; ``template`` has no part in it."""
         return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 

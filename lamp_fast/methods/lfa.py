@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.loading import Batches, crop_feature_batches
+from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.fields import Bounds, FloatOrNone
 from lamp_fast.methods.base import (
@@ -22,6 +24,18 @@ from lamp_fast.methods.base import (
 )
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
 
+# A class of ImageNet and its variants is the mean of these: the few that CLIP's authors chose for
+# ImageNet, and the plain one.
+IMAGENET_TEMPLATES = (
+    "a photo of a {}.",
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 # Of the margin in the re-ranking loss.
 MARGIN_SCALE = 4.0
 # Cross-validation of beta: values between 0 and 1, splits of each, share that is fitted.
@@ -65,7 +79,12 @@ _BASE_NEW, _ALL = (
 
 @dataclass(frozen=True)
 class LfaClasses:
-    """``texts``: zero-shot text features [C, Ds], normalised; ``trained``: all were trained."""
+    """Classes as LFA scores them.
+
+    Attributes:
+        texts: zero-shot text features [C, Ds], normalised.
+        trained: all were trained, and on the data set that they are of.
+    """
 
     texts: Tensor
     trained: bool
@@ -75,10 +94,14 @@ class Lfa(Method):
     """Scores are cosines of f W with zero-shot text features, W [Ds, Ds].
 
     W starts in closed form from the training set's five-crop features (orthogonal Procrustes, drawn
-    to the identity) and is refined on them by :func:`reranking_loss`, one step over the whole set
+    to the identity; from the centre crops alone where beta is cross-validated on them) and is
+    refined on all of them by :func:`reranking_loss`, one step over the whole set
     an iteration; ``--epochs`` counts the iterations. Pictures are encoded once, before the first.
-    Class lists with a name that was not trained are scored with a moving average of W that started
-    at the identity, as the published new and target classes are.
+    Class lists with a name that was not trained, and every class list of another data set, are
+    scored with a moving average of W that started at the identity.
+
+    On ImageNet and its variants a class's text is the mean of its normalised features in eight
+    templates, normalised again.
 
     Several ranks draw noise of their own.
 
@@ -120,18 +143,30 @@ class Lfa(Method):
         crops = training.features(five_crop_transform(self.clip.preprocessing))
         crops = F.normalize(crops, dim=-1)  # [N, 5, Ds]
         labels = training.labels.to(crops.device)
-        texts = self.prepare(benchmark.base_names, benchmark.template).texts
-        beta = self.config.procrustes_beta
+        texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
+        beta, fitted = self.config.procrustes_beta, crops
         if beta is None:
-            beta = cross_validated_beta(crops[:, -1], texts, labels, training.seed)
-        targets = texts[labels][:, None].expand_as(crops)
-        self.weight.copy_(procrustes(crops.flatten(0, 1), targets.flatten(0, 1), beta))
+            fitted = crops[:, -1:]  # the centre
+            beta = cross_validated_beta(fitted[:, 0], texts, labels, training.seed)
+        targets = texts[labels][:, None].expand_as(fitted)
+        self.weight.copy_(procrustes(fitted.flatten(0, 1), targets.flatten(0, 1), beta))
         return crop_feature_batches(crops, training.labels, training.batch, seed=training.seed)
 
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
+        """ImageNet's, where the names are of it and the user gave no template; else the one."""
+        named = CATALOG.get(origin.data)
+        return IMAGENET_TEMPLATES if named is not None and named.is_imagenet else (template,)
+
     @torch.no_grad()
-    def prepare(self, names: Sequence[str], template: str) -> LfaClasses:
-        texts = plain_text_features(self.clip, names, template)
-        return LfaClasses(F.normalize(texts, dim=-1), self.trained.issuperset(names))
+    def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> LfaClasses:
+        every = torch.stack(
+            [
+                F.normalize(plain_text_features(self.clip, names, each), dim=-1)
+                for each in self.templates(template, origin)
+            ]
+        )
+        trained = not origin.target and self.trained.issuperset(names)
+        return LfaClasses(F.normalize(every.mean(0), dim=-1), trained)
 
     def step(
         self, images: Tensor, labels: Tensor, classes: LfaClasses, criterion: Criterion

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
 from lamp_fast.methods.base import TwoTowers
@@ -58,7 +59,7 @@ class MaPLe(TwoTowers):
     own_prompt = True
     presets: ClassVar = {
         "maple": Preset(sgd(3.5e-3, 5, 4), {"n_ctx": 2}),
-        "maple-all": Preset(sgd(2.6e-3, 2, 4), {"n_ctx": 2, "depth": 3}),
+        "maple-source": Preset(sgd(2.6e-3, 2, 4), {"n_ctx": 2, "depth": 3}),
     }
 
     def __init__(self, clip: FrozenClip, settings: MapleSettings, trimming: Trimming) -> None:
@@ -89,10 +90,12 @@ class MaPLe(TwoTowers):
     def resolved(self, settings: MapleSettings) -> MapleSettings:
         return replace(settings, depth=self.depth)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.settings.ctx_init, self.settings.n_ctx),)
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """The prompt is MaPLe's own on every data set; ``template`` has no part in it."""
         return prepare_prompts(self.clip, names, *self.templates(template), self.trimming)
 

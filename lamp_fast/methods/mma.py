@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, through
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
 from lamp_fast.methods.base import TwoTowers
@@ -140,10 +141,12 @@ class Mma(TwoTowers):
     def resolved(self, settings: MmaSettings) -> MmaSettings:
         return replace(settings, adapter_layers=self.layers)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (TEMPLATE,)
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """The prompt is MMA's own on every data set; ``template`` has no part in it."""
         return prepare_prompts(
             self.clip, names, TEMPLATE, self.trimming, first_layer=self.layers[0]

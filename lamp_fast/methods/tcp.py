@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lamp_fast import ops
 from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest, Trimming
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import DEEPEST, Bounds
 from lamp_fast.methods.base import TwoTowers, plain_text_features
@@ -25,14 +26,13 @@ from lamp_fast.methods.text import (
     separate,
 )
 
-# Where TCP's prompts are not those of other methods for the data set with a template: what its
-# zero-shot features are taken of, and what follows its learned words.
+# The data sets where TCP's prompts do not follow from the template: what its zero-shot features are
+# taken of, and what follows its learned words.
 KNOWLEDGE = {
-    "{} texture.": "a photo of a {}, a type of texture.",
-    "a photo of a {}, a type of aircraft.": "a photo of an aircraft {}.",
-    "a photo of {}, a type of food.": "a photo of a {}, a type of food.",
+    "dtd": "a photo of a {}, a type of texture.",
+    "fgvc_aircraft": "a photo of an aircraft {}.",
 }
-BEHIND_CONTEXT = {"a photo of a person doing {}.": "person doing {}."}
+BEHIND_CONTEXT = {"stanford_cars": "{}, a type of car", "ucf101": "person doing {}."}
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ class Tcp(TwoTowers):
     def resolved(self, settings: TcpSettings) -> TcpSettings:
         return replace(settings, knowledge_layer=self.layer)
 
-    def templates(self, template: str) -> tuple[str, ...]:
+    def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """Of the knowledge, and of the learned words."""
-        rest = BEHIND_CONTEXT.get(template, template[template.index("{}") :])
+        rest = BEHIND_CONTEXT.get(origin.data, template[template.index("{}") :])
         learned = context_template(self.settings.ctx_init, self.settings.n_ctx, rest)
-        return KNOWLEDGE.get(template, template), learned
+        return KNOWLEDGE.get(origin.data, template), learned
 
-    def prepare(self, names: Sequence[str], template: str) -> TcpClasses:
-        knowledge_template, words = self.templates(template)
+    def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> TcpClasses:
+        knowledge_template, words = self.templates(template, origin)
         knowledge = plain_text_features(self.clip, names, knowledge_template)
         prompts = prepare_prompts(self.clip, names, words, self.trimming)
         most_rows = self.trimming.most_rows

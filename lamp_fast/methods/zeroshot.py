@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamp_fast.clip import FrozenClip
+from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
 from lamp_fast.methods.settings import MethodSettings, Surroundings
 
@@ -22,7 +23,7 @@ class ZeroShot(Method):
     ) -> "ZeroShot":
         return cls(clip)
 
-    def prepare(self, names: Sequence[str], template: str) -> Tensor:
+    def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
         return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import open_clip
 import torch
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from lamp_fast.clip import tiny
 from lamp_fast.data.sources import digits
 from lamp_fast.errors import InputError
+from lamp_fast.fields import Bounds, validate
 from lamp_fast.pretrain import glyphs
 
 ARCHITECTURE = {
@@ -60,26 +62,35 @@ class PretrainConfig:
     """Folder for config.json and weights.safetensors; the package's own assets if not given."""
     overwrite: bool = False
     """Replace weights that lie in --out."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, below=_HELD_OUT_SEED)] = 0
     """Of the initial weights, the drawings and the captions."""
-    steps: int = 1500
+    steps: Annotated[int, Bounds(1, 1_000_000)] = 1500
     """Optimiser steps."""
-    groups: int = 6
+    groups: Annotated[int, Bounds(1, 10_000)] = 6
     """Groups of pairs in a step; the loss is computed within each."""
-    letters: int = 12
+    letters: Annotated[int, Bounds(0, len(glyphs.LETTERS))] = 12
     """Letters in a group, beside the ten digits."""
-    lr: float = 1e-3
+    lr: Annotated[float, Bounds(above=0, high=1e30)] = 1e-3
     """Peak learning rate of AdamW."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Bounds(0, 1_000_000)] = 0.05
     """Of matrices; embeddings, gains, biases and the logit scale are not decayed."""
-    warmup: int = 100
+    warmup: Annotated[int, Bounds(0, 1_000_000)] = 100
     """Steps of linear warm-up; a cosine brings the rate to 0 after them."""
-    evaluate_every: int = 250
+    evaluate_every: Annotated[int, Bounds(1, 1_000_000)] = 250
     """Steps between scores on held-out glyphs."""
-    held_out: int = 60
+    held_out: Annotated[int, Bounds(1, 10_000)] = 60
     """Held-out pictures of each class."""
-    threads: int = 2
+    threads: Annotated[int, Bounds(1, 4096)] = 2
     """CPU threads."""
+
+    def check_together(self) -> None:
+        """Refuse values that do not go together.
+
+        Raises:
+            InputError: naming the flag, its value and what was expected.
+        """
+        if self.warmup >= self.steps:
+            raise InputError(f"--warmup {self.warmup}: expected 0..{self.steps - 1}, below --steps")
 
 
 @dataclass(frozen=True)
@@ -95,33 +106,11 @@ class HeldOut:
     classes: Tensor
 
 
-def validate(config: PretrainConfig) -> None:
-    """Refuse values that no run could make sense of.
-
-    Raises:
-        InputError: naming the first such flag, its value and what was expected.
-    """
-    for name in ("steps", "groups", "evaluate_every", "held_out", "threads"):
-        value = getattr(config, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    if not 0 <= config.letters <= len(glyphs.LETTERS):
-        raise InputError(f"--letters {config.letters}: expected 0..{len(glyphs.LETTERS)}")
-    if not 0 <= config.warmup < config.steps:
-        raise InputError(f"--warmup {config.warmup}: expected 0..{config.steps - 1}, below --steps")
-    if not 0 < config.lr < math.inf:
-        raise InputError(f"--lr {config.lr}: expected more than 0")
-    if not 0 <= config.weight_decay < math.inf:
-        raise InputError(f"--weight-decay {config.weight_decay}: expected at least 0")
-    if not 0 <= config.seed < _HELD_OUT_SEED:
-        raise InputError(f"--seed {config.seed}: expected 0..{_HELD_OUT_SEED - 1}")
-
-
 def main(config: PretrainConfig) -> None:
     """Pre-train, print scores on held-out glyphs, write the weights.
 
     Raises:
-        InputError: a value that :func:`validate` refuses, or an ``--out`` that is a file, or that
+        InputError: a value out of its bounds, or an ``--out`` that is a file, or that
             holds something while ``--overwrite`` is not given.
     """
     validate(config)

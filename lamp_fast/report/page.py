@@ -339,7 +339,8 @@ def _some_of_each(pictures: Pictures, wanted: Sequence[bool]) -> Pictures:
 def _answers(
     experiment: Experiment, method: Method, names: Sequence[str], pictures: Pictures
 ) -> list[int]:
-    classes = method.prepare(names, experiment.benchmark.template)
+    benchmark = experiment.benchmark
+    classes = method.prepare(names, benchmark.template, benchmark.origin)
     answers = []
     batches = evaluation_batches(
         pictures, experiment.test_transform, experiment.config.machine.test_batch

@@ -4,7 +4,6 @@ The dataclasses are the single source of the command line, of the saved ``config
 Python interface. A setting stands with the code that reads it; field names are the flags' names.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from lamp_fast.clip import ClipConfig, Trimming
 from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, from_json, peek, to_json
+from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import MethodSettings, Preset
@@ -122,14 +122,14 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
         return config
     method = given.get("method", "lamp")
     named = {name: given[name] for name in ("data", "split") if name in given}
-    data = replace(base.data, **named).resolved()
-    clip = given.get("clip", base.clip.clip)
-    name = METHODS[method].default_preset(method, clip, data.split)
-    if name is None:
-        return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
     # Words that are no number are refused when the flags are read.
     word = given.get("shots", str(base.data.shots))
     shots = int(word) if word.isdigit() else None
+    data = replace(base.data, shots=shots, **named).resolved()
+    clip = given.get("clip", base.clip.clip)
+    name = METHODS[method].default_preset(method, clip, data)
+    if name is None:
+        return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
     optim = METHODS[method].presets[name].optim_for(data.data, shots)
     return replace(apply_preset(base, name), optim=OptimConfig(**optim))
 
@@ -238,11 +238,15 @@ def saved_settings(values: Any, where: str) -> TrainConfig:
 
 
 def load_config(file: Path) -> TrainConfig:
-    """Read the settings of a run's ``config.json``, or of a file that holds settings alone."""
+    """Read the settings of a run's ``config.json``, or of a file that holds settings alone.
+
+    Raises:
+        InputError: it is missing or damaged, or as :func:`from_saved`.
+    """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--config {file}: not a readable config.json ({error})") from None
+        values = read_json(file)
+    except InputError as error:
+        raise InputError(f"--config {error}") from None
     if isinstance(values, dict) and isinstance(values.get("settings"), dict):
         return saved_settings(values["settings"], str(file))
     return from_saved(values, str(file))

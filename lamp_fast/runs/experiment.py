@@ -185,7 +185,7 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
         InputError: a prompt that is too long, a name that is no text, names with the same tokens.
     """
     names = (*benchmark.base_names, *benchmark.new_names)
-    for template in method.templates(benchmark.template):
+    for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
     entry = catalog.CATALOG.get(benchmark.name)

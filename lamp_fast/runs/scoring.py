@@ -200,7 +200,8 @@ def _predict(
     mine = ranks.rows(len(batch_sizes(count, machine.test_batch)))
     first, end = (min(edge * machine.test_batch, count) for edge in (mine.start, mine.stop))
     pictures = pictures.select(range(first, end))
-    classes = method.prepare(names, experiment.benchmark.template)
+    benchmark = experiment.benchmark
+    classes = method.prepare(names, benchmark.template, benchmark.origin)
     batches = evaluation_batches(
         pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
     )

@@ -46,7 +46,9 @@ class Trainer:
             experiment.device.type, enabled=config.machine.precision == "fp16"
         )
         self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
-        self.classes = self.method.prepare(benchmark.base_names, benchmark.template)
+        self.classes = self.method.prepare(
+            benchmark.base_names, benchmark.template, benchmark.origin
+        )
         # Where a batch is not full, it is the only one.
         rows = min(self.optim.batch, len(benchmark.train))
         machine = config.machine
@@ -255,7 +257,7 @@ def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict |
     benchmark = experiment.benchmark
     if not len(benchmark.adapt):
         return None
-    classes = experiment.method.prepare(benchmark.new_names, benchmark.template)
+    classes = experiment.method.prepare(benchmark.new_names, benchmark.template, benchmark.origin)
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
 
 

@@ -9,6 +9,7 @@ import miniatures
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from lamp_fast import cli, evaluate
@@ -17,6 +18,8 @@ from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
 from lamp_fast.files import load_tensors, save_tensors, write_json
 from lamp_fast.methods import ZeroShot
+from lamp_fast.methods.base import frozen_image_features, plain_text_features
+from lamp_fast.methods.lfa import IMAGENET_TEMPLATES
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
@@ -93,6 +96,39 @@ def test_scores_are_those_of_the_trained_bias_over_the_targets_classes(run, targ
     before = logits(method)
     # What was scored would have been other than this.
     assert not torch.allclose(logits(method, adapted=True), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("template", [None, "a drawing of a {}."])
+def test_lfa_scores_a_target_of_its_own_names_with_the_average(tmp_path, template):
+    """ImageNet-V2 has ImageNet's names; its prompts are LFA's eight, but for a user's own."""
+    miniatures.imagenet(tmp_path)
+    miniatures.imagenetv2(tmp_path)
+    config = default_config({"method": "lfa", "data": "imagenet", "split": "all"})
+    data = DataConfig(data="imagenet", root=tmp_path, split="all")
+    machine = replace(config.machine, threads=1)
+    experiment = assemble(replace(config, data=data, machine=machine))
+    method = experiment.method
+    with torch.no_grad():
+        method.weight.copy_(-method.ema)  # the most likely class becomes the least likely one
+    folder = tmp_path / "run"
+    write_json(folder / CONFIG, experiment.record())
+    facts = {"seconds": 1.5, "epochs": 1, "adaptation": None}
+    save_tensors(folder / LEARNED, method.state_dict(), facts)
+    target = DataConfig(data="imagenetv2", root=tmp_path, template=template)
+    experiment, _ = load_run_on(folder, target)
+    _, row = transfer_rows(experiment, 1.5)
+    benchmark, clip = experiment.benchmark, experiment.clip
+    assert set(benchmark.base_names) == set(miniatures.BY_WNID)
+    [(images, labels, _)] = evaluation_batches(benchmark.test_base, experiment.test_transform, 100)
+    features = frozen_image_features(clip, images)
+    texts = [
+        F.normalize(plain_text_features(clip, benchmark.base_names, each), dim=-1)
+        for each in ((template,) if template else IMAGENET_TEMPLATES)
+    ]
+    scores = features @ sum(texts).T
+    confusion = np.zeros((4, 4), int)
+    np.add.at(confusion, (labels.numpy(), scores.argmax(1).numpy()), 1)
+    assert (row.base.confusion == confusion).all()
 
 
 def test_the_runs_own_table_needs_its_own_pictures(run):

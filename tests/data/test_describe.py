@@ -219,6 +219,22 @@ def test_the_command(root, tmp_path):
         assert min(chart.size) > 200
 
 
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_a_chart_never_takes_the_place_of_what_it_describes(root, tmp_path, capsys, kind):
+    picture, chart = root / "train" / "ant" / "0.png", tmp_path / "chart.png"
+    table = tmp_path / "list.csv"
+    rows = [f"{file},{file.parent.name}\n" for file in sorted((root / "train").rglob("*.png"))]
+    table.write_text("path,label\n" + "".join(rows))
+    read = {"folder": picture, "table": table}[kind]
+    chart.symlink_to(read)
+    before = read.read_bytes()
+    words = [root] if kind == "folder" else ["--table", table]
+    code, _, err = call(capsys, *map(str, [*words, "--out", chart]))
+    assert code == 2
+    assert err.startswith(f"error: --out {chart}: is read as {read}, expected another file")
+    assert read.read_bytes() == before
+
+
 def test_a_terminal_without_blocks(root, monkeypatch):
     rename_elk(root, "elk 犬")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

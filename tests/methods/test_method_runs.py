@@ -198,7 +198,10 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         ("--method lfa --data OxfordPets", {"epochs": 10}),
         ("--method cocoop", {"epochs": 10, "batch": 1}),
         ("--method maple", {"epochs": 5, "lr": 3.5e-3, "batch": 4}),
-        ("--method maple --split all", {"epochs": 2, "lr": 2.6e-3}),
+        ("--method maple --split all", {"epochs": 5, "lr": 3.5e-3}),
+        ("--method maple --split all --data imagenet", {"epochs": 2, "lr": 2.6e-3}),
+        ("--method maple --split all --data imagenet --shots 16", {"epochs": 2, "lr": 2.6e-3}),
+        ("--method maple --data imagenet", {"epochs": 5, "lr": 3.5e-3}),
         ("--method tcp", {"optimiser": "adam", "lr": 2e-3, "eps": 1e-3, "epochs": 50}),
         ("--method mma", {"warmup_epochs": 0, "lr": 1.5e-3, "batch": 16}),
         ("--method lfa --data caltech101", {"epochs": 40, "lr_end": 1e-7, "warmup_epochs": 0}),
@@ -212,8 +215,33 @@ def test_published_defaults(flags, expected):
     got = {name: getattr(config.optim, name) for name in expected}
     assert got == expected
     validate(config)
-    if "coop " in f"{flags} " and "--split all" in flags and "cocoop" not in flags:
-        assert (config.own.n_ctx, config.own.ctx_init) == (16, None)
+
+
+FOUR, SIXTEEN = {"n_ctx": 4, "ctx_init": "a photo of a"}, {"n_ctx": 16, "ctx_init": None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs", "expected"),
+    [
+        ("--method coop", 200, FOUR),
+        ("--method coop --shots 16", 200, FOUR),
+        ("--method coop --split all", 200, SIXTEEN),
+        ("--method coop --split all --shots 1", 50, SIXTEEN),
+        ("--method coop --split all --data ImageNet", 50, FOUR),
+        ("--method coop --split all --data imagenet --shots 16", 50, SIXTEEN),
+        ("--method cocoop --split all --data imagenet", 10, FOUR),
+        ("--method maple", 5, {"n_ctx": 2, "depth": 9}),
+        ("--method maple --split all", 5, {"n_ctx": 2, "depth": 9}),
+        ("--method maple --split all --data imagenet", 2, {"n_ctx": 2, "depth": 3}),
+        ("--method lfa --data imagenet", 100, {"procrustes_beta": 0.9}),
+        ("--method lfa --split all --data imagenet", 200, {"procrustes_beta": None}),
+    ],
+)
+def test_published_defaults_of_the_methods_own(flags, epochs, expected):
+    """Of a source of transfer other than of few-shot learning on every class."""
+    config = settings.default_config(settings.choosing_flags(flags.split()))
+    assert {name: getattr(config.own, name) for name in expected} == expected
+    assert config.optim.epochs == epochs
 
 
 def test_flags_override_a_methods_defaults_and_a_config_of_another_method_does_not_leak(tmp_path):

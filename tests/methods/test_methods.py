@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from lamp_fast import info
 from lamp_fast.clip import Trimming
-from lamp_fast.data import build_benchmark, load_source
+from lamp_fast.data import Origin, build_benchmark, load_source
+from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, RunClasses, TrainingSet
@@ -584,19 +585,78 @@ def test_lfas_equations(small_clip, few_digits):
     torch.testing.assert_close(got, method.weight.grad, **TOLERANCE)
     assert got.abs().sum() > 0
 
-    images = pictures()
-    for names, weight in (
-        (few_digits.base_names, method.weight),
-        (few_digits.new_names, method.ema),
-        ((*few_digits.base_names, "ox"), method.ema),
+    images, base = pictures(), few_digits.base_names
+    for names, origin, weight in (
+        (base, Origin(), method.weight),
+        (base, few_digits.origin, method.weight),
+        (few_digits.new_names, few_digits.origin, method.ema),
+        ((*base, "ox"), Origin(), method.ema),
+        (base, Origin("digits", target=True), method.ema),
     ):
         y = zero_shot_texts(clip, [few_digits.template.format(name) for name in names])
         f = F.normalize(features_of(clip, images) @ weight, dim=-1)
         torch.testing.assert_close(
-            method.logits(images, method.prepare(names, few_digits.template)),
+            method.logits(images, method.prepare(names, few_digits.template, origin)),
             clip.logit_scale * f @ y.T,
             **TOLERANCE,
         )
+
+
+def test_lfas_cross_validated_start_is_of_the_centre_crops(small_clip, few_digits):
+    clip = small_clip()
+    torch.manual_seed(3)
+    method = build("lfa", clip, procrustes_beta=None, classes=RunClasses(few_digits.base_names))
+    method.read_training_set(TrainingSet(few_digits, clip, 1 << 20, seed=1, at_once=4, workers=0))
+    centre = training_pictures(few_digits, evaluation_transform(clip.preprocessing)).double()
+    f = F.normalize(clip.model.encode_image(centre), dim=-1)
+    texts = zero_shot_texts(clip, [few_digits.template.format(n) for n in few_digits.base_names])
+    labels = torch.tensor(few_digits.train.labels)
+    beta = cross_validated_beta(f, texts, labels, seed=1)
+    rotation, _ = scipy.linalg.orthogonal_procrustes(f.numpy(), texts[labels].detach().numpy())
+    start = (1 - beta) * torch.from_numpy(rotation) + beta * torch.eye(12, dtype=torch.float64)
+    assert beta < 1  # else any crops would give the identity
+    # Five classes fix five directions of a rotation of twelve.
+    torch.testing.assert_close(method.weight.data @ texts.T, start @ texts.T, **TOLERANCE)
+
+
+@pytest.mark.parametrize("data", ["imagenet", "imagenetv2", "imagenet_a"])
+def test_lfas_imagenet_texts_are_means_over_eight_templates(small_clip, data):
+    """Of normalised features; one template for all else, and for a template of the user's."""
+    clip = small_clip()
+    method, template = build("lfa", clip), "a photo of a {}."
+    templates = method.templates(template, Origin(data))
+    assert len(set(templates)) == 8
+    assert template in templates
+    every = [zero_shot_texts(clip, [each.format(name) for name in NAMES]) for each in templates]
+    expected = F.normalize(sum(every) / 8, dim=-1)
+    got = method.prepare(NAMES, template, Origin(data)).texts
+    torch.testing.assert_close(got, expected, **TOLERANCE)
+    for origin in (Origin(), Origin("dtd")):
+        assert method.templates(template, origin) == (template,)
+        alone = zero_shot_texts(clip, [template.format(name) for name in NAMES])
+        got = method.prepare(NAMES, template, origin).texts
+        torch.testing.assert_close(got, alone, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("data", "known", "learned"),
+    [
+        ("dtd", "a photo of a {}, a type of texture.", "a a a a {} texture."),
+        ("fgvc_aircraft", "a photo of an aircraft {}.", "a a a a {}, a type of aircraft."),
+        ("food101", "a photo of a {}, a type of food.", "a a a a {}, a type of food."),
+        ("stanford_cars", "a photo of a {}.", "a a a a {}, a type of car"),
+        ("ucf101", "a photo of a person doing {}.", "a a a a person doing {}."),
+        ("eurosat", "a centered satellite photo of {}.", "a a a a {}."),
+    ],
+)
+def test_tcps_prompts_are_published_by_data_set(small_clip, data, known, learned):
+    """Before "{}" stand four tokens that the learned words replace."""
+    method, template = build("tcp", small_clip(), n_ctx=4), CATALOG[data].template
+    assert method.templates(template, Origin(data)) == (known, learned)
+    # Of other data, or with the user's own: what was asked for, and no exception.
+    rest = template[template.index("{}") :]
+    for origin in (Origin(), Origin("folder")):
+        assert method.templates(template, origin) == (template, f"a a a a {rest}")
 
 
 def training_batches_of(method, training):
@@ -702,11 +762,16 @@ def test_templates_are_all_that_names_are_put_into(name, small_clip):
         seen.extend(texts)
         return tokenizer(texts, *arguments, **options)
 
-    for template in ("a photo of a {}.", "a photo of a person doing {}.", "{} texture."):
+    for template, origin in (
+        ("a photo of a {}.", Origin()),
+        ("a photo of a {}.", Origin("imagenet")),
+        ("a photo of a person doing {}.", Origin("ucf101")),
+        ("{} texture.", Origin("dtd", target=True)),
+    ):
         method = build(name, clip)
-        expected = {each.replace("{}", "ox") for each in method.templates(template)}
+        expected = {each.replace("{}", "ox") for each in method.templates(template, origin)}
         clip.tokenizer, seen[:] = recording, []
-        method.prepare(["ox"], template)
+        method.prepare(["ox"], template, origin)
         clip.tokenizer = tokenizer
         assert set(seen) == expected
 

@@ -26,6 +26,7 @@ from lamp_fast.reproduce.queue import Queue, Task, Timing
 from lamp_fast.reproduce.results import best, compare, read_cells
 from lamp_fast.reproduce.stats import paired_test
 from lamp_fast.reproduce.tables import TABLES
+from lamp_fast.runs import parameters
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import load_run_on
 from lamp_fast.runs.metrics import harmonic_mean
@@ -438,6 +439,27 @@ def test_printed_averages_are_means_but_for_those_with_a_footnote(table, odd):
     assert off == odd
     noted = {(note.get("panel"), note.get("row")) for note in paper.footnotes(table)}
     assert odd <= noted
+
+
+def test_the_note_on_table_5_counts_parameters_as_the_package_does(monkeypatch):
+    """And, beside them, b as it is printed: R^{M x D}, once a modality and layer."""
+    shapes = parameters.shapes_of("ViT-B-16")
+    monkeypatch.setattr(parameters, "shapes_of", lambda name: shapes)
+    config = apply_preset(TrainConfig(), TABLES["table5"].preset)
+    counts = {}
+    for phi in ("mlp", "linear"):
+        own = replace(config.own, phi=phi)
+        first, *_ = parameters.parameter_lines(replace(config, own=own))
+        counts[phi] = int(first.rpartition(" ")[2])
+    printed_bias = 2 * len(own.layers) * own.m * own.d
+    (note,) = (
+        each["text"]
+        for each in paper.footnotes("table5")
+        if each.get("row") == "LAMP" and each.get("metric") == "parameters"
+    )
+    assert f"D={own.d}, layers 3..12, M={own.m}, S={own.s} give {counts['mlp']:,} " in note
+    assert f"({counts['linear']:,} with --phi linear)" in note
+    assert f"{counts['mlp'] + printed_bias:,} with the printed bias" in note
 
 
 def test_the_known_oddities_are_there():

@@ -1,6 +1,7 @@
 """Settings of a run: generic over the method's, saved as the groups that are read, read again."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_lamps_phi_was_linear_before_it_was_a_setting_of_a_run():
 def test_settings_of_another_form_are_named(values, message):
     with pytest.raises(InputError, match=message):
         from_saved(values, "x")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 50 + "1" + "}" * 50, "{", None])
+def test_a_config_that_is_no_json_is_one_line(tmp_path, text):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=rf"^--config {re.escape(str(file))}: [^\n]+$"):
+        default_config({"config": file})
 
 
 def test_the_settings_of_another_method_are_refused():

@@ -47,6 +47,7 @@ class DataSource:
         name: what ``--data`` knows it by.
         classnames: C names; label l means ``classnames[l]``.
         template: class prompt with {} for the name.
+        own_template: whether that is the data set's own, and not the user's.
         train, val, test: pictures with labels over all classes.
         augment: whether random crops and flips leave the classes what they are.
         drawn: parts that the data set does not have, drawn from its training pictures here.
@@ -63,6 +64,7 @@ class DataSource:
     augment: bool = True
     drawn: tuple[str, ...] = ()
     test_only: bool = False
+    own_template: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -110,7 +112,9 @@ def load_source(
         raise InputError(f"--data {name}: expected one of {expected}")
     distinct = known is None or CATALOG[known].distinct_names
     _check_classes(source, where, distinct=distinct, only_test=only_test)
-    return source if template is None else replace(source, template=template)
+    if template is not None:
+        source = replace(source, template=template, own_template=False)
+    return source
 
 
 def _digits() -> DataSource:

@@ -86,9 +86,14 @@ class DataSet:
         return (*filter(None, [self.class_list]), *self.lists.values())
 
     @property
+    def is_imagenet(self) -> bool:
+        """Whether it is ImageNet or a variant."""
+        return self.class_list == IMAGENET_NAMES
+
+    @property
     def distinct_names(self) -> bool:
         """False for ImageNet, where CLIP's list calls two classes "missile", two "sunglasses"."""
-        return self.class_list != IMAGENET_NAMES
+        return not self.is_imagenet
 
 
 PHOTO = "a photo of a {}."

@@ -78,7 +78,7 @@ def missing(entry: DataSet, root: Path) -> list[str]:
         for each in entry.annotations
         if not (root / entry.folder / each).is_file()
     ]
-    if entry.class_list == IMAGENET_NAMES and _imagenet_names(entry, root).is_file():
+    if entry.is_imagenet and _imagenet_names(entry, root).is_file():
         files = []
     if files and entry.split_file is not None:
         files = [f"{folder}{entry.split_file} (or {', '.join(files)})"]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming, class_prompts
+from lamp_fast.data import NOWHERE, DataConfig, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import Criterion, Method, Step, SumOverRanks, backward_in_pieces
@@ -93,7 +94,7 @@ class Lamp(Method):
         return cls(clip, settings, surroundings.path, surroundings.trimming)
 
     @classmethod
-    def default_preset(cls, name: str, clip: str, split: str) -> str:
+    def default_preset(cls, name: str, clip: str, data: DataConfig) -> str:
         return default_preset(clip)
 
     def describe(self, settings: LampSettings, optim: Mapping[str, Any]) -> str:
@@ -117,7 +118,9 @@ class Lamp(Method):
         """The literal path takes single rows out by values."""
         return self.path == "exact"
 
-    def prepare(self, names: Sequence[str], template: str) -> ClassPrompts:
+    def prepare(
+        self, names: Sequence[str], template: str, origin: Origin = NOWHERE
+    ) -> ClassPrompts:
         """Forests behind the layers below the first selected one, which no prompt reaches; bot,
         which none reaches in any, apart."""
         return class_prompts(
