@@ -15,7 +15,7 @@ from lamp_fast.cli import expand_path
 from lamp_fast.errors import InputError
 
 # Deeper than any transformer; a typing error must not become a list of a thousand million numbers.
-DEEPEST = 1000
+MAX_LAYER = 1000
 # The largest seed that every generator takes.
 MAX_SEED = 2**63 - 1
 
@@ -95,8 +95,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
         low, high = int(first), int(last) if dots else int(first)
         if low < 1 or high < low:
             raise ValueError(expected)
-        if high > DEEPEST:
-            raise ValueError(f"--layers {text}: expected layers of at most {DEEPEST}")
+        if high > MAX_LAYER:
+            raise ValueError(f"--layers {text}: expected layers of at most {MAX_LAYER}")
         layers.update(range(low, high + 1))
     return tuple(sorted(layers))
 

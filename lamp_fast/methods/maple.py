@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import DEEPEST, Bounds
+from lamp_fast.fields import MAX_LAYER, Bounds
 from lamp_fast.methods.base import TwoTowers
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import Preset, Surroundings, sgd
@@ -29,7 +29,7 @@ from lamp_fast.methods.text import (
 class MapleSettings(ContextSettings):
     """MaPLe."""
 
-    depth: Annotated[int, Bounds(1, DEEPEST)] = 9
+    depth: Annotated[int, Bounds(1, MAX_LAYER)] = 9
     """Layers with prompts of their own, from the first; cut to the shallower tower."""
 
 

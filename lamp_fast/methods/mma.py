@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, through
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
+from lamp_fast.fields import MAX_LAYER, Bounds, Layers, format_layers
 from lamp_fast.methods.base import TwoTowers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, sgd
 from lamp_fast.methods.text import encode, prepare_prompts
@@ -23,7 +23,7 @@ TEMPLATE = "a photo of a {}."
 class MmaSettings(MethodSettings):
     """MMA: multi-modal adapters."""
 
-    adapter_layers: Annotated[Layers, Bounds(1, DEEPEST)] = tuple(range(5, 13))
+    adapter_layers: Annotated[Layers, Bounds(1, MAX_LAYER)] = tuple(range(5, 13))
     """Layers with adapters, from 1; cut to the shallower tower."""
     adapter_width: Annotated[int, Bounds(1, 16_384)] = 32
     """Width between the projections down and up."""

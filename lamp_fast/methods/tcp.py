@@ -13,7 +13,7 @@ from lamp_fast import ops
 from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest, Trimming
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import DEEPEST, Bounds
+from lamp_fast.fields import MAX_LAYER, Bounds
 from lamp_fast.methods.base import TwoTowers, plain_text_features
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import Preset, Surroundings
@@ -39,7 +39,7 @@ BEHIND_CONTEXT = {"stanford_cars": "{}, a type of car", "ucf101": "person doing 
 class TcpSettings(ContextSettings):
     """TCP: textual class-aware prompts."""
 
-    knowledge_layer: Annotated[int, Bounds(1, DEEPEST)] = 9
+    knowledge_layer: Annotated[int, Bounds(1, MAX_LAYER)] = 9
     """The text layer, from 1, before which the learned tokens give way to class-aware ones: 9 of
     12; two thirds down in a text tower of another depth."""
     knowledge_weight: Annotated[float, Bounds(0, 1_000_000)] = 8.0

@@ -133,10 +133,13 @@ def test_a_training_step_moves_what_it_trains(small_clip):
 
 def test_an_evaluation_anew_computes_kept_text_again(small_clip, monkeypatch):
     cell, calls = Cell(small_clip(), 4, 3, text_query="class"), []
-    kept = cell.method._kept_text
+    compute = cell.method.class_texts
     forget = cell.method.forget_text
     monkeypatch.setattr(cell.method, "forget_text", lambda: (calls.append("forget"), forget()))
-    monkeypatch.setattr(cell.method, "_kept_text", lambda c: (calls.append("text"), kept(c))[1])
+    monkeypatch.setattr(
+        cell.method, "class_texts", lambda *given: (calls.append("text"), compute(*given))[1]
+    )
+    cell.evaluate()
     cell.evaluate()
     cell.evaluate_anew()
     assert calls == ["text", "forget", "text"]

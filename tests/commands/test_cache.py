@@ -1,5 +1,7 @@
 """What ``lamp_fast.cache`` lists and removes, in a made-up home."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub import scan_cache_dir
@@ -9,7 +11,14 @@ from lamp_fast.data import DecodedCache
 
 CONFIGS = {
     "models--timm--vit_base_patch16_clip_224.openai": "{}",
-    "models--someone--birds": '{"settings": {}, "clip": {}, "data": {}}',
+    "models--someone--birds": json.dumps(
+        {
+            "version": "0.1.0",
+            "settings": {"method": "lamp"},
+            "clip": {"fingerprint": "0"},
+            "data": {"sha256": "0"},
+        }
+    ),
     "models--someone--novel": '{"model_type": "gpt2"}',
 }
 
@@ -50,7 +59,7 @@ def test_it_lists_what_we_had_downloaded_and_nothing_else(home, capsys):
     kept = {each.name: (each.what, each.size) for each in cache.find_stored()}
     assert kept == {
         "timm/vit_base_patch16_clip_224.openai": ("CLIP weights", 302),
-        "someone/birds": ("classifier", 60),
+        "someone/birds": ("classifier", 20 + len(CONFIGS["models--someone--birds"])),
         "ViT-B-16.pt": ("CLIP weights", 7),
     }
     assert all(name in shown for name in kept)

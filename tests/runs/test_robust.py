@@ -122,7 +122,7 @@ def test_the_block_is_a_fact_that_a_resume_takes_over(tmp_path, monkeypatch):
     expected, got = (load_tensors(each / LEARNED)[0] for each in (whole, out))
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
     experiment, _ = load_run(out)
-    assert (experiment.block, experiment.method.trimming.block) == (block, block)
+    assert (experiment.block, experiment.method.block) == (block, block)
 
 
 def test_an_interrupt_says_what_it_left(tmp_path, capsys, monkeypatch):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lamp_fast.errors import InputError
-from lamp_fast.fields import DEEPEST, Bounds, Layers, format_layers
+from lamp_fast.fields import MAX_LAYER, Bounds, Layers, format_layers
 from lamp_fast.methods.settings import MethodSettings, Preset
 
 
@@ -18,7 +18,7 @@ class LampSettings(MethodSettings):
     """S: modality-shared prompts of each layer."""
     d: Annotated[int, Bounds(1, 4096)] = 32
     """D: width of the prompts before projection."""
-    layers: Annotated[Layers, Bounds(1, DEEPEST)] = tuple(range(3, 13))
+    layers: Annotated[Layers, Bounds(1, MAX_LAYER)] = tuple(range(3, 13))
     """Sec: the layers with prompts, from 1, both ends included (3..12, or 3,5,9)."""
     m: Annotated[int, Bounds(1, 16_384)] = 20
     """M: prompts in each layer's pool."""
