@@ -185,7 +185,7 @@ def test_every_page_is_found_from_readme():
         ("`csrc/*.cu` and csrc/", set()),
         ("`csrc/*.rs`", {"csrc/*.rs"}),
         ("test_docs.py, data/resample.py", set()),
-        ("test_doc.py, data/resampling.py", {"test_doc.py", "sources/catalogue.py"}),
+        ("test_doc.py, data/resampling.py", {"test_doc.py", "data/resampling.py"}),
         ("tests/cuda_on_cpu stands in", set()),
         ("tests/cuda_on_gpu stands in", {"tests/cuda_on_gpu"}),
         ("writes table.md, config.json and ~/.cache/lamp_fast/x", set()),

@@ -121,7 +121,7 @@ def test_the_middle_is_in_its_place(shape):
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
 @pytest.mark.parametrize("shape", [(3, 401), (2000, 21), (1, 5000)])
 def test_device_and_host_see_the_same(shape, resize_mode):
-    """Within the rounding that tests/test_resample.py derives."""
+    """Within the rounding that tests/data/test_resample.py derives."""
     preprocessing = Preprocessing(size=SIZE, resize_mode=resize_mode)
     picture = noise(*shape)
     packed = PackTransform(preprocessing, random=False)(picture)
