@@ -162,7 +162,7 @@ def test_a_graph_that_disagrees_is_not_left_behind(runs, tmp_path, monkeypatch):
     [
         ({"format": "tflite"}, "--format tflite: expected torch or onnx"),
         ({"classes": ("one",)}, "--classes one: expected at least 2 distinct names"),
-        ({"classes": ("one", "one")}, "--classes one one: expected"),
+        ({"classes": ("one", "one")}, "classes: 'one' is named 2 times, expected distinct names"),
         ({"classes": ("one", " ")}, "--classes one"),
         ({"classes": tuple(f"c{n}" for n in range(257))}, "--classes: 257, expected at most 256"),
     ],
