@@ -92,7 +92,7 @@ BAD_INPUT = [
     ("evaluate", "{run} --data digits --out {place}", "--out {place}: holds something else than"),
     ("evaluate", "{run} --data digits --out {place}/note.txt", "note.txt: is a file, expected"),
     ("pretrain", "--steps 0 --out {place}/new", "--steps 0: expected"),
-    ("pretrain", "--letters 99 --out {place}/new", "--letters 99: expected 0.."),
+    ("pretrain", "--letters 99 --out {place}/new", "--letters 99: expected at most 25"),
     ("pretrain", "--warmup 9 --steps 9 --out {place}/new", "--warmup 9: expected 0..8"),
     ("pretrain", "--lr nan --out {place}/new", "--lr nan"),
     ("pretrain", "--seed -1 --out {place}/new", "--seed -1"),
