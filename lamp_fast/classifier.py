@@ -28,17 +28,17 @@ from lamp_fast.data import Origin
 from lamp_fast.data.pictures import Pictures, decode
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds, parse_layers
+from lamp_fast.fields import Bounds
 from lamp_fast.methods import Method
 from lamp_fast.runs import hub
 from lamp_fast.runs.building import build_clip
-from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
-from lamp_fast.runs.folder import choose_folder, resumed_defaults
+from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import require_finite
 from lamp_fast.runs.trainer import NonFiniteLossError
-from lamp_fast.runs.training import train
+from lamp_fast.runs.training import train, training_settings
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 # What is held of a picture until a thread reads it; an error where there is nothing to read.
@@ -171,11 +171,12 @@ class Classifier:
 
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
         """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""
-        hub.save(self, expand_path(folder), license=license)
+        state = self.method.state_dict()
+        hub.save(expand_path(folder), self.record, state, self.facts, self.results, license=license)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the same to the hub and return its address (:func:`lamp_fast.runs.hub.push`)."""
-        return hub.push(self, repo_id, **options)
+        return hub.push(self.save_pretrained, repo_id, **options)
 
     @property
     def trained_names(self) -> tuple[str, ...]:
@@ -326,39 +327,6 @@ class Classifier:
             return self._transform(_read(number, taken))
         except InputError as error:
             return error
-
-
-def training_settings(given: Mapping[str, Any]) -> TrainConfig:
-    """Settings of keywords: presets, saved configs and runs to go on with set the defaults, as on
-    the command line.
-
-    Args:
-        given: values by the flags' names with underscores; layers as "3..12" or as numbers.
-
-    Raises:
-        InputError: an unknown name, or a value of another kind.
-    """
-    values = to_saved(resumed_defaults(given))
-    holders = {name: values for name, each in values.items() if not isinstance(each, dict)}
-    for group in values.values():
-        holders |= dict.fromkeys(group, group) if isinstance(group, dict) else {}
-    for name, value in given.items():
-        if name not in holders:
-            raise InputError(f"{name}: not a setting of training --method {values['method']}")
-        holders[name][name] = _as_json(value, holders[name][name])
-    return from_saved(values, "train")
-
-
-def _as_json(value: Any, before: Any) -> Any:
-    """A keyword's value as ``config.json`` would hold it, where ``before`` stands."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(before, list) and isinstance(value, str):
-        try:
-            return list(parse_layers(value))
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    return list(value) if isinstance(before, list) and isinstance(value, Iterable) else value
 
 
 def _on_device(config: TrainConfig, device: str) -> TrainConfig:

@@ -37,11 +37,6 @@ STEP_OF = {module: number for number, (_, modules) in enumerate(HOUSE) for modul
 # Apart: these import nothing of ours but themselves; ops know them, and info tells of the build.
 APART = ("lamp_fast._C", "lamp_fast.kernels")
 
-# Arrows that run up for now: a module or folder, and what it may import all the same.
-UPWARD = (
-    ("lamp_fast.runs.hub", "lamp_fast.classifier"),  # for a type; it will save a run, not an object
-)
-
 # What implements an op; none of these knows another one, only the dispatcher knows them all.
 IMPLEMENTATIONS = (
     "lamp_fast.ops.reference",
@@ -96,14 +91,6 @@ ARROWS = {
 }
 
 
-def is_upward(importer, imported):
-    """The listed arrow that one module takes to another; None where none is listed."""
-    for one, other in UPWARD:
-        if within(importer, [one]) and within(imported, [other]):
-            return one, other
-    return None
-
-
 def why_forbidden(importer, imported):
     """Why one module may not import another; None where it may."""
     one, other = within(importer, IMPLEMENTATIONS), within(imported, IMPLEMENTATIONS)
@@ -116,7 +103,7 @@ def why_forbidden(importer, imported):
         reached = one == other or within(importer, ("lamp_fast.ops", "lamp_fast.info"))
         return None if reached else f"{other} is reached through an op"
     lower, higher = (STEP_OF[within(module, STEP_OF)] for module in (importer, imported))
-    if lower < higher and not is_upward(importer, imported):
+    if lower < higher:
         return f"{HOUSE[lower][0]} is below {HOUSE[higher][0]}"
     return None
 
@@ -128,18 +115,13 @@ def test_imports_point_down(module):
 
 
 def test_no_circle():
-    """But for the arrows that run up, and the package's own, which are lazy."""
+    """But for the package's own imports, which are lazy."""
     graph = {
-        module: {name for name in names if name in MODULES and not is_upward(module, name)}
+        module: {name for name in names if name in MODULES}
         for module, names in ARROWS.items()
         if module != "lamp_fast"
     }
     graphlib.TopologicalSorter(graph).prepare()
-
-
-def test_every_upward_arrow_is_still_there():
-    taken = {is_upward(module, name) for module, names in ARROWS.items() for name in names}
-    assert taken - {None} == set(UPWARD)
 
 
 def test_every_module_has_its_step():

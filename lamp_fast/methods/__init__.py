@@ -1,5 +1,6 @@
 """Methods by name: one file and one line here each."""
 
+from lamp_fast.errors import InputError
 from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
 from lamp_fast.methods.cocoop import CoCoOp
@@ -8,7 +9,7 @@ from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.lfa import Lfa
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
-from lamp_fast.methods.settings import RunClasses, Surroundings
+from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.zeroshot import ZeroShot
 
@@ -23,6 +24,22 @@ METHODS: dict[str, type[Method]] = {
     "lfa": Lfa,
     "candle": Candle,
 }
+
+
+def find_preset(name: str) -> tuple[str, Preset]:
+    """A preset and the method that it is of.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    known = {
+        preset: (method, kind.presets[preset])
+        for method, kind in METHODS.items()
+        for preset in kind.presets
+    }
+    if name not in known:
+        raise InputError(f"--preset {name}: expected one of {', '.join(known)}")
+    return known[name]
 
 
 __all__ = [
@@ -41,4 +58,5 @@ __all__ = [
     "Tcp",
     "TrainingSet",
     "ZeroShot",
+    "find_preset",
 ]

@@ -17,9 +17,9 @@ from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, from_json, peek, to_json
 from lamp_fast.files import read_json
-from lamp_fast.methods import METHODS
+from lamp_fast.methods import METHODS, find_preset
 from lamp_fast.methods.coop import ContextSettings
-from lamp_fast.methods.settings import MethodSettings, Preset
+from lamp_fast.methods.settings import MethodSettings
 from lamp_fast.runs.machine import MachineConfig
 from lamp_fast.runs.optimisation import OptimConfig
 
@@ -132,22 +132,6 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
         return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
     optim = METHODS[method].presets[name].optim_for(data.data, shots)
     return replace(apply_preset(base, name), optim=OptimConfig(**optim))
-
-
-def find_preset(name: str) -> tuple[str, Preset]:
-    """A preset and the method that it is of.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    known = {
-        preset: (method, kind.presets[preset])
-        for method, kind in METHODS.items()
-        for preset in kind.presets
-    }
-    if name not in known:
-        raise InputError(f"--preset {name}: expected one of {', '.join(known)}")
-    return known[name]
 
 
 def apply_preset(config: TrainConfig, name: str) -> TrainConfig:

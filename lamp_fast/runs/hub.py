@@ -9,12 +9,13 @@ import html
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from huggingface_hub.utils import validate_repo_id
+from torch import Tensor
 
 import lamp_fast
 from lamp_fast.cli import expand_path
@@ -24,21 +25,28 @@ from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
 from lamp_fast.runs.record import holds_record
 from lamp_fast.runs.scoring import results_table
 
-if TYPE_CHECKING:
-    from lamp_fast.classifier import Classifier
-
 CARD = "README.md"
 
 # Longer tables of classes tell a reader nothing; config.json holds them all.
 MAX_CLASSES_SHOWN = 200
 
 
-def save(classifier: "Classifier", folder: Path, *, license: str | None = None) -> None:
+def save(
+    folder: Path,
+    record: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    results: list[Mapping[str, Any]] | None,
+    *,
+    license: str | None = None,
+) -> None:
     """Write ``model.safetensors``, ``config.json``, ``result.json`` and the model card.
 
     Args:
-        classifier: what to save.
         folder: a new or empty folder, or one that was saved to before.
+        record, facts: of the run.
+        state: what was learned, by name.
+        results: rows of its closing table, if there are any.
         license: the hub's identifier of the licence of the learned tensors, such as "mit"; without
             it the card says that none is stated.
 
@@ -52,14 +60,14 @@ def save(classifier: "Classifier", folder: Path, *, license: str | None = None) 
         raise InputError(
             f"folder {folder}: holds other files, expected a new folder or an earlier save"
         )
-    record = portable(classifier.record)
-    save_tensors(folder / WEIGHTS, classifier.method.state_dict(), classifier.facts)
+    record = portable(record)
+    save_tensors(folder / WEIGHTS, state, facts)
     write_json(folder / CONFIG, record)
-    if classifier.results is not None:
-        write_json(folder / RESULT, classifier.results)
+    if results is not None:
+        write_json(folder / RESULT, results)
     else:  # those of an earlier save would pass for this one's
         (folder / RESULT).unlink(missing_ok=True)
-    card = model_card(record, classifier.results, license=license)
+    card = model_card(record, results, license=license)
     write_bytes(folder / CARD, card.encode())
 
 
@@ -92,7 +100,7 @@ def fetch(
 
 
 def push(
-    classifier: "Classifier",
+    save_into: Callable[..., None],
     repo_id: str,
     *,
     private: bool | None = None,
@@ -104,7 +112,7 @@ def push(
     """Save into a repository of the hub, which is made where there is none.
 
     Args:
-        classifier: what to upload.
+        save_into: writes what is uploaded into a folder, as ``Classifier.save_pretrained`` does.
         repo_id: ``owner/name``.
         private: of a new repository; by default the owner's setting.
         license: as in :func:`save`.
@@ -122,7 +130,7 @@ def push(
     api = HfApi(token=token) if api is None else api
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "classifier"
-        save(classifier, folder, license=license)
+        save_into(folder, license=license)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)

@@ -1,8 +1,9 @@
 """A run from its settings to its folder: train, adapt to new classes, score, draw."""
 
 import contextlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from lamp_fast import cli
 from lamp_fast.clip import completed_record
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.errors import InputError
-from lamp_fast.fields import flag_of
+from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import save_tensors, write_json
 from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
-from lamp_fast.runs.config import TrainConfig, to_saved
+from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
 from lamp_fast.runs.experiment import Experiment, assemble, check_data
 from lamp_fast.runs.folder import (
     CHECKPOINT,
@@ -27,6 +28,7 @@ from lamp_fast.runs.folder import (
     how_to_go_on,
     require_checkpoint,
     resume_or_choose_folder,
+    resumed_defaults,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
 from lamp_fast.runs.record import read_record
@@ -163,3 +165,36 @@ def _write_outcome(
     print("\n" + table)
     if experiment.clip.identity.random:
         print("\nThe CLIP's weights are random: these accuracies mean nothing.")
+
+
+def training_settings(given: Mapping[str, Any]) -> TrainConfig:
+    """Settings of keywords: presets, saved configs and runs to go on with set the defaults, as on
+    the command line.
+
+    Args:
+        given: values by the flags' names with underscores; layers as "3..12" or as numbers.
+
+    Raises:
+        InputError: an unknown name, or a value of another kind.
+    """
+    values = to_saved(resumed_defaults(given))
+    holders = {name: values for name, each in values.items() if not isinstance(each, dict)}
+    for group in values.values():
+        holders |= dict.fromkeys(group, group) if isinstance(group, dict) else {}
+    for name, value in given.items():
+        if name not in holders:
+            raise InputError(f"{name}: not a setting of training --method {values['method']}")
+        holders[name][name] = _as_json(value, holders[name][name])
+    return from_saved(values, "train")
+
+
+def _as_json(value: Any, before: Any) -> Any:
+    """A keyword's value as ``config.json`` would hold it, where ``before`` stands."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(before, list) and isinstance(value, str):
+        try:
+            return list(parse_layers(value))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    return list(value) if isinstance(before, list) and isinstance(value, Iterable) else value

@@ -17,12 +17,13 @@ from PIL import Image, ImageSequence
 
 import lamp_fast
 from lamp_fast import train
-from lamp_fast.classifier import Classifier, training_settings
+from lamp_fast.classifier import Classifier
 from lamp_fast.data import evaluation_batches, load_source
 from lamp_fast.errors import InputError
 from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT
 from lamp_fast.runs.trainer import NonFiniteLossError
+from lamp_fast.runs.training import training_settings
 
 ROOT = Path(__file__).parents[2]
 DIGITS = load_source("digits", None).classnames

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from lamp_fast import evaluate, train
-from lamp_fast.classifier import Classifier, training_settings
+from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.runs import experiment
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.folder import CONFIG
+from lamp_fast.runs.training import training_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never seen in the tiny")
 

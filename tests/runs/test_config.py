@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lamp_fast import train
-from lamp_fast.classifier import training_settings
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS
@@ -20,6 +19,7 @@ from lamp_fast.runs.config import (
     saved_settings,
     to_saved,
 )
+from lamp_fast.runs.training import training_settings
 
 PRESETS = [(method, name) for method, kind in METHODS.items() for name in kind.presets]
 
