@@ -132,7 +132,7 @@ def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
     """
     if root is None:
         raise InputError("--root: missing; --download needs the folder to fetch into")
-    root = root.expanduser()
+    root = cli.expand_path(root)
     names = check_downloads(names, root)
     for name in names:
         for line in download(name, root):
@@ -156,7 +156,7 @@ def prepare(settings: DescribeConfig) -> list[Readiness]:
         raise InputError(f"{flag}: expected nothing with it but {takes}")
     if settings.download:
         return fetch(settings.download, settings.data.root)
-    return check_root(settings.check.expanduser())
+    return check_root(cli.expand_path(settings.check))
 
 
 def main(settings: DescribeConfig) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lamp_fast.cli import expand_path
 from lamp_fast.data.sources import catalog
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
@@ -102,8 +103,8 @@ class DataConfig:
         imb = 1.0 if own or self.shots is not None else 10.0
         return replace(
             self,
-            root=None if self.root is None else Path(self.root).expanduser().absolute(),
-            table=None if self.table is None else Path(self.table).expanduser().absolute(),
+            root=None if self.root is None else expand_path(self.root).absolute(),
+            table=None if self.table is None else expand_path(self.table).absolute(),
             split=self.split or ("all" if own else "base-new"),
             imb=imb if self.imb is None else self.imb,
             cap=(None if own else 100) if self.cap == AUTO else self.cap,

@@ -250,14 +250,14 @@ def refuse_nested(out: Path, data: DataConfig) -> None:
     Raises:
         InputError: ``--out`` lies in the data set's folder, or the folder or table in ``--out``.
     """
-    sources = [("--table", data.table)] if data.table is not None else []
+    sources = [("--table", expand_path(data.table))] if data.table is not None else []
     if data.root is not None:
         entry = None if data.data in OWN_DATA else catalog.CATALOG.get(data.data)
-        root = Path(data.root).expanduser()
+        root = expand_path(data.root)
         sources.append(("--root", root if entry is None else root / entry.folder))
     try:
         inner = out.resolve()
-        places = [(flag, place, Path(place).expanduser().resolve()) for flag, place in sources]
+        places = [(flag, place, place.resolve()) for flag, place in sources]
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         raise InputError(f"--out {out}: cannot be compared with the data ({error})") from None
     for flag, place, where in places:

@@ -31,7 +31,7 @@ from lamp_fast.runs.folder import (
     resumed_defaults,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
-from lamp_fast.runs.record import read_record
+from lamp_fast.runs.record import Record, read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
@@ -49,9 +49,9 @@ def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     }
 
 
-def _refuse_other_settings(experiment: Experiment, folder: Path) -> None:
+def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path) -> None:
     """A resumed run must be the run that was begun, wherever its files lie now."""
-    record, now = read_record(folder / CONFIG), experiment.record()
+    now = experiment.record()
     then = {**record.values, "clip": completed_record(record.values["clip"])}
     begun = _by_flag(to_saved(record.settings))
     for (group, name), value in _by_flag(now["settings"]).items():
@@ -95,8 +95,8 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
     begun = ranks.once(read_record, folder / CONFIG) if config.resume else None
     experiment = ranks.together(assemble, placed, checked, begun)
     cli.say(*experiment.describe())
-    if config.resume:
-        ranks.once(_refuse_other_settings, experiment, folder)
+    if begun is not None:
+        ranks.once(_refuse_other_settings, experiment, begun, folder)
     trainer = Trainer(experiment, folder, ranks)
     if experiment.device.type == "cuda" and trainer.parameters:
         reason = trainer.not_captured

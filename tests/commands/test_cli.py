@@ -14,6 +14,7 @@ import pytest
 from lamp_fast import cli
 from lamp_fast.classifier import Classifier
 from lamp_fast.clip import load_clip
+from lamp_fast.data import DataConfig
 from lamp_fast.data.decoded import FOLDER_VARIABLE, default_folder
 from lamp_fast.errors import InputError
 from lamp_fast.runs.config import choosing_flags, default_config
@@ -67,6 +68,8 @@ def test_keywords_and_what_is_looked_at_first(home):
     ):
         with pytest.raises(InputError, match=str(home)):
             look()
+    with pytest.raises(InputError, match="~nosuchuser/x: there is no such home folder"):
+        DataConfig(data="folder", root=Path("~nosuchuser/x")).resolved()
     (home / "w.pt").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"--pretrained ~/w\.pt: not weights of this model"):
         load_clip("ViT-B-32", "~/w.pt", weights_of="openai")

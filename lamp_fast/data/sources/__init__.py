@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from lamp_fast.cli import expand_path
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources import catalog, digits, layouts
@@ -342,7 +343,7 @@ def _names_of(
 def _checked_root(name: str, root: str | Path | None, holds: str) -> Path:
     if root is None:
         raise InputError(f"--root: missing; --data {name} needs the folder that holds {holds}")
-    root = Path(root).expanduser()
+    root = expand_path(root)
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise InputError(f"--root {root}: {found}, expected the folder that holds {holds}")
