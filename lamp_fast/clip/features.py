@@ -64,7 +64,11 @@ class FeatureReader:
     """
 
     def __init__(
-        self, clip: FrozenClip, cache: FeatureCache | None = None, batch: int = 100, workers: int = 0
+        self,
+        clip: FrozenClip,
+        cache: FeatureCache | None = None,
+        batch: int = 100,
+        workers: int = 0,
     ) -> None:
         self.clip, self.batch, self.workers = clip, batch, workers
         # Of a CLIP that was wrapped directly nothing is known that could name its features.
@@ -88,7 +92,7 @@ class FeatureReader:
             some = pictures.select(rows)
             return evaluation_batches(some, crops.transform, self.batch, workers=self.workers)
 
-        return self._read(pictures.content_digests(), crops.name, load)
+        return self._read(pictures.content_digests(), _shown(pictures, crops), load)
 
     def read_views(self, pictures: Pictures, crops: Crops, seed: int, views: int) -> Tensor:
         """The same of random crops, in several views with draws of their own.
@@ -107,7 +111,7 @@ class FeatureReader:
 
         each = []
         for view in tqdm(range(views), desc="views", leave=False, disable=None):
-            name = f"{crops.name}, view {view} of seed {seed}"
+            name = f"{_shown(pictures, crops)}, view {view} of seed {seed}"
             each.append(self._read(digests, name, partial(load, view=view)))
         return torch.stack(each, dim=1)
 
@@ -173,3 +177,8 @@ class FeatureReader:
             },
             sort_keys=True,
         )
+
+
+def _shown(pictures: Pictures, crops: Crops) -> str:
+    small = "" if pictures.downscale is None else f", scaled down to {pictures.downscale}"
+    return f"{crops.name}{small}"

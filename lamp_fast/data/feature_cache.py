@@ -106,5 +106,5 @@ def _prefix(kind: str) -> str:
 
 
 def as_keys(digests: np.ndarray) -> np.ndarray:
-    """Each digest as one value that sorts and compares: [N] of 32 bytes, zeros at the end or not."""
+    """Each digest as one value that sorts and compares: [N] of 32 bytes."""
     return np.ascontiguousarray(digests).view("S32")[:, 0]

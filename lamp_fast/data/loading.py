@@ -6,7 +6,6 @@ processes nor a resumed run changes a picture.
 """
 
 import contextlib
-import functools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -109,11 +108,15 @@ class PictureDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def entropy(self, draw: Draw) -> tuple[int, ...]:
+        """What decides the random part of a draw's transform."""
+        return (self.seed, *draw)
+
     def __getitem__(self, draw: Draw) -> tuple[Tensor | Packed, int, int]:
         """The picture, its label and its index."""
         index = draw[1]
         picture = self.pictures.load(index)
-        state = np.random.SeedSequence((self.seed, *draw)).generate_state(1, np.uint64)
+        state = np.random.SeedSequence(self.entropy(draw)).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reseed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(int(state[0]))
@@ -121,30 +124,23 @@ class PictureDataset(Dataset):
         return picture, int(self.pictures.labels[index]), index
 
 
-class CropFeatureDataset(Dataset):
-    """Precomputed features by :data:`Draw`: of each epoch one crop, the same of every picture.
+class ViewDataset(PictureDataset):
+    """Randomly transformed pictures whose draws depend on a key and their content alone.
 
     Args:
-        features: [N, crops, Ds].
-        labels: int64 [N].
-        seed: the run's seed.
+        pictures, transform: as in :class:`PictureDataset`.
+        digests: uint8 [N, 32], of the pictures' content.
+        key: such as the run's seed and the number of the view.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, seed: int) -> None:
-        self.features, self.labels, self.seed = features, labels.tolist(), seed
+    def __init__(
+        self, pictures: Pictures, transform: Transform, digests: np.ndarray, key: tuple[int, ...]
+    ) -> None:
+        super().__init__(pictures, transform, seed=0)
+        self.digests, self.key = np.ascontiguousarray(digests).view(np.uint32), key
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int, int]:
-        """A feature [Ds], its label and its index."""
-        epoch, index = draw[:2]
-        return self.features[index, self._crop(epoch)], self.labels[index], index
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - lives as long as the run
-    def _crop(self, epoch: int) -> int:
-        draw = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
-        return int(draw[0] % self.features.shape[1])
+    def entropy(self, draw: Draw) -> tuple[int, ...]:
+        return (*self.key, *self.digests[draw[1]].tolist())
 
 
 class _EpochSampler(Sampler):
@@ -186,6 +182,29 @@ class _EpochSampler(Sampler):
             yield draws[start : start + self.batch_size]
 
 
+class _PartSampler(Sampler):
+    """Some rows of every batch of another sampler."""
+
+    def __init__(self, sampler: _EpochSampler, rows: Callable[[int], slice]) -> None:
+        self.sampler, self.rows = sampler, rows
+
+    @property
+    def current_epoch(self) -> int:
+        return self.sampler.current_epoch
+
+    @current_epoch.setter
+    def current_epoch(self, epoch: int) -> None:
+        self.sampler.current_epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.sampler:
+            if rows := batch[self.rows(len(batch))]:
+                yield rows
+
+
 class Batches:
     """Batches of one picture set, as often as they are asked for.
 
@@ -214,6 +233,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
+
+    def part(self, rows: Callable[[int], slice]) -> "Batches":
+        """The same batches, of each the rows that ``rows`` says of its size; empty ones left out.
+
+        Order and random crops are functions of seed, epoch and picture, so they stay what they are.
+        """
+        loader = self._loader
+        return Batches(loader.dataset, _PartSampler(self._sampler, rows), loader.num_workers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from 0.
@@ -256,16 +283,17 @@ def training_batches(
     return Batches(PictureDataset(pictures, transform, seed), draws, workers)
 
 
-def crop_feature_batches(
-    features: Tensor, labels: Tensor, batch_size: int, *, seed: int, sampler: Sampling = "shuffle"
+def view_batches(
+    pictures: Pictures,
+    transform: Transform,
+    batch_size: int,
+    digests: np.ndarray,
+    key: tuple[int, ...],
+    workers: int = 0,
 ) -> Batches:
-    """Batches of features [b, Ds], labels and index; see :class:`CropFeatureDataset`.
-
-    As in :func:`training_batches`, a last batch that is not full is dropped, unless it is the only
-    one.
-    """
-    draws = _EpochSampler(labels.numpy(), batch_size, sampler, seed)
-    return Batches(CropFeatureDataset(features.cpu(), labels, seed), draws, workers=0)
+    """Every picture once, in order, with the draws of :class:`ViewDataset`."""
+    draws = _EpochSampler(pictures.labels, batch_size)
+    return Batches(ViewDataset(pictures, transform, digests, key), draws, workers)
 
 
 def evaluation_batches(

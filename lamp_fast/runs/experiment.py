@@ -13,7 +13,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, check_distinct, tokenise
+from lamp_fast.clip import Crops, FeatureReader, FrozenClip, check_distinct, tokenise
 from lamp_fast.data import (
     Benchmark,
     DataConfig,
@@ -27,14 +27,15 @@ from lamp_fast.data import (
     move_batches,
     transfer_benchmark,
 )
-from lamp_fast.data.decoded import default_folder
+from lamp_fast.data.disk_cache import default_folder
+from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.data.loading import Batch, Transform
 from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.sources import catalog
 from lamp_fast.data.transforms import evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
-from lamp_fast.methods import Method, RunClasses
+from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
 from lamp_fast.runs.building import build_clip, build_method
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
@@ -54,6 +55,7 @@ class Experiment:
         config: the settings with every "auto" resolved.
         unreadable: names of the pictures that were skipped.
         data_hash: sha256 over names, labels and bytes of every picture of the run.
+        reader: of what the frozen tower makes of pictures.
         block: how many (image, class) pairs the method encodes at once; None where it does not ask.
     """
 
@@ -64,7 +66,35 @@ class Experiment:
     method: Method
     data_hash: str
     unreadable: tuple[str, ...]
+    reader: FeatureReader
     block: int | None = None
+
+    @property
+    def test_crops(self) -> Crops:
+        """What the frozen tower is shown of a test picture."""
+        return Crops(f"test, on the {self.config.machine.transforms}", self.test_transform)
+
+    @property
+    def random_crops(self) -> Crops | None:
+        """What it is shown of a training picture; None for data that crops would spoil."""
+        if not self.benchmark.augment:
+            return None
+        return Crops(f"random, on the {self.config.machine.transforms}", self.train_transform)
+
+    def training_set(self, batch: int) -> TrainingSet:
+        """What the method may look at before the first step.
+
+        Args:
+            batch: rows of a training batch.
+        """
+        return TrainingSet(
+            self.benchmark,
+            self.reader,
+            self.test_crops,
+            self.random_crops,
+            batch,
+            self.config.seed,
+        )
 
     @property
     def test_transform(self) -> Transform:
@@ -149,27 +179,34 @@ def assemble(
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
-    listed = checked[0] if checked else load_data(config.data, config.seed)[1]
+    listed = checked[0] if checked else load_benchmark(config)
     torch.manual_seed(config.seed)
     if saved is None:
-        method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
+        counts = tuple(listed.counts.tolist())
+        method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names, counts))
     else:
         method = saved.method(clip, config)
     # Names that a run was begun with are its own; those of another data set are tested anew.
     own = begun is not None or (saved is not None and checked is None)
     check_class_prompts(method, listed, distinct=not own)
     benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
-    cache = None
-    if config.machine.cache_size and benchmark.train.arrays is None:
-        cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
-    benchmark = decode_through(benchmark, cache, config.data.downscale)
+    pictures, features = None, None
+    if config.machine.cache_size:
+        limit = round(config.machine.cache_size * 1e9)
+        features = FeatureCache(default_folder(), limit)
+        if benchmark.train.arrays is None:
+            pictures = DecodedCache(default_folder(), limit)
+    benchmark = decode_through(benchmark, pictures, config.data.downscale)
+    reader = FeatureReader(clip, features, machine.test_batch, machine.workers)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
     block = config.trim.block or (None if record is None else record.block)
     if block is None:
         block = method.choose_block(names, benchmark.template)
     method.block = block
     config = replace(config, own=method.resolved(config.own))
-    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable), block)
+    return Experiment(
+        config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
+    )
 
 
 def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool) -> None:
@@ -200,7 +237,14 @@ def check_data(config: TrainConfig) -> Checked:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
     validate(config)
-    return _check_pictures(load_data(config.data, config.seed)[1], config)
+    return _check_pictures(load_benchmark(config), config)
+
+
+def load_benchmark(config: TrainConfig) -> Benchmark:
+    """What a run sees of its data set: :func:`load_data`, with validation pictures where its method
+    chooses on them."""
+    validation = METHODS[config.method].uses_validation(config.own)
+    return load_data(config.data, config.seed, validation=validation)[1]
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
@@ -227,8 +271,15 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
     return load_source(data.data, data.root, data.template, table, only_test=only_test)
 
 
-def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
+def load_data(
+    data: DataConfig, seed: int, *, validation: bool = False
+) -> tuple[DataSource, Benchmark]:
     """List the pictures of a data set and apply the protocol; no picture is read yet.
+
+    Args:
+        data: which, and how it is drawn from.
+        seed: of the draws.
+        validation: also take validation pictures.
 
     Raises:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
@@ -236,7 +287,13 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
     data = data.resolved()
     source = find_source(data)
     benchmark = build_benchmark(
-        source, split=data.split, imb=data.imb, cap=data.cap, shots=data.shots, seed=seed
+        source,
+        split=data.split,
+        imb=data.imb,
+        cap=data.cap,
+        shots=data.shots,
+        seed=seed,
+        validation=validation,
     )
     return source, benchmark
 

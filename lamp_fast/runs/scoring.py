@@ -1,7 +1,7 @@
 """Scores of a run on test pictures, of its own data or another set, and the tables of them."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    new = len(experiment.benchmark.new_names) > 0
+    new = len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
     return Evaluated(
         name=name,
         base=_score_half(experiment, method, ranks, new=False),
@@ -202,17 +202,36 @@ def _predict(
     pictures = pictures.select(range(first, end))
     benchmark = experiment.benchmark
     classes = method.prepare(names, benchmark.template, benchmark.origin)
-    batches = evaluation_batches(
-        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
-    )
     predicted = [torch.empty(0, dtype=torch.int64)]
-    quiet = None if ranks.first else True
-    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-    for images, _, _ in experiment.move_batches(bar):
-        logits = method.logits(images, classes, adapted)
+    for logits in _logits(experiment, method, classes, pictures, ranks, adapted):
         require_finite(logits)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
+
+
+def _logits(
+    experiment: Experiment,
+    method: Method,
+    classes: Any,
+    pictures: Pictures,
+    ranks: Ranks,
+    adapted: bool,
+) -> Iterator[torch.Tensor]:
+    """Class scores of every picture, a batch at a time; from features where these suffice."""
+    machine = experiment.config.machine
+    if method.reads_features:
+        if len(pictures):
+            features = experiment.reader.read(pictures, experiment.test_crops)
+            for some in features.split(machine.test_batch):
+                yield method.feature_logits(some.to(experiment.device), classes, adapted)
+        return
+    batches = evaluation_batches(
+        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
+    )
+    quiet = None if ranks.first else True
+    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
+    for images, _, _ in experiment.move_batches(bar):
+        yield method.logits(images, classes, adapted)
 
 
 def require_finite(logits: torch.Tensor) -> None:
