@@ -30,9 +30,9 @@ class PictureDataset(Dataset):
 
     Args:
         pictures: N labelled pictures.
-        transform: uint8 [3, H, W] -> float32 [3, S, S], or :class:`Packed` for a device to go on
-            with; may draw from torch's global generator, which is seeded for every picture and
-            restored after it.
+        transform: uint8 [3, H, W] -> float32 [3, S, S] or [5, 3, S, S], or :class:`Packed` for a
+            device to go on with; may draw from torch's global generator, which is seeded for every
+            picture and restored after it. One that changes from epoch to epoch has ``for_epoch``.
         seed: the run's seed.
     """
 
@@ -45,12 +45,14 @@ class PictureDataset(Dataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor | Packed, int, int]:
         """The picture, its label and its index."""
         epoch, index = epoch_and_index
-        picture = self.pictures.load(index)
+        picture, transform = self.pictures.load(index), self.transform
+        if hasattr(transform, "for_epoch"):
+            transform = transform.for_epoch(epoch)
         state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reseed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(int(state[0]))
-            picture = self.transform(picture)
+            picture = transform(picture)
         return picture, int(self.pictures.labels[index]), index
 
 
@@ -203,7 +205,8 @@ def evaluation_batches(
 def move_batches(
     batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
 ) -> Iterator[list[Tensor]]:
-    """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S] in ``dtype``.
+    """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S], or
+    [b, 5, 3, S, S], in ``dtype``.
 
     Features [b, Ds] that a method trains on keep their own.
 
@@ -231,7 +234,7 @@ def _move(batch: Batch, device: torch.device, dtype: torch.dtype) -> list[Tensor
     if isinstance(images, Packed):
         images = resample(images, device, dtype)
     else:
-        kept = dtype if images.ndim == 4 else images.dtype
+        kept = dtype if images.ndim >= 4 else images.dtype
         images = images.to(device, kept, non_blocking=True)
     return [images, *(each.to(device, non_blocking=True) for each in others)]
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
-from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, through, whole_prompts
 from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin, evaluation_batches
-from lamp_fast.data.loading import Batches
+from lamp_fast.data.loading import Batches, Transform
+from lamp_fast.data.transforms import HostTransform, Preprocessing
+from lamp_fast.data.views import ViewConfig
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
 from lamp_fast.methods.text import encode
@@ -34,6 +35,7 @@ class TrainingSet:
         seed: the run's.
         at_once: pictures encoded at once.
         workers: processes that load.
+        views: how pictures are cropped.
     """
 
     benchmark: Benchmark
@@ -42,6 +44,7 @@ class TrainingSet:
     seed: int
     at_once: int
     workers: int
+    views: ViewConfig = field(default_factory=ViewConfig)
 
     @property
     def labels(self) -> Tensor:
@@ -53,8 +56,18 @@ class TrainingSet:
         """int64 [C_base], training pictures a class."""
         return torch.from_numpy(self.benchmark.counts)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of the CLIP, with the run's filter."""
+        return self.views.preprocessing(self.clip.preprocessing)
+
+    @property
+    def centre_transform(self) -> Transform:
+        """The one deterministic view of a picture, on the host."""
+        return HostTransform(self.preprocessing, self.views.centre(self.preprocessing.size))
+
     @torch.no_grad()
-    def features(self, transform: v2.Transform) -> Tensor:
+    def features(self, transform: Transform) -> Tensor:
         """CLIP's own image features of every training picture, in order, not normalised.
 
         Args:
@@ -157,6 +170,10 @@ class Method(nn.Module):
 
     no_logit_adjustment: str | None = None
     """Why ``--logit-adjustment`` is refused; None where it is not."""
+
+    no_new_names: str | None = None
+    """Why class names that were not trained are refused; None where they are not. Then the new
+    classes of a run have no scores."""
 
     has_bias: bool = False
     """Whether load balancing steers what it retrieves."""

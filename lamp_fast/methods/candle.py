@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import (
@@ -132,7 +131,7 @@ class Candle(Method):
     def read_training_set(self, training: TrainingSet) -> None:
         """Class means of the training set under the test transform, counts, virtual prototypes."""
         benchmark, base = training.benchmark, len(self.visual)
-        features = training.features(evaluation_transform(self.clip.preprocessing))
+        features = training.features(training.centre_transform)
         labels = training.labels.to(features.device)
         sums = torch.zeros_like(self.visual).index_add_(0, labels, features)
         self.visual.copy_(sums / training.counts.to(sums)[:, None])

@@ -140,7 +140,7 @@ class Lfa(Method):
     def read_training_set(self, training: TrainingSet) -> Batches:
         """Encode the training set, start W, and train on the features."""
         benchmark = training.benchmark
-        crops = training.features(five_crop_transform(self.clip.preprocessing))
+        crops = training.features(five_crop_transform(training.preprocessing))
         crops = F.normalize(crops, dim=-1)  # [N, 5, Ds]
         labels = training.labels.to(crops.device)
         texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts

@@ -154,6 +154,7 @@ def hold_transfer(
         "root": None if target.root is None else str(expand_path(target.root).absolute()),
         "table": None if target.table is None else str(expand_path(target.table).absolute()),
         "unreadable": list(experiment.unreadable),
+        "tte": experiment.config.views.tte,
         **{name: program[name] for name in ("version", "commit", "torch")},
     }
     write_json(folder / TARGET, record)
@@ -163,7 +164,7 @@ def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    new = len(experiment.benchmark.new_names) > 0
+    new = len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
     return Evaluated(
         name=name,
         base=_score_half(experiment, method, ranks, new=False),
@@ -209,23 +210,34 @@ def _predict(
     quiet = None if ranks.first else True
     bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
     for images, _, _ in experiment.move_batches(bar):
-        logits = method.logits(images, classes, adapted)
-        require_finite(logits)
+        logits = class_scores(method, images, classes, adapted)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 
 
-def require_finite(logits: torch.Tensor) -> None:
-    """Refuse class scores that say nothing, and would yet have a largest one.
+@torch.no_grad()
+def class_scores(
+    method: Method, images: torch.Tensor, classes: Any, adapted: bool = False
+) -> torch.Tensor:
+    """The logits [B, C] of pictures, of which the largest is the answer.
+
+    Args:
+        method: any.
+        images: [B, 3, S, S], or views [B, 5, 3, S, S], whose logits' mean is taken; one view of
+            every picture is encoded at once, so memory is that of one.
+        classes, adapted: as :meth:`Method.logits` takes them.
 
     Raises:
-        InputError: any is NaN or infinite.
+        InputError: any is NaN or infinite: they would say nothing, and yet have a largest one.
     """
+    views = images.unbind(1) if images.ndim == 5 else (images,)
+    logits = sum(method.logits(view, classes, adapted) for view in views) / len(views)
     if not bool(torch.isfinite(logits).all()):
         raise InputError(
             "the method's class scores are not finite: its weights or settings are beyond what"
             " it can be computed with"
         )
+    return logits
 
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:
@@ -242,7 +254,8 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 count = int(benchmark.counts[index])
                 head = benchmark.head
                 group = "n/a" if head is None else "head" if head[index] else "tail"
-            accuracies = (f"{getattr(each, half).per_class[index]:.6f}" for each in rows)
+            halves = [getattr(each, half) for each in rows]
+            accuracies = ("" if each is None else f"{each.per_class[index]:.6f}" for each in halves)
             shown = half if benchmark.new_names else "all"
             lines.append([shown, name, count, int(test), group, *accuracies])
     write_csv(file, header, lines)

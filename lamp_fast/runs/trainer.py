@@ -53,7 +53,13 @@ class Trainer:
         rows = min(self.optim.batch, len(benchmark.train))
         machine = config.machine
         training = TrainingSet(
-            benchmark, experiment.clip, rows, config.seed, machine.test_batch, machine.workers
+            benchmark,
+            experiment.clip,
+            rows,
+            config.seed,
+            machine.test_batch,
+            machine.workers,
+            config.views,
         )
         self.batches = self.method.read_training_set(training) or training_batches(
             benchmark.train,
@@ -255,7 +261,7 @@ class Trainer:
 def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict | None:
     """Run the method's adaptation over the unlabelled training pictures of the new classes."""
     benchmark = experiment.benchmark
-    if not len(benchmark.adapt):
+    if not len(benchmark.adapt) or experiment.method.no_new_names:
         return None
     classes = experiment.method.prepare(benchmark.new_names, benchmark.template, benchmark.origin)
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
@@ -271,7 +277,7 @@ class _Images:
         self.batches = ranks.share(
             evaluation_batches(
                 pictures,
-                experiment.test_transform,
+                experiment.centre_transform,
                 config.optim.batch,
                 workers=config.machine.workers,
             )
