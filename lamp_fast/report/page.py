@@ -3,7 +3,7 @@
 import base64
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,13 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
 from lamp_fast.runs import figures, scoring
 from lamp_fast.runs.experiment import Experiment, load_run
 from lamp_fast.runs.folder import METRICS, RESULT, finished_file
+from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
 from lamp_fast.runs.saved import load
 
@@ -109,6 +111,8 @@ def build_page(run: Path) -> str:
         method=method,
         record=record,
         table=_result_table(rows),
+        by_class=_by_class_table(rows, classes),
+        least_accuracy=LEAST_ACCURACY,
         svg=_svgs(history, classes),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
@@ -154,7 +158,10 @@ def _share(text: str) -> float:
 def _read_classes(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
     """The lines of per_class.csv; accuracies in 0..1 by method, NaN without a test picture."""
     header, lines = _read_table(file)
-    if header[5:] != [f"accuracy: {name}" for name in methods]:
+    if "size_group" not in header:  # a file of 0.2.0 or earlier
+        header.insert(5, "size_group")
+        lines = [[*line[:5], "n/a", *line[5:]] for line in lines]
+    if header[5:] != ["size_group", *(f"accuracy: {name}" for name in methods)]:
         raise InputError(f"{file}: damaged (expected the accuracies of {', '.join(methods)})")
     try:
         classes = [
@@ -164,9 +171,10 @@ def _read_classes(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
                 "training": _count(training),
                 "test": _count(test),
                 "group": group,
+                "size_group": size_group,
                 "accuracies": dict(zip(methods, map(_share, values), strict=True)),
             }
-            for half, name, training, test, group, *values in lines
+            for half, name, training, test, group, size_group, *values in lines
         ]
     except ValueError as error:
         raise InputError(f"{file}: damaged ({error})") from None
@@ -204,6 +212,39 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _by_class_table(
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Lines of figures that give each class the same weight, a value a row of the closing table.
+
+    Without lines that nothing fills: a run of 0.2.0 has none at all.
+    """
+    sizes = Counter(each["size_group"] for each in classes)
+    titles = {
+        **{group: f"{title}: {sizes[group]} classes" for group, title in SIZE_GROUP_TITLES.items()},
+        "balanced_base": "balanced accuracy",
+        "worst_base": "worst class",
+        "geometric_mean_base": "geometric mean",
+        "harmonic_mean_base": "harmonic mean",
+        "balanced_new": "balanced accuracy, new classes",
+        "worst_new": "worst class, new classes",
+    }
+    lines = []
+    for key, title in titles.items():
+        values = [row.get(key) for row in rows]
+        if all(value is None for value in values):
+            continue
+        shown = ["n/a" if value is None else f"{100 * value:.2f}" for value in values]
+        if key.startswith("worst_"):
+            named = [row.get(key.replace("worst_", "worst_class_")) for row in rows]
+            shown = [
+                value if name is None else f"{name}: {value}"
+                for name, value in zip(named, shown, strict=True)
+            ]
+        lines.append({"title": title, "values": shown})
+    return lines
+
+
 def _svgs(
     history: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, Any]]
 ) -> dict[str, Markup]:
@@ -221,6 +262,7 @@ def _svgs(
 
 def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
     methods = list(trained[0]["accuracies"])[:2]
+    size_groups = [each["size_group"] for each in trained]
     return figures.draw_per_class(
         [each["training"] for each in trained],
         {
@@ -228,6 +270,7 @@ def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
             name.replace("$", r"\$"): [each["accuracies"][name] for each in trained]
             for name in methods
         },
+        size_groups if set(size_groups) & set(SIZE_GROUPS) else None,
     )
 
 
