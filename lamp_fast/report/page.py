@@ -3,7 +3,7 @@
 import base64
 import csv
 import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lamp_fast.data import Pictures, evaluation_batches
-from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
+from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
-from lamp_fast.runs import figures, scoring
+from lamp_fast.report.tables import by_class_table, result_table
+from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
 from lamp_fast.runs.folder import METRICS, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
@@ -110,8 +111,8 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
-        table=_result_table(rows),
-        by_class=_by_class_table(rows, classes),
+        table=result_table(rows),
+        by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
         svg=_svgs(history, classes),
         halves=[_confusion(run, half) for half in ("base", "new")],
@@ -187,62 +188,6 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
     """Of the trained method with b_base, the second row of the table; last without a picture."""
     value = list(row["accuracies"].values())[:2][-1]
     return 2.0 if np.isnan(value) else value
-
-
-def _result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Header and lines of the closing table, without columns that nothing fills."""
-    columns = [
-        (key, title)
-        for key, title in scoring.columns(rows)
-        if any(row[key] is not None for row in rows)
-    ]
-    return {
-        "header": [title for _, title in columns],
-        "rows": [
-            {
-                "name": row["name"],
-                "values": [
-                    "n/a" if row[key] is None else f"{100 * row[key]:.2f}" for key, _ in columns
-                ],
-                "parameters": f"{row['parameters']:,}",
-                "seconds": f"{row['seconds']:.1f}",
-            }
-            for row in rows
-        ],
-    }
-
-
-def _by_class_table(
-    rows: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Lines of figures that give each class the same weight, a value a row of the closing table.
-
-    Without lines that nothing fills: a run of 0.2.0 has none at all.
-    """
-    sizes = Counter(each["size_group"] for each in classes)
-    titles = {
-        **{group: f"{title}: {sizes[group]} classes" for group, title in SIZE_GROUP_TITLES.items()},
-        "balanced_base": "balanced accuracy",
-        "worst_base": "worst class",
-        "geometric_mean_base": "geometric mean",
-        "harmonic_mean_base": "harmonic mean",
-        "balanced_new": "balanced accuracy, new classes",
-        "worst_new": "worst class, new classes",
-    }
-    lines = []
-    for key, title in titles.items():
-        values = [row.get(key) for row in rows]
-        if all(value is None for value in values):
-            continue
-        shown = ["n/a" if value is None else f"{100 * value:.2f}" for value in values]
-        if key.startswith("worst_"):
-            named = [row.get(key.replace("worst_", "worst_class_")) for row in rows]
-            shown = [
-                value if name is None else f"{name}: {value}"
-                for name, value in zip(named, shown, strict=True)
-            ]
-        lines.append({"title": title, "values": shown})
-    return lines
 
 
 def _svgs(
