@@ -31,7 +31,10 @@ def test_lines_over_the_classes_of_a_size_group():
     assert axes.get_title() == "trained classes: accuracy against class size"
 
 
-@pytest.mark.parametrize("groups", [None, np.array(["few"] * 5)])
-def test_without_groups_there_is_no_line(groups):
-    figure = figures.draw_per_class(COUNTS, ACCURACY, groups)
-    assert len(means(figure)) == (0 if groups is None else 2)
+def test_a_group_of_one_size_has_a_line_and_no_group_has_none():
+    [(first, last, mean)] = means(
+        figures.draw_per_class([7, 7], {"CLIP": [0.5, 1.0]}, np.array(["few", "few"]))
+    )
+    assert first < 7 < last
+    assert mean == pytest.approx(75)
+    assert not means(figures.draw_per_class(COUNTS, ACCURACY))
