@@ -129,7 +129,7 @@ def train(run: Run, source: DataSource, folder: Path) -> dict[str, Any]:
     trainer.run()
     rows = evaluate_rows(experiment, 0.0, adapted=False)
     return {
-        "rows": [each.row(benchmark.head) for each in rows],
+        "rows": [each.row(benchmark) for each in rows],
         "history": trainer.progress.history,
         "data": benchmark.describe(),
     }

@@ -111,7 +111,7 @@ def main(config: EvaluateConfig) -> int:
 
 
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
-    print("\n" + results_table([each.row(experiment.benchmark.head) for each in rows]))
+    print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class Benchmark:
         notes: what a reader of a result must know of how the pictures were found, a line each.
         val: base validation pictures, labels as in ``train``, to choose settings on; none where
             nothing is chosen.
+        benchmark_counts: training pictures of each base class that a published benchmark makes its
+            groups of, where these are not the run's own counts.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Benchmark:
     own_template: bool = True
     notes: tuple[str, ...] = ()
     val: Pictures = field(default_factory=lambda: Pictures((), np.empty(0), root=Path()))
+    benchmark_counts: tuple[int, ...] | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -98,6 +101,17 @@ class Benchmark:
     def head(self) -> np.ndarray | None:
         """bool [C_base], see :func:`lamp_fast.data.protocol.head_classes`."""
         return protocol.head_classes(self.counts)
+
+    @property
+    def group_counts(self) -> np.ndarray:
+        """Training pictures that decide the size group of each base class, int64 [C_base]."""
+        given = self.benchmark_counts
+        return self.counts if given is None else np.asarray(given, dtype=np.int64)
+
+    @property
+    def size_groups(self) -> np.ndarray | None:
+        """str [C_base], see :func:`lamp_fast.data.protocol.size_groups`."""
+        return protocol.size_groups(self.group_counts)
 
     def describe(self) -> list[str]:
         """What a reader of a result must know of the data, a line each."""
@@ -121,8 +135,20 @@ class Benchmark:
             f" {counts.min()} a class, realised imbalance"
             f" {protocol.realised_imbalance(counts):.4g}{adapt}",
             f"{tests if new else f'{len(self.test_base):,}'} test pictures",
+            *(() if new else self._describe_groups()),
             *self.notes,
         ]
+
+    def _describe_groups(self) -> tuple[str, ...]:
+        groups = self.size_groups
+        if groups is None:
+            return ()
+        sizes = ", ".join(
+            f"{np.count_nonzero(groups == group)} {title}"
+            for group, title in protocol.SIZE_GROUP_TITLES.items()
+        )
+        whose = "" if self.benchmark_counts is None else ", counted by the benchmark and not here"
+        return (f"classes by training pictures{whose}: {sizes}",)
 
 
 def build_benchmark(

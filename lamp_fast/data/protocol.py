@@ -12,6 +12,13 @@ from lamp_fast.errors import InputError
 
 # Few-shot, long tail and split draw from one class in turn: each has a random stream of its own.
 _FEW_SHOT, _LONG_TAIL, _SPLIT = range(3)
+SIZE_GROUPS = ("many", "medium", "few")
+MANY_ABOVE, FEW_BELOW = 100, 20
+SIZE_GROUP_TITLES = {
+    "many": f"many (> {MANY_ABOVE})",
+    "medium": f"medium ({FEW_BELOW}..{MANY_ABOVE})",
+    "few": f"few (< {FEW_BELOW})",
+}
 
 
 def base_new(labels: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +148,25 @@ def head_classes(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:
     head = np.zeros(len(counts), dtype=bool)
     head[np.argsort(-counts, kind="stable")[: -(-len(counts) // 5)]] = True
     return head
+
+
+def size_groups(counts: Sequence[int] | np.ndarray) -> np.ndarray | None:
+    """Name the group of each class as long-tailed benchmarks do, by its training pictures.
+
+    More than :data:`MANY_ABOVE` are many, fewer than :data:`FEW_BELOW` are few, the others medium.
+    These edges are LIFT's and LPT's; OLTR has 100 with many and 20 with few.
+
+    Args:
+        counts: integers [C], training pictures of each class.
+
+    Returns:
+        str [C], each one of :data:`SIZE_GROUPS`, or None where all counts are equal.
+    """
+    counts = np.asarray(counts)
+    if len(counts) == 0 or (counts == counts[0]).all():
+        return None
+    many, medium, few = SIZE_GROUPS
+    return np.select([counts > MANY_ABOVE, counts < FEW_BELOW], [many, few], medium)
 
 
 def realised_imbalance(counts: Sequence[int] | np.ndarray) -> float:

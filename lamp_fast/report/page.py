@@ -20,11 +20,14 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
-from lamp_fast.runs import figures, scoring
+from lamp_fast.report.tables import by_class_table, result_table
+from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
 from lamp_fast.runs.folder import METRICS, RESULT, finished_file
+from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
 from lamp_fast.runs.saved import load
 
@@ -108,7 +111,9 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
-        table=_result_table(rows),
+        table=result_table(rows),
+        by_class=by_class_table(rows, classes),
+        least_accuracy=LEAST_ACCURACY,
         svg=_svgs(history, classes),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
@@ -154,7 +159,10 @@ def _share(text: str) -> float:
 def _read_classes(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
     """The lines of per_class.csv; accuracies in 0..1 by method, NaN without a test picture."""
     header, lines = _read_table(file)
-    if header[5:] != [f"accuracy: {name}" for name in methods]:
+    if "size_group" not in header:  # a file of 0.2.0 or earlier
+        header.insert(5, "size_group")
+        lines = [[*line[:5], "n/a", *line[5:]] for line in lines]
+    if header[5:] != ["size_group", *(f"accuracy: {name}" for name in methods)]:
         raise InputError(f"{file}: damaged (expected the accuracies of {', '.join(methods)})")
     try:
         classes = [
@@ -164,9 +172,10 @@ def _read_classes(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
                 "training": _count(training),
                 "test": _count(test),
                 "group": group,
+                "size_group": size_group,
                 "accuracies": dict(zip(methods, map(_share, values), strict=True)),
             }
-            for half, name, training, test, group, *values in lines
+            for half, name, training, test, group, size_group, *values in lines
         ]
     except ValueError as error:
         raise InputError(f"{file}: damaged ({error})") from None
@@ -179,29 +188,6 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
     """Of the trained method with b_base, the second row of the table; last without a picture."""
     value = list(row["accuracies"].values())[:2][-1]
     return 2.0 if np.isnan(value) else value
-
-
-def _result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Header and lines of the closing table, without columns that nothing fills."""
-    columns = [
-        (key, title)
-        for key, title in scoring.columns(rows)
-        if any(row[key] is not None for row in rows)
-    ]
-    return {
-        "header": [title for _, title in columns],
-        "rows": [
-            {
-                "name": row["name"],
-                "values": [
-                    "n/a" if row[key] is None else f"{100 * row[key]:.2f}" for key, _ in columns
-                ],
-                "parameters": f"{row['parameters']:,}",
-                "seconds": f"{row['seconds']:.1f}",
-            }
-            for row in rows
-        ],
-    }
 
 
 def _svgs(
@@ -221,6 +207,7 @@ def _svgs(
 
 def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
     methods = list(trained[0]["accuracies"])[:2]
+    size_groups = [each["size_group"] for each in trained]
     return figures.draw_per_class(
         [each["training"] for each in trained],
         {
@@ -228,6 +215,7 @@ def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
             name.replace("$", r"\$"): [each["accuracies"][name] for each in trained]
             for name in methods
         },
+        size_groups if set(size_groups) & set(SIZE_GROUPS) else None,
     )
 
 

@@ -103,7 +103,7 @@ def _score(config: TrainConfig, target: DataConfig, run: Path) -> dict[str, Any]
         seconds = time.perf_counter() - started
     return {
         "run": str(run.relative_to(run.parents[2])),
-        "rows": {"method": row.row(None)},
+        "rows": {"method": row.row(experiment.benchmark)},
         "figures": {"inference_seconds": seconds, "inference_bytes": _peak_memory()},
         "record": _facts(read_json(run / CONFIG)),
     }

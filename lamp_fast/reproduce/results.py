@@ -90,7 +90,7 @@ def read_metric(metric: Metric, reading: str, outcome: JobResult) -> float | Non
         if source in figures:
             values.append(figures[source])
         else:
-            values.append(None if row is None else row[source])
+            values.append(None if row is None else row.get(source))
     if None in values:
         return None
     return sum(values) / len(values) * {"%": 100, "MiB": 1 / MIB}.get(metric.unit, 1)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.files import write_bytes
+from lamp_fast.runs.metrics import balanced_accuracy
 
 
 def plot_curves(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -39,19 +42,29 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def plot_per_class(
-    file: Path, counts: Sequence[int], accuracies: Mapping[str, Sequence[float]]
+    file: Path,
+    counts: Sequence[int],
+    accuracies: Mapping[str, Sequence[float]],
+    size_groups: Sequence[str] | None = None,
 ) -> None:
     """Test accuracy of each base class against its number of training pictures.
+
+    A line over the classes of a size group shows the mean of their accuracies.
 
     Args:
         file: the picture to write.
         counts: training pictures of each class.
-        accuracies: per method, the accuracy in 0..1 of each class.
+        accuracies: per method, the accuracy in 0..1 of each class; NaN without a test picture.
+        size_groups: of each class, see :func:`lamp_fast.data.protocol.size_groups`.
     """
-    save_figure(draw_per_class(counts, accuracies), file)
+    save_figure(draw_per_class(counts, accuracies, size_groups), file)
 
 
-def draw_per_class(counts: Sequence[int], accuracies: Mapping[str, Sequence[float]]) -> Figure:
+def draw_per_class(
+    counts: Sequence[int],
+    accuracies: Mapping[str, Sequence[float]],
+    size_groups: Sequence[str] | None = None,
+) -> Figure:
     """The figure of :func:`plot_per_class`."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -73,8 +86,39 @@ def draw_per_class(counts: Sequence[int], accuracies: Mapping[str, Sequence[floa
         ylabel="test accuracy, %",
         ylim=(-3, 103),
     )
+    if size_groups is not None:
+        _draw_size_groups(axes, np.asarray(counts), accuracies, np.asarray(size_groups))
     axes.legend(frameon=False)
     return figure
+
+
+def _draw_size_groups(
+    axes: Axes,
+    counts: np.ndarray,
+    accuracies: Mapping[str, Sequence[float]],
+    size_groups: np.ndarray,
+) -> None:
+    for group in SIZE_GROUPS:
+        members = size_groups == group
+        if not members.any():
+            continue
+        # A little to both sides of the dots, so that a group of one size has a line, too.
+        span = np.array([counts[members].min() / 1.06, counts[members].max() * 1.06])
+        for index, values in enumerate(accuracies.values()):
+            mean = balanced_accuracy(np.asarray(values), members)
+            if mean is not None:
+                axes.plot(span, [100 * mean] * 2, color=f"C{index}", linewidth=1.5, alpha=0.8)
+        axes.annotate(
+            group,
+            (np.sqrt(span.prod()), 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    # The groups' names stand between the plot and its title.
+    axes.set_title(axes.get_title(), pad=18)
 
 
 def plot_activations(file: Path, history: Sequence[Mapping[str, Any]]) -> None:

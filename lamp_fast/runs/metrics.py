@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# The accuracy that a class has at least in the means below, LIFT's 0.001 %: otherwise one class
+# without a hit would make them 0, and methods that differ could not be told apart.
+LEAST_ACCURACY = 1e-5
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -57,6 +61,48 @@ def group_accuracy(confusion: np.ndarray, group: np.ndarray) -> float | None:
     """
     shown = confusion[group].sum()
     return float(confusion.diagonal()[group].sum() / shown) if shown else None
+
+
+def balanced_accuracy(per_class: np.ndarray, group: np.ndarray | None = None) -> float | None:
+    """Mean of the accuracies of classes: every class counts the same, whatever its pictures.
+
+    Args:
+        per_class: float64 [C], see :class:`Scores`; classes without test pictures do not count.
+        group: bool [C], the classes to take the mean of, such as those of few training pictures;
+            by default every one.
+
+    Returns:
+        The mean, or None where no class has a test picture.
+    """
+    shown = _shown(per_class if group is None else per_class[group])
+    return float(shown.mean()) if len(shown) else None
+
+
+def geometric_mean(per_class: np.ndarray) -> float | None:
+    """Geometric mean of the accuracies of classes, each at least :data:`LEAST_ACCURACY`.
+
+    Args and return value are those of :func:`balanced_accuracy` over every class.
+    """
+    shown = _shown(per_class)
+    return float(np.exp(np.log(shown.clip(LEAST_ACCURACY)).mean())) if len(shown) else None
+
+
+def class_harmonic_mean(per_class: np.ndarray) -> float | None:
+    """Harmonic mean of the accuracies of classes, each at least :data:`LEAST_ACCURACY`.
+
+    Args and return value are those of :func:`balanced_accuracy` over every class.
+    """
+    shown = _shown(per_class)
+    return float(1 / (1 / shown.clip(LEAST_ACCURACY)).mean()) if len(shown) else None
+
+
+def worst_class(per_class: np.ndarray) -> int | None:
+    """The class of lowest accuracy, the first of equal ones; None where none has a test picture."""
+    return None if np.isnan(per_class).all() else int(np.nanargmin(per_class))
+
+
+def _shown(per_class: np.ndarray) -> np.ndarray:
+    return per_class[~np.isnan(per_class)]
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -108,6 +108,18 @@ class _Row:
     tail: float | None
     parameters: int
     seconds: float
+    # 0.2.0 and earlier did not report these.
+    many: float | None = None
+    medium: float | None = None
+    few: float | None = None
+    balanced_base: float | None = None
+    balanced_new: float | None = None
+    worst_base: float | None = None
+    worst_new: float | None = None
+    worst_class_base: str | None = None
+    worst_class_new: str | None = None
+    geometric_mean_base: float | None = None
+    harmonic_mean_base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ def check_rows(values: Any, where: str) -> list[dict[str, Any]]:
             raise InputError(f"{where}: row {number}: {row.name!r} is there twice")
         names.add(row.name)
         for name, figure in vars(row).items():
-            if name in ("name", "parameters", "seconds") or figure is None:
+            if name in ("parameters", "seconds") or figure is None or isinstance(figure, str):
                 continue
             if not 0 <= figure <= 1:
                 raise InputError(f"{where}: row {number}.{name} {figure}: expected 0..1")

@@ -12,14 +12,24 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast.cli import expand_path
-from lamp_fast.data import DataConfig, Pictures, evaluation_batches
+from lamp_fast.data import Benchmark, DataConfig, Pictures, evaluation_batches
+from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_bytes, write_csv, write_json
 from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
-from lamp_fast.runs.metrics import Scores, group_accuracy, harmonic_mean, scores
+from lamp_fast.runs.metrics import (
+    Scores,
+    balanced_accuracy,
+    class_harmonic_mean,
+    geometric_mean,
+    group_accuracy,
+    harmonic_mean,
+    scores,
+    worst_class,
+)
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
 
 COLUMNS = (
@@ -35,9 +45,14 @@ COLUMNS = (
 UNDIVIDED_COLUMNS = (
     ("acc_base", "accuracy"),
     ("f1_base", "macro-F1"),
+    ("balanced_base", "balanced"),
+    ("worst_base", "worst class"),
+    *SIZE_GROUP_TITLES.items(),
     ("head", "head acc"),
     ("tail", "tail acc"),
 )
+# Not in tables of runs that lack them: those of 0.2.0, and groups where classes are equally large.
+_SHOWN_WHERE_THERE = {"balanced_base", "worst_base", *SIZE_GROUPS}
 
 
 @dataclass(frozen=True)
@@ -50,9 +65,14 @@ class Evaluated:
     parameters: int
     seconds: float
 
-    def row(self, head: np.ndarray | None) -> dict[str, Any]:
-        """The row as JSON values in 0..1; None where there is nothing to report."""
+    def row(self, benchmark: Benchmark) -> dict[str, Any]:
+        """The row as JSON values in 0..1; None where there is nothing to report.
+
+        Args:
+            benchmark: whose test pictures were scored; it names and groups the classes.
+        """
         base, new = self.base, self.new
+        head = benchmark.head
         return {
             "name": self.name,
             "acc_base": base.accuracy,
@@ -63,9 +83,31 @@ class Evaluated:
             "hm_m": None if new is None else harmonic_mean(base.macro_f1, new.macro_f1),
             "head": None if head is None else group_accuracy(base.confusion, head),
             "tail": None if head is None else group_accuracy(base.confusion, ~head),
+            **_by_size(base, benchmark.size_groups),
+            **_by_class("base", base, benchmark.base_names),
+            **_by_class("new", new, benchmark.new_names),
+            "geometric_mean_base": geometric_mean(base.per_class),
+            "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
             "seconds": self.seconds,
         }
+
+
+def _by_size(base: Scores, groups: np.ndarray | None) -> dict[str, float | None]:
+    """Of each size group the mean accuracy of its classes."""
+    if groups is None:
+        return dict.fromkeys(SIZE_GROUPS)
+    return {group: balanced_accuracy(base.per_class, groups == group) for group in SIZE_GROUPS}
+
+
+def _by_class(half: str, found: Scores | None, names: Sequence[str]) -> dict[str, Any]:
+    """Of one half what gives each of its classes the same weight."""
+    worst = None if found is None else worst_class(found.per_class)
+    return {
+        f"balanced_{half}": None if found is None else balanced_accuracy(found.per_class),
+        f"worst_{half}": None if worst is None else float(found.per_class[worst]),
+        f"worst_class_{half}": None if worst is None else names[worst],
+    }
 
 
 def evaluate_rows(
@@ -97,7 +139,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     No plot where nothing was trained on the data.
     """
     benchmark = experiment.benchmark
-    table_rows = [each.row(benchmark.head) for each in rows]
+    table_rows = [each.row(benchmark) for each in rows]
     table = results_table(table_rows)
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
@@ -115,6 +157,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
             folder / "per_class.png",
             benchmark.counts,
             {each.name: each.base.per_class for each in rows[:2]},
+            benchmark.size_groups,
         )
     return table
 
@@ -259,38 +302,47 @@ def class_scores(
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:
     benchmark = experiment.benchmark
-    header = ["half", "class", "training_pictures", "test_pictures", "group"]
+    counts, head, size_groups = benchmark.counts, benchmark.head, benchmark.size_groups
+    header = ["half", "class", "training_pictures", "test_pictures", "group", "size_group"]
     header += [f"accuracy: {each.name}" for each in rows]
     lines = []
     for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
         for index, name in enumerate(names):
             test = getattr(rows[0], half).confusion[index].sum()
             if half == "new":
-                count, group = 0, "new"
+                count, group, size_group = 0, "new", "new"
             else:
-                count = int(benchmark.counts[index])
-                head = benchmark.head
+                count = int(counts[index])
                 group = "n/a" if head is None else "head" if head[index] else "tail"
+                size_group = "n/a" if size_groups is None else size_groups[index]
             halves = [getattr(each, half) for each in rows]
             accuracies = ("" if each is None else f"{each.per_class[index]:.6f}" for each in halves)
             shown = half if benchmark.new_names else "all"
-            lines.append([shown, name, count, int(test), group, *accuracies])
+            lines.append([shown, name, count, int(test), group, size_group, *accuracies])
     write_csv(file, header, lines)
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
     """(key, title) of each figure of a table; none about halves where every class was trained."""
-    halves = any(row["acc_new"] is not None for row in rows)
-    return COLUMNS if halves else UNDIVIDED_COLUMNS
+    if any(row["acc_new"] is not None for row in rows):
+        return COLUMNS
+    return tuple(
+        (key, title)
+        for key, title in UNDIVIDED_COLUMNS
+        if key not in _SHOWN_WHERE_THERE or any(row.get(key) is not None for row in rows)
+    )
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The closing table as Markdown: percentages, trainable parameters, training seconds."""
+    """The closing table as Markdown: percentages, trainable parameters, training seconds.
+
+    A line below it says which columns give each class the same weight, if any do.
+    """
     shown = columns(rows)
     body = [
         [
             row["name"],
-            *(_percent(row[key]) for key, _ in shown),
+            *(_percent(row.get(key)) for key, _ in shown),
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",
         ]
@@ -298,7 +350,22 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     header = ["", *(title for _, title in shown), "parameters", "seconds"]
     alignment = ["left"] + ["right"] * (len(header) - 1)
-    return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
+    table = tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
+    note = columns_note(shown)
+    return f"{table}\n\n{note}" if note else table
+
+
+def columns_note(shown: Sequence[tuple[str, str]]) -> str:
+    """What the reader of columns from :func:`columns` must know of means over classes, if any."""
+    keys = {key for key, _ in shown}
+    if keys.isdisjoint(_SHOWN_WHERE_THERE):
+        return ""
+    if keys.isdisjoint(SIZE_GROUPS):
+        return "balanced: the mean of the classes' accuracies."
+    return (
+        "balanced: the mean of the classes' accuracies; many, medium, few: the same of classes with"
+        " so many training pictures. head, tail: of all their pictures together."
+    )
 
 
 def _percent(value: float | None) -> str:

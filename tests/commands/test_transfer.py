@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_trained_bias_over_the_targets_classes(run, targ
         np.add.at(confusion, (labels.numpy(), logits(scored).argmax(1).numpy()), 1)
         assert (row.base.confusion == confusion).all()
         assert row.new is None
-    values = rows[1].row(experiment.benchmark.head)
+    values = rows[1].row(experiment.benchmark)
     assert values["acc_base"] == np.trace(confusion) / 12
     assert values["acc_new"] is values["hm_a"] is values["head"] is None
     before = logits(method)
@@ -189,7 +189,9 @@ def test_the_command(run, target, capsys):
     assert call(capsys, *arguments, "--out", elsewhere)[0] == 0
     rows = json.loads((elsewhere / "result.json").read_text())
     experiment, facts = load_run_on(run, target)
-    expected = [row.row(None) for row in transfer_rows(experiment, facts["seconds"])]
+    expected = [
+        row.row(experiment.benchmark) for row in transfer_rows(experiment, facts["seconds"])
+    ]
     assert rows == json.loads(json.dumps(expected))
 
 

@@ -700,6 +700,24 @@ def test_every_class_together(uneven):
     assert "10 test pictures" in benchmark.describe()
 
 
+def test_groups_by_the_runs_counts_or_by_a_benchmarks(uneven):
+    benchmark = build_benchmark(uneven, split="all", **NO_DRAW)  # 30, 8, 20, 5, 9 a class
+    assert benchmark.group_counts.tolist() == benchmark.counts.tolist()
+    assert benchmark.size_groups.tolist() == ["medium", "few", "medium", "few", "few"]
+    told = "classes by training pictures: 0 many (> 100), 2 medium (20..100), 3 few (< 20)"
+    assert told in benchmark.describe()
+    given = replace(benchmark, benchmark_counts=(500, 101, 100, 20, 19))
+    assert given.size_groups.tolist() == ["many", "many", "medium", "medium", "few"]
+    assert given.head.tolist() == benchmark.head.tolist()
+    assert [each for each in given.describe() if "many" in each] == [
+        "classes by training pictures, counted by the benchmark and not here:"
+        " 2 many (> 100), 2 medium (20..100), 1 few (< 20)"
+    ]
+    equal = build_benchmark(uneven, split="all", imb=1, cap=None, shots=2, seed=1)
+    assert equal.size_groups is None
+    assert not any("many" in each for each in equal.describe())
+
+
 def test_describe(uneven):
     lines = build_benchmark(uneven, imb=4, cap=16, shots=None, seed=3).describe()
     text = "\n".join(lines)

@@ -162,6 +162,21 @@ def test_head_classes():
         assert head[-head.sum() :].all()
 
 
+def test_size_groups():
+    many, medium, few = protocol.SIZE_GROUPS
+    got = protocol.size_groups([5, 19, 20, 21, 99, 100, 101, 1280])
+    assert got.tolist() == [few, few, medium, medium, medium, medium, many, many]
+    assert protocol.size_groups([7, 8]).tolist() == [few, few]
+    for equal in ([500, 500, 500], [4], []):
+        assert protocol.size_groups(equal) is None
+
+
+def test_size_groups_of_cifar_100_lt():
+    """LIFT draws int(500 * 0.01^(k / 99)) of class k and reports 35, 35 and 30 classes."""
+    got = protocol.size_groups([int(500 * 0.01 ** (k / 99)) for k in range(100)]).tolist()
+    assert got == ["many"] * 35 + ["medium"] * 35 + ["few"] * 30
+
+
 def test_realised_imbalance():
     assert protocol.realised_imbalance([40, 8, 16]) == 5.0
 

@@ -140,7 +140,7 @@ def test_evaluation_and_prediction_come_from_the_saved_files(method, finished, p
     folder = finished(method)
     experiment, facts = load_run(folder)
     rows = evaluate_rows(experiment, facts["seconds"], False)
-    table = [row.row(experiment.benchmark.head) for row in rows]
+    table = [row.row(experiment.benchmark) for row in rows]
     assert json.loads(json.dumps(table)) == json.loads((folder / "result.json").read_text())
 
     classifier = Classifier.load(folder)

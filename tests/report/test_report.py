@@ -1,6 +1,7 @@
 """The page about a run, and TensorBoard events where they are asked for."""
 
 import csv
+import html
 import html.parser
 import json
 import re
@@ -8,22 +9,26 @@ import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import gmean, hmean
 
 from lamp_fast import train
 from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
+from lamp_fast.files import write_csv
 from lamp_fast.report.__main__ import ReportConfig, main
 from lamp_fast.report.page import build_page
-from lamp_fast.runs.config import TrainConfig, apply_preset
+from lamp_fast.runs.config import TrainConfig, apply_preset, default_config
 from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.tensorboard import EventWriter
 
 # Without the optional library the page is tested all the same.
 EVENTS = find_spec("tensorboard") is not None
+BEFORE = Path(__file__).parents[1] / "before"
 EVIL = '<script>alert("x")</script> & $\\frac$'
 
 
@@ -210,6 +215,76 @@ def test_many_classes_become_one_picture(run, tmp_path):
     page = Page(build_page(copy))
     (matrix,) = (each for each in page.all("img") if each.get("class") == "matrix")
     assert matrix["alt"] == "confusion matrix of 60 classes"
+
+
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory):
+    """Zero-shot CLIP on every class together, of 6 to 60 training pictures."""
+    config = default_config({"method": "zeroshot", "data": "digits", "split": "all"})
+    out = tmp_path_factory.mktemp("report") / "undivided"
+    data = replace(config.data, split="all", cap=60, imb=10.0)
+    machine = replace(config.machine, threads=1)
+    assert train.main(replace(config, out=out, data=data, machine=machine)) == 0
+    return out
+
+
+def by_class_lines(page):
+    """Title and value of every figure that gives each class the same weight."""
+    section = page.split("every class with the same weight")[1].split("</table>")[0]
+    lines = re.findall(r'<td class="name">(.*?)</td><td>(.*?)</td>', section)
+    return {html.unescape(title): value for title, value in lines}
+
+
+def test_groups_of_classes_by_size(undivided):
+    """What the page says of groups follows from the accuracies in per_class.csv."""
+    with open(undivided / "per_class.csv", newline="") as stream:
+        classes = [
+            (row["class"], int(row["training_pictures"]), float(row["accuracy: CLIP zero-shot"]))
+            for row in csv.DictReader(stream)
+        ]
+    medium = [accuracy for _, count, accuracy in classes if count >= 20]
+    few = [accuracy for _, count, accuracy in classes if count < 20]
+    worst = min(classes, key=lambda each: each[2])
+    every = [accuracy for *_, accuracy in classes]
+    lines = by_class_lines(build_page(undivided))
+    assert [title.split(",")[0] for title in lines] == [
+        *("medium (20..100)", "few (< 20)", "balanced accuracy", "worst class"),
+        *("geometric mean", "harmonic mean"),
+    ]
+    assert f"few (< 20), classes: {len(few)}" in lines
+    values = list(lines.values())
+    assert values.pop(3) == f"{worst[0]}: {100 * worst[2]:.2f}"
+    expected = [np.mean(medium), np.mean(few), np.mean(every), gmean(every), hmean(every)]
+    # The file has six digits behind the point, the page two of a percentage.
+    assert [float(each) for each in values] == pytest.approx(
+        [100 * each for each in expected], abs=0.005 + 1e-3
+    )
+
+
+def test_both_halves_have_a_worst_class(page, run):
+    rows = json.loads((run / "result.json").read_text())
+    lines = by_class_lines(build_page(run))
+    for half in ("base", "new"):
+        shown = f"{rows[0][f'worst_class_{half}']}: {100 * rows[0][f'worst_{half}']:.2f}"
+        assert lines[f"worst class, {half} classes"] == shown
+
+
+@pytest.mark.parametrize("name", ["run", "undivided"])
+def test_a_run_of_before_has_a_page(name, request, tmp_path):
+    """0.2.0 wrote neither figures of class size nor the column in per_class.csv."""
+    copy = tmp_path / "run"
+    shutil.copytree(request.getfixturevalue(name), copy)
+    rows = json.loads((copy / "result.json").read_text())
+    known = set(json.loads((BEFORE / "lamp" / "result.json").read_text())[0])
+    old = [{key: value for key, value in row.items() if key in known} for row in rows]
+    (copy / "result.json").write_text(json.dumps(old))
+    with open(copy / "per_class.csv", newline="") as stream:
+        lines = [[*line[:5], *line[6:]] for line in csv.reader(stream)]
+    write_csv(copy / "per_class.csv", lines[0], lines[1:])
+    page = Page(build_page(copy))
+    assert "every class with the same weight" not in page.text
+    assert f"{100 * rows[0]['acc_base']:.2f}" in page.text
+    assert lines[1][1] in page.text
 
 
 @pytest.mark.parametrize("file", ["result.json", "metrics.jsonl", "per_class.csv"])

@@ -649,6 +649,11 @@ def test_metrics_come_in_the_unit_that_is_shown():
     assert read == {"parameters": 1234, "training_bytes": 3, "acc": pytest.approx(80),
                     "hm_mean": pytest.approx(75)}  # fmt: skip
     assert results.read_metric(tables.HM_A, "transductive", given) is None
+    few, worst = tables.Metric("few", "Few"), tables.Metric("worst", "Worst", ("worst_base",))
+    assert results.read_metric(few, "method", given) is None  # a run of 0.2.0 has none
+    given["rows"]["method"] |= {"few": 0.25, "worst_base": 0.0}
+    assert results.read_metric(few, "method", given) == 25
+    assert results.read_metric(worst, "method", given) == 0
 
 
 def test_markdown_latex_and_csv_as_written_by_hand(small):

@@ -4,8 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 
-from lamp_fast.runs.metrics import group_accuracy, harmonic_mean, scores
+from lamp_fast.runs.metrics import (
+    balanced_accuracy,
+    class_harmonic_mean,
+    geometric_mean,
+    group_accuracy,
+    harmonic_mean,
+    scores,
+    worst_class,
+)
 
 
 @pytest.fixture
@@ -50,6 +60,52 @@ def test_group_accuracy_counts_pictures_not_classes(answers):
         expected = (labels == predictions)[inside].mean()
         assert group_accuracy(confusion, group) == pytest.approx(expected)
     assert group_accuracy(confusion, np.arange(6) >= 4) is None
+
+
+def test_means_over_classes(answers):
+    """Against scikit-learn and SciPy, which leave classes without pictures out, too."""
+    labels, predictions = answers
+    got = scores(labels, predictions, 6).per_class
+    shown = got[:4]
+    assert (shown > 0).all()
+    # Some ten roundings of doubles in 0..1.
+    with pytest.warns(UserWarning, match="classes not in y_true"):
+        expected = sklearn.metrics.balanced_accuracy_score(labels, predictions)
+    assert balanced_accuracy(got) == pytest.approx(expected, abs=1e-14)
+    assert geometric_mean(got) == pytest.approx(scipy.stats.gmean(shown), abs=1e-14)
+    assert class_harmonic_mean(got) == pytest.approx(scipy.stats.hmean(shown), abs=1e-14)
+    assert worst_class(got) == shown.tolist().index(min(shown))
+
+
+def test_a_group_counts_its_classes_and_not_their_pictures():
+    # 8 of 10, 1 of 2 and none of 1 right; class 3 has no picture.
+    labels = np.array([0] * 10 + [1] * 2 + [2])
+    predictions = np.array([0] * 8 + [1] * 2 + [1, 0] + [0])
+    got = scores(labels, predictions, 4)
+    assert got.per_class == pytest.approx([0.8, 0.5, 0.0, math.nan], nan_ok=True)
+    group = np.array([True, True, False, False])
+    assert balanced_accuracy(got.per_class, group) == pytest.approx(0.65)
+    assert group_accuracy(got.confusion, group) == pytest.approx(9 / 12)
+    for index, expected in enumerate([0.8, 0.5, 0.0, None]):
+        assert balanced_accuracy(got.per_class, np.arange(4) == index) == expected
+    assert balanced_accuracy(got.per_class, np.zeros(4, bool)) is None
+    assert balanced_accuracy(got.per_class) == pytest.approx(1.3 / 3)
+    assert worst_class(got.per_class) == 2
+    # LIFT's floor: a class counts as 0.001 % right.
+    assert geometric_mean(got.per_class) == pytest.approx((0.8 * 0.5 * 1e-5) ** (1 / 3))
+    assert class_harmonic_mean(got.per_class) == pytest.approx(3 / (1 / 0.8 + 1 / 0.5 + 1e5))
+
+
+def test_means_at_their_ends():
+    one, zero = np.array([1.0, math.nan, 1.0]), np.zeros(3)
+    for mean in (balanced_accuracy, geometric_mean, class_harmonic_mean):
+        assert mean(one) == 1.0
+        assert mean(np.full(2, math.nan)) is None
+    assert balanced_accuracy(zero) == 0.0
+    assert geometric_mean(zero) == pytest.approx(1e-5)
+    assert class_harmonic_mean(zero) == pytest.approx(1e-5)
+    assert worst_class(np.array([math.nan, 0.5, 0.5])) == 1
+    assert worst_class(np.full(2, math.nan)) is None
 
 
 def test_harmonic_mean():

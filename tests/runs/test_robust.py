@@ -155,7 +155,7 @@ def test_a_run_goes_on_where_its_pictures_have_moved(tmp_path, capsys):
     rows = read_json(tmp_path / "run" / RESULT)
     experiment, facts = load_run(tmp_path / "run", root=moved)
     found = evaluate_rows(experiment, facts["seconds"], False)
-    assert [each.row(experiment.benchmark.head)["acc_base"] for each in found] == [
+    assert [each.row(experiment.benchmark)["acc_base"] for each in found] == [
         row["acc_base"] for row in rows
     ]
     Image.new("RGB", (8, 8), (0, 99, 0)).save(moved / "train" / "a" / "0.png")

@@ -1,0 +1,67 @@
+"""The tables of figures on the page about a run."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lamp_fast.data.protocol import SIZE_GROUP_TITLES
+from lamp_fast.runs import scoring
+
+
+def result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Header and lines of the closing table, without columns that nothing fills."""
+    columns = [
+        (key, title)
+        for key, title in scoring.columns(rows)
+        if any(row[key] is not None for row in rows)
+    ]
+    return {
+        "header": [title for _, title in columns],
+        "rows": [
+            {
+                "name": row["name"],
+                "values": [
+                    "n/a" if row[key] is None else f"{100 * row[key]:.2f}" for key, _ in columns
+                ],
+                "parameters": f"{row['parameters']:,}",
+                "seconds": f"{row['seconds']:.1f}",
+            }
+            for row in rows
+        ],
+    }
+
+
+def by_class_table(
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Lines of figures that give each class the same weight, a value a row of the closing table.
+
+    Without lines that nothing fills: a run of 0.2.0 has none at all.
+    """
+    sizes = Counter(each["size_group"] for each in classes)
+    base = ", base classes" if any(each["half"] == "new" for each in classes) else ""
+    titles = {
+        **{
+            group: f"{title}, classes: {sizes[group]}" for group, title in SIZE_GROUP_TITLES.items()
+        },
+        "balanced_base": f"balanced accuracy{base}",
+        "worst_base": f"worst class{base}",
+        "geometric_mean_base": f"geometric mean{base}",
+        "harmonic_mean_base": f"harmonic mean{base}",
+        "balanced_new": "balanced accuracy, new classes",
+        "worst_new": "worst class, new classes",
+    }
+    lines = []
+    for key, title in titles.items():
+        values = [row.get(key) for row in rows]
+        if all(value is None for value in values):
+            continue
+        shown = ["n/a" if value is None else f"{100 * value:.2f}" for value in values]
+        if key.startswith("worst_"):
+            named = [row.get(key.replace("worst_", "worst_class_")) for row in rows]
+            shown = [
+                value if name is None else f"{name}: {value}"
+                for name, value in zip(named, shown, strict=True)
+            ]
+        lines.append({"title": title, "values": shown})
+    return lines
