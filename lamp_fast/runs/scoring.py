@@ -255,7 +255,9 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 head = benchmark.head
                 group = "n/a" if head is None else "head" if head[index] else "tail"
             halves = [getattr(each, half) for each in rows]
-            accuracies = ("" if each is None else f"{each.per_class[index]:.6f}" for each in halves)
+            accuracies = (
+                "nan" if each is None else f"{each.per_class[index]:.6f}" for each in halves
+            )
             shown = half if benchmark.new_names else "all"
             lines.append([shown, name, count, int(test), group, *accuracies])
     write_csv(file, header, lines)
