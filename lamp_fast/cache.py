@@ -1,9 +1,10 @@
 """``python -m lamp_fast.cache``: show, and remove, what lies outside run folders on our account.
 
-The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`). What it makes others keep
-are downloads: open_clip fetches CLIP weights for it, into the Hugging Face cache or into
-open_clip's own folder, and the hub's classifiers come the same way. Other programs may use those
-too, so nothing is removed unasked.
+The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`) and features of them
+(:mod:`lamp_fast.data.feature_cache`). What it makes others keep are downloads:
+open_clip fetches CLIP weights for it, into the Hugging Face cache or into open_clip's own folder,
+and the hub's classifiers come the same way. Other programs may use those too, so nothing is removed
+unasked.
 """
 
 import sys
@@ -18,7 +19,8 @@ from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_c
 from tabulate import tabulate
 
 from lamp_fast import cli
-from lamp_fast.data import decoded
+from lamp_fast.data import DecodedCache, disk_cache
+from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.record import holds_record
@@ -26,13 +28,15 @@ from lamp_fast.runs.record import holds_record
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
 OPEN_CLIP_FOLDER = Path("~/.cache/clip")
 
+OWN_CACHES = (DecodedCache, FeatureCache)
+
 
 @dataclass(frozen=True)
 class StoredItem:
-    """One download, or the decoded pictures as a whole.
+    """One download, or all of what the package itself keeps of one kind.
 
     Attributes:
-        what: "CLIP weights", "classifier" or "decoded pictures".
+        what: "CLIP weights", "classifier", "decoded pictures" or "features".
         name: the hub's repository, or a file's name.
         path: its folder or file.
         size: bytes on disk.
@@ -47,7 +51,7 @@ class StoredItem:
 
 
 def find_stored() -> list[StoredItem]:
-    """Decoded pictures, and downloads that this package can have caused, by name."""
+    """Decoded pictures, features, and downloads that this package can have caused, by name."""
     repositories, files = _weights_of_open_clip()
     kept = []
     try:
@@ -74,12 +78,12 @@ def find_stored() -> list[StoredItem]:
             kept.append(
                 StoredItem("CLIP weights", file.name, file, file.stat().st_size, file.unlink)
             )
-    folder = decoded.default_folder() / decoded.SUBFOLDER
-    sizes = [each.stat().st_size for each in decoded.written_files(folder)]
-    if sizes:
-        remove = partial(decoded.clear, folder)
-        count = f"{len(sizes):,} files"
-        kept.append(StoredItem("decoded pictures", count, folder, sum(sizes), remove))
+    for cache in OWN_CACHES:
+        folder = disk_cache.default_folder() / cache.subfolder
+        sizes = [each.stat().st_size for each in disk_cache.written_files(folder)]
+        if sizes:
+            remove = partial(disk_cache.clear, folder)
+            kept.append(StoredItem(cache.what, f"{len(sizes):,} files", folder, sum(sizes), remove))
     return sorted(kept, key=lambda each: (each.what, each.name))
 
 
@@ -97,8 +101,8 @@ def main(config: CacheConfig) -> int:
     """List, ask, remove."""
     if config.yes and not config.clear:
         raise InputError("--yes: expected --clear beside it")
-    pictures = decoded.default_folder() / decoded.SUBFOLDER
-    places = f"{pictures}, {constants.HF_HUB_CACHE} and {cli.expand_path(OPEN_CLIP_FOLDER)}"
+    own = disk_cache.default_folder()
+    places = f"{own}, {constants.HF_HUB_CACHE} and {cli.expand_path(OPEN_CLIP_FOLDER)}"
     kept = find_stored()
     if not kept:
         print("Outside run folders this package keeps nothing, and nothing that it could have had")

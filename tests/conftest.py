@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 import open_clip
 
 from lamp_fast.clip import FrozenClip
-from lamp_fast.data.decoded import FOLDER_VARIABLE
+from lamp_fast.data.disk_cache import FOLDER_VARIABLE
 from lamp_fast.data.transforms import Preprocessing
 
 IMAGE_SIZE = 16

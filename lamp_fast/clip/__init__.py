@@ -1,5 +1,6 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
+from lamp_fast.clip.features import FeatureReader, unprojected_features
 from lamp_fast.clip.load import (
     ClipConfig,
     activation_of,
@@ -37,6 +38,7 @@ __all__ = [
     "ClassTokens",
     "ClipConfig",
     "ClipIdentity",
+    "FeatureReader",
     "FrozenClip",
     "TextForest",
     "TextTower",
@@ -54,6 +56,7 @@ __all__ = [
     "plant",
     "through",
     "tokenise",
+    "unprojected_features",
     "warn_if_random",
     "whole_prompts",
 ]

@@ -188,7 +188,11 @@ class VisionTower:
 
         At least float32 whatever the tower computes in; see :func:`at_least_float32`.
         """
-        return at_least_float32(self.visual.ln_post(cls) @ self.visual.proj)
+        return self.project(self.visual.ln_post(cls))
+
+    def project(self, unprojected: Tensor) -> Tensor:
+        """Joint-space features of rows behind ln_post: [..., width] -> [..., Ds], as readout."""
+        return at_least_float32(unprojected @ self.visual.proj)
 
 
 class TextTower:

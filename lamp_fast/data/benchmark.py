@@ -1,7 +1,8 @@
 """The protocol applied to a data set: what a run trains on, adapts on and is tested on."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,8 +11,12 @@ from lamp_fast.data import protocol
 from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.shipped_names import shipped_note
-from lamp_fast.data.sources import DataSource
+from lamp_fast.data.sources import VAL_SHARE, DataSource
+from lamp_fast.data.sources.layouts import SPLIT_SEED
 from lamp_fast.errors import InputError
+
+# Of every class, few-shot: more to choose on than to train on would not be few.
+MAX_VAL_SHOTS = 4
 
 BENCHMARK_PARTS = ("train", "adapt", "test_base", "test_new")
 
@@ -53,6 +58,8 @@ class Benchmark:
         trained: False where a run is only tested on the data: ``base_names`` are all its classes,
             and there is no training picture.
         notes: what a reader of a result must know of how the pictures were found, a line each.
+        val: base validation pictures, labels as in ``train``, to choose settings on; none where
+            nothing is chosen.
     """
 
     name: str
@@ -70,6 +77,12 @@ class Benchmark:
     trained: bool = True
     own_template: bool = True
     notes: tuple[str, ...] = ()
+    val: Pictures = field(default_factory=lambda: Pictures((), np.empty(0), root=Path()))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that hold pictures of the run."""
+        return (*BENCHMARK_PARTS, *(("val",) if len(self.val) else ()))
 
     @property
     def origin(self) -> Origin:
@@ -100,6 +113,7 @@ class Benchmark:
         if self.shots is not None:
             drawn = f"{self.shots} shots"
         adapt = f"; {len(self.adapt):,} new-class training pictures" if new else ""
+        adapt += f"; {len(self.val):,} to choose settings on" if len(self.val) else ""
         tests = f"{len(self.test_base):,} base, {len(self.test_new):,} new"
         return [
             f'{self.name}: {base + new} classes{halves}, "{self.template}"',
@@ -119,6 +133,7 @@ def build_benchmark(
     cap: int | None,
     shots: int | None,
     seed: int,
+    validation: bool = False,
 ) -> Benchmark:
     """Apply the protocol: few-shot or cap over all classes, then base/new, then the long tail.
 
@@ -130,6 +145,9 @@ def build_benchmark(
         cap: most pictures a class, drawn before the long tail; None takes the classes as they are.
         shots: few-shot, in place of ``cap``.
         seed: of every draw.
+        validation: also take the validation pictures of the trained classes: at most four a class
+            with ``shots``, as CoOp does, else all. Where the data set has none, a fifth of every
+            class is taken out of its training pictures before anything is drawn from them.
 
     Raises:
         InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, a half of a single
@@ -145,7 +163,13 @@ def build_benchmark(
     if cap is not None and cap < 1:
         raise InputError(f"--cap {cap}: expected at least 1, or none")
     most = cap if shots is None else shots
-    train = source.train
+    train, val, notes = source.train, source.val, _notes(source)
+    if validation and not len(val):
+        kept, held_out = protocol.stratified_split(train.labels, (VAL_SHARE,), SPLIT_SEED)
+        train, val = train.select(kept), train.select(held_out)
+        notes = (*notes, "val drawn here from train, alike in every run: settings are chosen on it")
+    if shots is not None:
+        val = val.select(protocol.few_shot(val.labels, min(shots, MAX_VAL_SHOTS), seed))
     if most is not None:
         train = train.select(protocol.few_shot(train.labels, most, seed))
     base, new = np.arange(len(source.classnames)), np.empty(0, dtype=np.int64)
@@ -173,7 +197,8 @@ def build_benchmark(
         shots=shots,
         augment=source.augment,
         own_template=source.own_template,
-        notes=_notes(source),
+        notes=notes,
+        val=_half(val, base) if validation else val.select([]),
     )
     _check_complete(benchmark)
     return benchmark
@@ -222,7 +247,7 @@ def check_benchmark(
         InputError: an unreadable picture without ``skip_unreadable``, or too few left with it.
     """
     checked, unreadable, digest = {}, [], hashlib.sha256()
-    for part in BENCHMARK_PARTS:
+    for part in benchmark.parts:
         checked[part], without, part_hash = check_pictures(
             getattr(benchmark, part), skip_unreadable=skip_unreadable, progress=progress
         )
@@ -239,7 +264,7 @@ def decode_through(
     """The same pictures, decoded through a cache and scaled down; see :class:`Pictures`."""
     parts = {
         part: replace(getattr(benchmark, part), cache=cache, downscale=downscale)
-        for part in BENCHMARK_PARTS
+        for part in benchmark.parts
     }
     return replace(benchmark, **parts)
 

@@ -1,15 +1,16 @@
 """Batches of transformed pictures, through torch's DataLoader.
 
-Everything random is a function of (seed, epoch, index) alone: neither the number of worker
+Everything random is a function of (seed, epoch, index) alone, and of how often that picture was
+drawn before in the epoch where a sampler draws with replacement: neither the number of worker
 processes nor a resumed run changes a picture.
 """
 
 import contextlib
-import functools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,10 +24,75 @@ from lamp_fast.errors import InputError
 # Images, labels and indices.
 Batch = list[Tensor | Packed]
 Transform = Callable[[Tensor], Tensor | Packed]
+# (epoch, index), and behind them from 1 on how often the epoch drew that index before.
+Draw = tuple[int, ...]
+Sampling = Literal["shuffle", "balanced", "sqrt"]
+
+
+def class_shares(counts: np.ndarray, sampler: Sampling) -> np.ndarray:
+    """How large a part of an epoch each class is, on average.
+
+    n_c^p / sum_j n_j^p over the classes that have pictures: p = 1 for "shuffle", 0 for "balanced"
+    and 1/2 for "sqrt" (Kang et al., "Decoupling Representation and Classifier for Long-Tailed
+    Recognition", ICLR 2020, Eq. 1).
+
+    Args:
+        counts: int64 [C], pictures a class.
+        sampler: one of the three.
+
+    Returns:
+        float64 [C], 0 where there is no picture.
+    """
+    # sqrt and no power: IEEE 754 rounds it alike on every machine.
+    powers = {"shuffle": np.abs, "balanced": np.sign, "sqrt": np.sqrt}
+    weights = powers[sampler](counts).astype(np.float64)
+    return weights / np.cumsum(weights)[-1:]
+
+
+def epoch_order(labels: np.ndarray, sampler: Sampling, seed: int, epoch: int) -> np.ndarray:
+    """The pictures of one epoch, in the order in which training sees them.
+
+    "shuffle" is a permutation. The others draw N pictures with replacement, each on its own: a
+    class by its :func:`class_shares`, then one of its pictures, all of them alike.
+
+    Args:
+        labels: int64 [N], the class of every picture.
+        sampler: one of the three.
+        seed, epoch: with N and the labels they decide every draw, on every machine.
+
+    Returns:
+        int64 [N], indices into ``labels``; see :func:`earlier_draws` for repeated ones.
+    """
+    count = len(labels)
+    # The length keeps this stream apart from those of the pictures, (seed, epoch, index).
+    stream = np.random.PCG64(np.random.SeedSequence((seed, epoch, count)))
+    if sampler == "shuffle":
+        return np.argsort(stream.random_raw(count), kind="stable")
+    # Multiples of 2^-53 below 1: their product with a total or a count rounds to less than that.
+    bits = stream.random_raw(2 * count) >> np.uint64(11)
+    class_draws, picture_draws = bits.reshape(2, count) / 2**53
+    counts = np.bincount(labels)
+    edges = np.cumsum(class_shares(counts, sampler))
+    drawn = np.searchsorted(edges, class_draws * edges[-1:], side="right")
+    places = (picture_draws * counts[drawn]).astype(np.int64)
+    by_class = np.argsort(labels, kind="stable")
+    return by_class[(np.cumsum(counts) - counts)[drawn] + places]
+
+
+def earlier_draws(order: np.ndarray) -> np.ndarray:
+    """How often each entry of an epoch's order stands before in it, int64 [N]."""
+    by_index = np.argsort(order, kind="stable")
+    ordered = order[by_index]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    starts = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    earlier = np.empty(len(order), dtype=np.int64)
+    earlier[by_index] = np.arange(len(order)) - starts
+    return earlier
 
 
 class PictureDataset(Dataset):
-    """Transformed pictures by (epoch, index).
+    """Transformed pictures by :data:`Draw`, each draw with its own augmentation.
 
     Args:
         pictures: N labelled pictures.
@@ -42,13 +108,17 @@ class PictureDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor | Packed, int, int]:
+    def entropy(self, draw: Draw) -> tuple[int, ...]:
+        """What decides the random part of a draw's transform."""
+        return (self.seed, *draw)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor | Packed, int, int]:
         """The picture, its label and its index."""
-        epoch, index = epoch_and_index
+        epoch, index = draw[:2]
         picture, transform = self.pictures.load(index), self.transform
         if hasattr(transform, "for_epoch"):
             transform = transform.for_epoch(epoch)
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)
+        state = np.random.SeedSequence(self.entropy(draw)).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reseed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(int(state[0]))
@@ -56,58 +126,85 @@ class PictureDataset(Dataset):
         return picture, int(self.pictures.labels[index]), index
 
 
-class CropFeatureDataset(Dataset):
-    """Precomputed features by (epoch, index): of each epoch one crop, the same of every picture.
+class ViewDataset(PictureDataset):
+    """Randomly transformed pictures whose draws depend on a key and their content alone.
 
     Args:
-        features: [N, crops, Ds].
-        labels: int64 [N].
-        seed: the run's seed.
+        pictures, transform: as in :class:`PictureDataset`.
+        digests: uint8 [N, 32], of the pictures' content.
+        key: such as the run's seed and the number of the view.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, seed: int) -> None:
-        self.features, self.labels, self.seed = features, labels.tolist(), seed
+    def __init__(
+        self, pictures: Pictures, transform: Transform, digests: np.ndarray, key: tuple[int, ...]
+    ) -> None:
+        super().__init__(pictures, transform, seed=0)
+        self.digests, self.key = np.ascontiguousarray(digests).view(np.uint32), key
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int, int]:
-        """A feature [Ds], its label and its index."""
-        epoch, index = epoch_and_index
-        return self.features[index, self._crop(epoch)], self.labels[index], index
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - lives as long as the run
-    def _crop(self, epoch: int) -> int:
-        draw = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
-        return int(draw[0] % self.features.shape[1])
+    def entropy(self, draw: Draw) -> tuple[int, ...]:
+        return (*self.key, *self.digests[draw[1]].tolist())
 
 
 class _EpochSampler(Sampler):
-    """Batches of (epoch, index) pairs, so that worker processes need not be told of the epoch."""
+    """Batches of :data:`Draw`, so that worker processes need not be told of the epoch.
 
-    def __init__(self, length: int, batch_size: int, *, shuffle_seed: int | None) -> None:
-        self.length, self.batch_size, self.shuffle_seed = length, batch_size, shuffle_seed
+    Args:
+        labels: int64 [N].
+        batch_size: draws a batch.
+        sampler: of :func:`epoch_order`; None takes every picture once and in order.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, batch_size: int, sampler: Sampling | None = None, seed: int = 0
+    ) -> None:
+        self.labels, self.batch_size, self.sampler, self.seed = labels, batch_size, sampler, seed
         self.current_epoch = 0
 
     @property
     def _drop_last(self) -> bool:
-        return self.shuffle_seed is not None and self.length >= self.batch_size
+        return self.sampler is not None and len(self.labels) >= self.batch_size
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.length, self.batch_size)
+        whole, rest = divmod(len(self.labels), self.batch_size)
         return whole + (rest > 0 and not self._drop_last)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.current_epoch
-        order = np.arange(self.length)
-        if self.shuffle_seed is not None:
-            # The length keeps this stream apart from those of the pictures, (seed, epoch, index).
-            key = np.random.SeedSequence((self.shuffle_seed, epoch, self.length))
-            order = np.argsort(np.random.PCG64(key).random_raw(self.length), kind="stable")
+        order = np.arange(len(self.labels))
+        if self.sampler is not None:
+            order = epoch_order(self.labels, self.sampler, self.seed, epoch)
+        earlier = earlier_draws(order).tolist()
+        draws = [
+            (epoch, index, again) if again else (epoch, index)
+            for index, again in zip(order.tolist(), earlier, strict=True)
+        ]
         for batch in range(len(self)):
             start = batch * self.batch_size
-            indices = order[start : start + self.batch_size].tolist()
-            yield [(epoch, index) for index in indices]
+            yield draws[start : start + self.batch_size]
+
+
+class _PartSampler(Sampler):
+    """Some rows of every batch of another sampler."""
+
+    def __init__(self, sampler: _EpochSampler, rows: Callable[[int], slice]) -> None:
+        self.sampler, self.rows = sampler, rows
+
+    @property
+    def current_epoch(self) -> int:
+        return self.sampler.current_epoch
+
+    @current_epoch.setter
+    def current_epoch(self, epoch: int) -> None:
+        self.sampler.current_epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.sampler:
+            if rows := batch[self.rows(len(batch))]:
+                yield rows
 
 
 class Batches:
@@ -139,6 +236,14 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
+    def part(self, rows: Callable[[int], slice]) -> "Batches":
+        """The same batches, of each the rows that ``rows`` says of its size; empty ones left out.
+
+        Order and random crops are functions of seed, epoch and picture, so they stay what they are.
+        """
+        loader = self._loader
+        return Batches(loader.dataset, _PartSampler(self._sampler, rows), loader.num_workers)
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, from 0.
 
@@ -162,8 +267,9 @@ def training_batches(
     *,
     seed: int,
     workers: int = 0,
+    sampler: Sampling = "shuffle",
 ) -> Batches:
-    """Shuffled batches for training; ``.epoch(e)`` gives those of epoch e.
+    """Batches for training, in the order of :func:`epoch_order`; ``.epoch(e)`` gives those of e.
 
     As the peers do, a last batch that is not full is dropped, unless it is the only one.
 
@@ -173,21 +279,23 @@ def training_batches(
         batch_size: pictures a batch.
         seed: of order and transforms.
         workers: processes that load; 0 loads in this one.
+        sampler: which pictures an epoch holds.
     """
-    sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=seed)
-    return Batches(PictureDataset(pictures, transform, seed), sampler, workers)
+    draws = _EpochSampler(pictures.labels, batch_size, sampler, seed)
+    return Batches(PictureDataset(pictures, transform, seed), draws, workers)
 
 
-def crop_feature_batches(
-    features: Tensor, labels: Tensor, batch_size: int, *, seed: int
+def view_batches(
+    pictures: Pictures,
+    transform: Transform,
+    batch_size: int,
+    digests: np.ndarray,
+    key: tuple[int, ...],
+    workers: int = 0,
 ) -> Batches:
-    """Shuffled batches of features [b, Ds], labels and index; see :class:`CropFeatureDataset`.
-
-    As in :func:`training_batches`, a last batch that is not full is dropped, unless it is the only
-    one.
-    """
-    sampler = _EpochSampler(len(labels), batch_size, shuffle_seed=seed)
-    return Batches(CropFeatureDataset(features.cpu(), labels, seed), sampler, workers=0)
+    """Every picture once, in order, with the draws of :class:`ViewDataset`."""
+    draws = _EpochSampler(pictures.labels, batch_size)
+    return Batches(ViewDataset(pictures, transform, digests, key), draws, workers)
 
 
 def evaluation_batches(
@@ -198,8 +306,8 @@ def evaluation_batches(
     workers: int = 0,
 ) -> Batches:
     """Every picture once, in order; arguments as in :func:`training_batches`."""
-    sampler = _EpochSampler(len(pictures), batch_size, shuffle_seed=None)
-    return Batches(PictureDataset(pictures, transform, seed=0), sampler, workers)
+    draws = _EpochSampler(pictures.labels, batch_size)
+    return Batches(PictureDataset(pictures, transform, seed=0), draws, workers)
 
 
 def move_batches(

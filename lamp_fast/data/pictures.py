@@ -139,6 +139,25 @@ class Pictures:
             image = image.resize(size, Image.Resampling.BICUBIC)
         return pil_to_tensor(image)
 
+    def content_digests(self) -> np.ndarray:
+        """The sha256 of each picture's file, or of its array and the array's shape: uint8 [N, 32].
+
+        Raises:
+            InputError: a file that cannot be read.
+        """
+        if self.digests is not None:
+            return self.digests
+        found = []
+        for index in range(len(self)):
+            try:
+                content = self.content(index)
+            except _UNREADABLE as error:
+                raise InputError(unreadable_message(self.name(index), error)) from None
+            if self.arrays is not None:
+                content += str(self.arrays[index].shape).encode()
+            found.append(hashlib.sha256(content).digest())
+        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(len(found), -1)
+
     def content(self, index: int) -> bytes:
         """The bytes of a picture's file, or of its array.
 

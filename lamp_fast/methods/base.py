@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lamp_fast.clip import FrozenClip, through, whole_prompts
-from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin, evaluation_batches
-from lamp_fast.data.loading import Batches, Transform
-from lamp_fast.data.transforms import HostTransform, Preprocessing
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.clip import FeatureReader, FrozenClip, unprojected_features, whole_prompts
+from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin
+from lamp_fast.data.feature_batches import FeatureBatches, Views
+from lamp_fast.data.loading import Batches, Sampling, Transform
+from lamp_fast.data.transforms import Preprocessing
+from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
 from lamp_fast.methods.text import encode
@@ -26,25 +27,25 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a method may look at before the first step: training data alone.
+    """What a method may look at before the first step: training and validation data alone.
 
     Attributes:
-        benchmark: of which only ``train`` and its counts and class names may be used here.
-        clip: the frozen CLIP.
+        benchmark: of which only ``train``, ``val``, counts and class names may be used here.
+        reader: of features, over the frozen CLIP.
+        centre: the one deterministic view of a picture.
+        random: the views of training pictures; None where these, too, are the one.
         batch: rows of a training batch, over all pieces and ranks.
         seed: the run's.
-        at_once: pictures encoded at once.
-        workers: processes that load.
-        views: how pictures are cropped.
+        sampler: which pictures an epoch holds.
     """
 
     benchmark: Benchmark
-    clip: FrozenClip
+    reader: FeatureReader
+    centre: Transform
+    random: Transform | None
     batch: int
     seed: int
-    at_once: int
-    workers: int
-    views: ViewConfig = field(default_factory=ViewConfig)
+    sampler: Sampling = "shuffle"
 
     @property
     def labels(self) -> Tensor:
@@ -59,32 +60,54 @@ class TrainingSet:
     @property
     def preprocessing(self) -> Preprocessing:
         """Of the CLIP, with the run's filter."""
-        return self.views.preprocessing(self.clip.preprocessing)
+        return self.centre.preprocessing
 
-    @property
-    def centre_transform(self) -> Transform:
-        """The one deterministic view of a picture, on the host."""
-        return HostTransform(self.preprocessing, self.views.centre(self.preprocessing.size))
-
-    @torch.no_grad()
-    def features(self, transform: Transform) -> Tensor:
-        """CLIP's own image features of every training picture, in order, not normalised.
+    def features(self, transform: Transform | None = None) -> Tensor:
+        """Features before the projection of every training picture, in order.
 
         Args:
-            transform: to [3, S, S], or to [crops, 3, S, S].
+            transform: by default to the one deterministic view.
 
         Returns:
-            [N, Ds] or [N, crops, Ds], on the CLIP's device.
+            [N, V] or [N, crops, V], on the CLIP's device.
         """
-        pictures, device = self.benchmark.train, next(self.clip.parameters()).device
-        parts = []
-        for images, _, _ in evaluation_batches(
-            pictures, transform, self.at_once, workers=self.workers
-        ):
-            images = images.to(device, self.clip.dtype)
-            flat = plain_image_features(self.clip, images.flatten(0, -4))
-            parts.append(flat.unflatten(0, images.shape[:-3]))
-        return torch.cat(parts)
+        return self._placed(self.reader.read(self.benchmark.train, transform or self.centre))
+
+    def views(self, count: int) -> Tensor:
+        """The same of ``count`` random views of each; of the deterministic one where none is drawn.
+
+        Returns:
+            [N, views, V], on the CLIP's device.
+        """
+        if self.random is None:
+            return self.features()[:, None]
+        pictures = self.benchmark.train
+        return self._placed(self.reader.read_views(pictures, self.random, self.seed, count))
+
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """Features [M, V] of the validation pictures, of one view, and labels int64 [M].
+
+        For methods that say so by :meth:`Method.uses_validation`.
+
+        Raises:
+            InputError: there is none.
+        """
+        pictures = self.benchmark.val
+        if not len(pictures):
+            raise InputError(
+                f"--data {self.benchmark.name}: has no validation picture to choose settings on"
+            )
+        features = self._placed(self.reader.read(pictures, self.centre))
+        return features, torch.from_numpy(pictures.labels.copy()).to(features.device)
+
+    def batches(self, features: Tensor, views: Views = "in turn") -> FeatureBatches:
+        """Training batches of features [N, views, ...]."""
+        return FeatureBatches(
+            features, self.labels, self.batch, seed=self.seed, sampler=self.sampler, views=views
+        )
+
+    def _placed(self, features: Tensor) -> Tensor:
+        return features.to(next(self.reader.clip.parameters()).device)
 
 
 class Memo:
@@ -172,8 +195,10 @@ class Method(nn.Module):
     """Why ``--logit-adjustment`` is refused; None where it is not."""
 
     no_new_names: str | None = None
-    """Why class names that were not trained are refused; None where they are not. Then the new
-    classes of a run have no scores."""
+    """Why names that were not trained have no score; None where they have one."""
+
+    reads_features: bool = False
+    """Whether a picture's features of the frozen tower are all that it looks at in testing."""
 
     has_bias: bool = False
     """Whether load balancing steers what it retrieves."""
@@ -215,6 +240,11 @@ class Method(nn.Module):
                 names.insert(0 if data.shots is None else 1, f"{name}-source")
         return next((each for each in names if each in cls.presets), None)
 
+    @classmethod
+    def uses_validation(cls, settings: Any) -> bool:
+        """Whether it chooses anything on the validation pictures."""
+        return False
+
     def resolved(self, settings: Any) -> Any:
         """The settings with what depends on the CLIP filled in, as they are saved."""
         return settings
@@ -242,7 +272,7 @@ class Method(nn.Module):
         """
         return None
 
-    def read_training_set(self, training: TrainingSet) -> Batches | None:
+    def read_training_set(self, training: TrainingSet) -> Batches | FeatureBatches | None:
         """Take what is needed of the training set, before the first step of a run, also a resumed
         one, whose state is loaded afterwards.
 
@@ -251,6 +281,9 @@ class Method(nn.Module):
             their first tensor for ``images``.
         """
         return None
+
+    def settle(self, training: TrainingSet) -> None:
+        """Called once after the last epoch, for what is chosen when all is learned."""
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """Every template that :meth:`prepare` puts class names into, for the same arguments."""
@@ -304,6 +337,10 @@ class Method(nn.Module):
             classes: of :meth:`prepare`.
             adapted: score with what :meth:`adapt` learned, where it learns something.
         """
+        return self.feature_logits(unprojected_features(self.clip, images), classes, adapted)
+
+    def feature_logits(self, features: Tensor, classes: Any, adapted: bool = False) -> Tensor:
+        """The same of features before the projection [B, V], where they are all that it reads."""
         raise NotImplementedError
 
     def forget_text(self) -> None:
@@ -380,8 +417,8 @@ def backward_in_pieces(
 class TwoTowers(Method):
     """A method whose text features depend on the class alone (Eq. 3 with learned towers).
 
-    Subclasses bring ``text_features`` and ``image_features``; the loss is the criterion's, to which
-    :meth:`regularisation` may add.
+    Subclasses bring ``text_features`` and, where they learn in the image tower, ``image_features``;
+    the loss is the criterion's, to which :meth:`regularisation` may add.
 
     Args:
         clip: the frozen CLIP.
@@ -392,6 +429,10 @@ class TwoTowers(Method):
     def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
         super().__init__(clip)
         self.keep_text = keep_text
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.reads_features = cls.image_features is TwoTowers.image_features
 
     def text_features(self, classes: Any) -> Tensor:
         """[C, Ds], normalised."""
@@ -407,7 +448,7 @@ class TwoTowers(Method):
 
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:
         text = self.text_features(classes)
-        logits = self._scores(images, text)
+        logits = self._scores(self.image_features(images), text)
         cross_entropy = criterion(logits, labels)
         extra = self.regularisation(text, classes)
         loss = sum(extra.values(), cross_entropy)
@@ -416,13 +457,19 @@ class TwoTowers(Method):
 
     @torch.no_grad()
     def logits(self, images: Tensor, classes: Any, adapted: bool = False) -> Tensor:
+        return self._scores(self.image_features(images), self._text(classes))
+
+    @torch.no_grad()
+    def feature_logits(self, features: Tensor, classes: Any, adapted: bool = False) -> Tensor:
+        features = nn.functional.normalize(self.clip.vision.project(features), dim=-1)
+        return self._scores(features, self._text(classes))
+
+    def _text(self, classes: Any) -> Tensor:
         compute = partial(self.text_features, classes)
         keep = self.keep_text
-        text = self._kept.get(classes, self.parameters(), compute) if keep else compute()
-        return self._scores(images, text)
+        return self._kept.get(classes, self.parameters(), compute) if keep else compute()
 
-    def _scores(self, images: Tensor, text: Tensor) -> Tensor:
-        features = self.image_features(images)
+    def _scores(self, features: Tensor, text: Tensor) -> Tensor:
         return self.clip.logit_scale * features @ text.T
 
 
@@ -435,11 +482,7 @@ def plain_text_features(clip: FrozenClip, names: Sequence[str], template: str) -
 @torch.no_grad()
 def plain_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
     """CLIP's own image features [B, Ds], not normalised."""
-    *below, last = clip.vision.blocks
-    x = through(below, clip.vision.embed(images))
-    cls = torch.zeros(1, dtype=torch.int64, device=x.device)
-    x = last(x, rows=cls)
-    return clip.vision.readout(x[:, 0])
+    return clip.vision.project(unprojected_features(clip, images))
 
 
 def frozen_image_features(clip: FrozenClip, images: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ class Candle(Method):
     """
 
     title = "Candle"
+    reads_features = True
     Settings = CandleSettings
     presets: ClassVar = {"candle": Preset(sgd(3e-4, 50, 128))}
     no_logit_adjustment = "Candle's own loss compensates the class sizes already"
@@ -131,7 +132,7 @@ class Candle(Method):
     def read_training_set(self, training: TrainingSet) -> None:
         """Class means of the training set under the test transform, counts, virtual prototypes."""
         benchmark, base = training.benchmark, len(self.visual)
-        features = training.features(training.centre_transform)
+        features = self.clip.vision.project(training.features())
         labels = training.labels.to(features.device)
         sums = torch.zeros_like(self.visual).index_add_(0, labels, features)
         self.visual.copy_(sums / training.counts.to(sums)[:, None])
@@ -209,11 +210,14 @@ class Candle(Method):
         )
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: CandleClasses, adapted: bool = False) -> Tensor:
+    def feature_logits(
+        self, features: Tensor, classes: CandleClasses, adapted: bool = False
+    ) -> Tensor:
         state = (*self.parameters(), *self.buffers())
         prototypes = self._kept.get(classes, state, lambda: self._prototypes(classes.texts, 0.0))
         n = len(classes.texts)
-        fused = self._fuse(self._features(images), prototypes, 0.0)
+        features = self.clip.vision.project(features) @ self.image_projection
+        fused = self._fuse(features, prototypes, 0.0)
         visual, texts = (prototypes.fused[part][classes.columns] for part in _halves(n))
         return self.clip.logit_scale * (
             _cosine(fused, texts) + self.config.prototype_scale * _cosine(fused, visual)

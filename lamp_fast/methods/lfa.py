@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.data.loading import Batches, crop_feature_batches
+from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.fields import Bounds, FloatOrNone
@@ -19,7 +19,6 @@ from lamp_fast.methods.base import (
     Method,
     Step,
     TrainingSet,
-    frozen_image_features,
     plain_text_features,
 )
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
@@ -118,6 +117,7 @@ class Lfa(Method):
         "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
         "lfa-all": Preset({**_ADAMW, "epochs": 200}, {"procrustes_beta": None}, by_data=_ALL),
     }
+    reads_features = True
     no_logit_adjustment = "LFA's loss compares distances and has no logits to adjust"
 
     ema: Tensor
@@ -137,10 +137,11 @@ class Lfa(Method):
         return cls(clip, settings, surroundings.classes, surroundings.epochs)
 
     @torch.no_grad()
-    def read_training_set(self, training: TrainingSet) -> Batches:
+    def read_training_set(self, training: TrainingSet) -> FeatureBatches:
         """Encode the training set, start W, and train on the features."""
         benchmark = training.benchmark
-        crops = training.features(five_crop_transform(training.preprocessing))
+        five = five_crop_transform(training.preprocessing)
+        crops = self.clip.vision.project(training.features(five))
         crops = F.normalize(crops, dim=-1)  # [N, 5, Ds]
         labels = training.labels.to(crops.device)
         texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
@@ -150,7 +151,7 @@ class Lfa(Method):
             beta = cross_validated_beta(fitted[:, 0], texts, labels, training.seed)
         targets = texts[labels][:, None].expand_as(fitted)
         self.weight.copy_(procrustes(fitted.flatten(0, 1), targets.flatten(0, 1), beta))
-        return crop_feature_batches(crops, training.labels, training.batch, seed=training.seed)
+        return training.batches(crops, views="drawn")
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """ImageNet's, where the names are of it and the user gave no template; else the one."""
@@ -191,10 +192,12 @@ class Lfa(Method):
         self.ema.mul_(momentum).add_(self.weight.detach(), alpha=1 - momentum)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: LfaClasses, adapted: bool = False) -> Tensor:
+    def feature_logits(
+        self, features: Tensor, classes: LfaClasses, adapted: bool = False
+    ) -> Tensor:
         weight = self.weight if classes.trained else self.ema
-        mapped = F.normalize(frozen_image_features(self.clip, images) @ weight, dim=-1)
-        return self.clip.logit_scale * mapped @ classes.texts.T
+        features = F.normalize(self.clip.vision.project(features), dim=-1)
+        return self.clip.logit_scale * F.normalize(features @ weight, dim=-1) @ classes.texts.T
 
 
 def procrustes(features: Tensor, targets: Tensor, beta: float) -> Tensor:

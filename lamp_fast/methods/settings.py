@@ -1,10 +1,12 @@
 """What a method is built from: its settings, their published values, and the run around it."""
 
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lamp_fast.clip import Trimming
+from lamp_fast.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,38 @@ class RunClasses:
     Attributes:
         base: the trained ones, in label order.
         new: those that are tested without being trained on; often none.
+        counts: training pictures of each of the trained ones; empty where nothing asks for them.
     """
 
     base: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    def columns(self, names: Sequence[str]) -> list[int | None]:
+        """Where each name stands among the trained ones, None where it does not.
+
+        Classes may share a name (ImageNet has two "missile"): each name asked for is another one.
+        """
+        free: dict[str, deque[int]] = defaultdict(deque)
+        for column, name in enumerate(self.base):
+            free[name].append(column)
+        return [free[name].popleft() if free[name] else None for name in names]
+
+    def trained_columns(self, names: Sequence[str], reason: str) -> list[int]:
+        """The same of names that must all be trained ones.
+
+        Args:
+            names: asked for.
+            reason: why others have no score.
+
+        Raises:
+            InputError: a name that was not trained.
+        """
+        columns = self.columns(names)
+        for name, column in zip(names, columns, strict=True):
+            if column is None:
+                raise InputError(f"classes: {name!r} was not trained: {reason}")
+        return columns
 
 
 @dataclass(frozen=True)

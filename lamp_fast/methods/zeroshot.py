@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
+from lamp_fast.methods.base import Method, plain_text_features
 from lamp_fast.methods.settings import MethodSettings, Surroundings
 
 
@@ -16,6 +16,7 @@ class ZeroShot(Method):
     """No parameters; ``classes`` is the normalised text features [C, Ds]."""
 
     title = "CLIP zero-shot"
+    reads_features = True
 
     @classmethod
     def build(
@@ -27,5 +28,6 @@ class ZeroShot(Method):
         return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
-        return self.clip.logit_scale * frozen_image_features(self.clip, images) @ classes.T
+    def feature_logits(self, features: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
+        features = F.normalize(self.clip.vision.project(features), dim=-1)
+        return self.clip.logit_scale * features @ classes.T

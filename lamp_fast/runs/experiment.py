@@ -13,7 +13,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import FrozenClip, check_distinct, tokenise
+from lamp_fast.clip import FeatureReader, FrozenClip, check_distinct, tokenise
 from lamp_fast.data import (
     Benchmark,
     DataConfig,
@@ -27,16 +27,15 @@ from lamp_fast.data import (
     move_batches,
     transfer_benchmark,
 )
-from lamp_fast.data.decoded import default_folder
+from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.loading import Batch, Transform
-from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.sources import catalog
-from lamp_fast.data.transforms import HostTransform, Views
+from lamp_fast.data.transforms import CentreCrop, Views
 from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
-from lamp_fast.methods import Method, RunClasses
-from lamp_fast.runs.building import build_clip, build_method
+from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
+from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.ranks import ALONE, Ranks, place
@@ -55,6 +54,7 @@ class Experiment:
         config: the settings with every "auto" resolved.
         unreadable: names of the pictures that were skipped.
         data_hash: sha256 over names, labels and bytes of every picture of the run.
+        reader: of what the frozen tower makes of pictures.
         block: how many (image, class) pairs the method encodes at once; None where it does not ask.
     """
 
@@ -65,7 +65,24 @@ class Experiment:
     method: Method
     data_hash: str
     unreadable: tuple[str, ...]
+    reader: FeatureReader
     block: int | None = None
+
+    def training_set(self, batch: int) -> TrainingSet:
+        """What the method may look at before the first step.
+
+        Args:
+            batch: rows of a training batch.
+        """
+        drawn = self.train_transform
+        return TrainingSet(
+            self.benchmark,
+            self.reader,
+            centre=self.centre_transform,
+            random=None if isinstance(drawn.views, CentreCrop) else drawn,
+            batch=batch,
+            seed=self.config.seed,
+        )
 
     @property
     def test_transform(self) -> Transform:
@@ -99,8 +116,7 @@ class Experiment:
         return self.clip.preprocessing.size
 
     def _transform(self, views: Views) -> Transform:
-        kind = PackTransform if self.config.machine.transforms == "device" else HostTransform
-        return kind(self.config.views.preprocessing(self.clip.preprocessing), views)
+        return build_transform(self.clip, self.config.views, self.config.machine, views)
 
     def describe(self) -> list[str]:
         """The first lines of a run: what CLIP, what data, what method."""
@@ -169,10 +185,11 @@ def assemble(
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
     config.views.check_size(clip.preprocessing.size)
-    listed = checked[0] if checked else load_data(config.data, config.seed)[1]
+    listed = checked[0] if checked else load_benchmark(config)
     torch.manual_seed(config.seed)
     if saved is None:
-        method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))
+        counts = tuple(listed.counts.tolist())
+        method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names, counts))
     else:
         method = saved.method(clip, config)
     # Names that a run was begun with are its own; those of another data set are tested anew.
@@ -183,13 +200,16 @@ def assemble(
     if config.machine.cache_size and benchmark.train.arrays is None:
         cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
     benchmark = decode_through(benchmark, cache, config.data.downscale)
+    reader = build_reader(clip, config.machine)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
     block = config.trim.block or (None if record is None else record.block)
     if block is None:
         block = method.choose_block(names, benchmark.template)
     method.block = block
     config = replace(config, own=method.resolved(config.own))
-    return Experiment(config, device, clip, benchmark, method, data_hash, tuple(unreadable), block)
+    return Experiment(
+        config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
+    )
 
 
 def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool) -> None:
@@ -223,7 +243,14 @@ def check_data(config: TrainConfig) -> Checked:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
     validate(config)
-    return _check_pictures(load_data(config.data, config.seed)[1], config)
+    return _check_pictures(load_benchmark(config), config)
+
+
+def load_benchmark(config: TrainConfig) -> Benchmark:
+    """What a run sees of its data set: :func:`load_data`, with validation pictures where its method
+    chooses on them."""
+    validation = METHODS[config.method].uses_validation(config.own)
+    return load_data(config.data, config.seed, validation=validation)[1]
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
@@ -250,8 +277,15 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
     return load_source(data.data, data.root, data.template, table, only_test=only_test)
 
 
-def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
+def load_data(
+    data: DataConfig, seed: int, *, validation: bool = False
+) -> tuple[DataSource, Benchmark]:
     """List the pictures of a data set and apply the protocol; no picture is read yet.
+
+    Args:
+        data: which, and how it is drawn from.
+        seed: of the draws.
+        validation: also take validation pictures.
 
     Raises:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
@@ -259,7 +293,13 @@ def load_data(data: DataConfig, seed: int) -> tuple[DataSource, Benchmark]:
     data = data.resolved()
     source = find_source(data)
     benchmark = build_benchmark(
-        source, split=data.split, imb=data.imb, cap=data.cap, shots=data.shots, seed=seed
+        source,
+        split=data.split,
+        imb=data.imb,
+        cap=data.cap,
+        shots=data.shots,
+        seed=seed,
+        validation=validation,
     )
     return source, benchmark
 

@@ -15,13 +15,15 @@ from lamp_fast.methods.base import Criterion
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation, as the peers do it: the rate is stepped per epoch."""
+    """Optimisation, as the peers do it."""
 
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     """sgd has momentum 0.9, the others betas (0.9, 0.999)."""
     lr: Annotated[float, Bounds(above=0, high=1e30)] = 3e-3
     lr_end: Annotated[float, Bounds(0, 1e30)] = 0.0
     """What the cosine falls towards."""
+    lr_per: Literal["epoch", "step"] = "epoch"
+    """How often the rate moves along its cosine."""
     weight_decay: Annotated[float, Bounds(0, 1_000_000)] = 5e-4
     eps: Annotated[float, Bounds(above=0, high=1_000_000)] = 1e-8
     """Of adamw and adam."""
@@ -40,11 +42,12 @@ class OptimConfig:
     tau: Annotated[float, Bounds(0, 1_000_000)] = 1.0
 
 
-def learning_rate(optim: OptimConfig, epoch: int) -> float:
+def learning_rate(optim: OptimConfig, epoch: float) -> float:
     """The rate of an epoch (from 0) as the peers step it: constant warm-up, then cosine.
 
     lr / 2 (1 + cos(pi (e - W) / E)) with E all epochs, W the warm-up ones (none when E is 1), so it
-    never reaches 0. With ``lr_end`` the cosine falls from lr towards that.
+    never reaches 0. With ``lr_end`` the cosine falls from lr towards that. Between two epochs, for
+    a rate that moves with every step, ``epoch`` has a part behind the point.
     """
     warmup = optim.warmup_epochs if optim.epochs > 1 else 0
     if epoch < warmup:

@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
 
+from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.loading import Batch, Batches
 from lamp_fast.errors import InputError
 from lamp_fast.runs.config import TrainConfig
@@ -110,7 +110,7 @@ class Ranks:
         return self._agreed(result, error, [0] if failed else [])
 
     def parts(
-        self, batches: Batches, sizes: Sequence[int], epoch: int = 0
+        self, batches: Batches | FeatureBatches, sizes: Sequence[int], epoch: int = 0
     ) -> Iterator[tuple[Batch, int]]:
         """This rank's rows of each batch, and how many rows the whole batch has.
 
@@ -130,16 +130,13 @@ class Ranks:
         for _ in loaded:
             raise AssertionError("more batches than sizes")
 
-    def share(self, batches: Batches) -> Batches:
+    def share(self, batches: Batches | FeatureBatches) -> Batches | FeatureBatches:
         """The same batches, of which this rank loads its own rows alone; empty parts are left out.
 
         Order and random crops are functions of seed, epoch and picture, so they stay what they are
         in a run of one process.
         """
-        if self.size == 1:
-            return batches
-        loader = batches._loader
-        return Batches(loader.dataset, _RankSampler(loader.batch_sampler, self), loader.num_workers)
+        return batches if self.size == 1 else batches.part(self.rows)
 
     def _agreed(self, result: Any, error: Exception | None, failed: Sequence[int]) -> Any:
         if not failed:
@@ -147,29 +144,6 @@ class Ranks:
         if self.rank == failed[0] and error is not None:
             raise error
         raise PeerStopped
-
-
-class _RankSampler(Sampler):
-    """One rank's rows of every batch of another sampler."""
-
-    def __init__(self, sampler: Any, ranks: Ranks) -> None:
-        self.sampler, self.ranks = sampler, ranks
-
-    @property
-    def current_epoch(self) -> int:
-        return self.sampler.current_epoch
-
-    @current_epoch.setter
-    def current_epoch(self, epoch: int) -> None:
-        self.sampler.current_epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.sampler:
-            if rows := batch[self.ranks.rows(len(batch))]:
-                yield rows
 
 
 ALONE = Ranks()

@@ -50,7 +50,8 @@ class SavedRun:
     @property
     def classes(self) -> RunClasses:
         """The classes that it knew."""
-        return RunClasses(self.record.data.base_names, self.record.data.new_names)
+        data = self.record.data
+        return RunClasses(data.base_names, data.new_names, data.counts)
 
     def method(self, clip: FrozenClip, config: TrainConfig) -> Method:
         """The trained method, over the run's CLIP.

@@ -1,7 +1,7 @@
 """Scores of a run on test pictures, of its own data or another set, and the tables of them."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,16 +203,29 @@ def _predict(
     pictures = pictures.select(range(first, end))
     benchmark = experiment.benchmark
     classes = method.prepare(names, benchmark.template, benchmark.origin)
-    batches = evaluation_batches(
-        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
-    )
     predicted = [torch.empty(0, dtype=torch.int64)]
-    quiet = None if ranks.first else True
-    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-    for images, _, _ in experiment.move_batches(bar):
+    for images in _inputs(experiment, method, pictures, ranks):
         logits = class_scores(method, images, classes, adapted)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
+
+
+def _inputs(
+    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks
+) -> Iterator[torch.Tensor]:
+    """Batches as :func:`class_scores` takes them: features, from the cache, where these suffice."""
+    machine = experiment.config.machine
+    if method.reads_features:
+        if len(pictures):
+            features = experiment.reader.read(pictures, experiment.test_transform)
+            yield from (each.to(experiment.device) for each in features.split(machine.test_batch))
+        return
+    batches = evaluation_batches(
+        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
+    )
+    quiet = None if ranks.first else True
+    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
+    yield from (images for images, _, _ in experiment.move_batches(bar))
 
 
 @torch.no_grad()
@@ -224,14 +237,18 @@ def class_scores(
     Args:
         method: any.
         images: [B, 3, S, S], or views [B, 5, 3, S, S], whose logits' mean is taken; one view of
-            every picture is encoded at once, so memory is that of one.
+            every picture is encoded at once, so memory is that of one. Or features before the
+            projection, [B, V] or [B, 5, V], of a method that reads these.
         classes, adapted: as :meth:`Method.logits` takes them.
 
     Raises:
         InputError: any is NaN or infinite: they would say nothing, and yet have a largest one.
     """
-    views = images.unbind(1) if images.ndim == 5 else (images,)
-    logits = sum(method.logits(view, classes, adapted) for view in views) / len(views)
+    are_features = images.ndim < 4
+    score = method.feature_logits if are_features else method.logits
+    several = images.ndim == (3 if are_features else 5)
+    views = images.unbind(1) if several else (images,)
+    logits = sum(score(view, classes, adapted) for view in views) / len(views)
     if not bool(torch.isfinite(logits).all()):
         raise InputError(
             "the method's class scores are not finite: its weights or settings are beyond what"

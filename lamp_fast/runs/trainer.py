@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast.data import evaluation_batches, training_batches
-from lamp_fast.methods.base import TrainingSet
 from lamp_fast.runs import checkpoint, graph
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.experiment import Experiment
@@ -40,6 +39,13 @@ class Trainer:
         self.method = experiment.method
         self.optim = experiment.config.optim
         benchmark, config = experiment.benchmark, experiment.config
+        # Where a batch is not full, it is the only one.
+        rows = min(self.optim.batch, len(benchmark.train))
+        machine = config.machine
+        self.training = experiment.training_set(rows)
+        started = time.perf_counter()
+        batches = self.method.read_training_set(self.training)
+        self.reading_seconds = time.perf_counter() - started
         self.parameters = [each for each in self.method.parameters() if each.requires_grad]
         self.optimiser = build_optimiser(self.optim, self.parameters, experiment.device)
         self.scaler = torch.amp.GradScaler(
@@ -49,27 +55,16 @@ class Trainer:
         self.classes = self.method.prepare(
             benchmark.base_names, benchmark.template, benchmark.origin
         )
-        # Where a batch is not full, it is the only one.
-        rows = min(self.optim.batch, len(benchmark.train))
-        machine = config.machine
-        training = TrainingSet(
-            benchmark,
-            experiment.clip,
-            rows,
-            config.seed,
-            machine.test_batch,
-            machine.workers,
-            config.views,
-        )
-        self.batches = self.method.read_training_set(training) or training_batches(
-            benchmark.train,
-            experiment.train_transform,
-            self.optim.batch,
-            seed=config.seed,
-            workers=machine.workers,
-        )
-        self.batch_sizes = [rows] * len(self.batches)
-        self.batches = ranks.share(self.batches)
+        if batches is None:
+            batches = training_batches(
+                benchmark.train,
+                experiment.train_transform,
+                self.optim.batch,
+                seed=config.seed,
+                workers=machine.workers,
+            )
+        self.batch_sizes = [rows] * len(batches)
+        self.batches = ranks.share(batches)
         self.planned_steps = self.optim.epochs * len(self.batch_sizes)
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
         # t / T of the step that is taken, where a captured step can read it.
@@ -116,11 +111,7 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict:
         started = time.perf_counter()
         rate = learning_rate(self.optim, epoch)
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        self._set_rate(rate)
         self.method.train()
         self.method.start_epoch()
         device = self.experiment.device
@@ -138,8 +129,10 @@ class Trainer:
             disable=None if self.ranks.first else True,
         )
         asked = time.perf_counter()
-        for (images, labels, _), rows in bar:
+        for step, ((images, labels, _), rows) in enumerate(bar):
             waited += time.perf_counter() - asked
+            if self.optim.lr_per == "step":
+                self._set_rate(learning_rate(self.optim, epoch + step / len(self.batch_sizes)))
             outcome = self._take_step(images, labels, rows)
             names = list(outcome)
             # A vector of our own: a captured step overwrites its scalars.
@@ -167,6 +160,13 @@ class Trainer:
             "step_loss": losses.tolist(),
             **self.method.epoch_log(),
         }
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _take_step(self, images: Tensor, labels: Tensor, rows: int) -> StepTensors:
         """One optimiser step, captured where it can be."""

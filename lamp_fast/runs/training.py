@@ -113,7 +113,8 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
         try:
             if trainer.parameters:
                 trainer.run()
-            finish(experiment, trainer.progress, folder, ranks)
+            experiment.method.settle(trainer.training)
+            finish(experiment, trainer, folder, ranks)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
@@ -142,12 +143,19 @@ def _begin(trainer: Trainer) -> None:
     trainer.save()
 
 
-def finish(experiment: Experiment, progress: Progress, folder: Path, ranks: Ranks = ALONE) -> None:
-    """Adapt, save what was learned, score it and draw the pictures."""
+def finish(experiment: Experiment, trainer: Trainer, folder: Path, ranks: Ranks = ALONE) -> None:
+    """Adapt, save what was learned, score it and draw the pictures.
+
+    The seconds of a run are those of its epochs; of a method that has none, those that it took to
+    read the training set, where features that were not kept are computed.
+    """
+    progress = trainer.progress
     adaptation = adapt_to_new_classes(experiment, ranks)
     if progress.epoch:
         ranks.once(require_checkpoint, folder)
     seconds = sum(line["seconds"] for line in progress.history)
+    if not trainer.parameters:
+        seconds = trainer.reading_seconds
     facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
     method = experiment.method
     ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lamp_fast import train
-from lamp_fast.data import DataConfig, DecodedCache, Pictures, decoded
+from lamp_fast.data import DataConfig, DecodedCache, Pictures, decoded, disk_cache
 from lamp_fast.data.pictures import check_pictures, decode
 from lamp_fast.files import load_tensors, read_json
 from lamp_fast.runs.config import TrainConfig, apply_preset
@@ -81,7 +81,7 @@ def test_a_file_that_changed_since_it_was_checked_is_kept_under_its_own_content(
 def test_another_decoder_meets_no_old_entry(tmp_path, monkeypatch):
     cache = DecodedCache(tmp_path, LIMIT)
     cache.write(b"a", picture(1))
-    monkeypatch.setattr(decoded, "_DECODER", b"a later PIL")
+    monkeypatch.setattr(decoded, "DECODER", b"a later PIL")
     assert cache.read(b"a") is None
 
 
@@ -146,7 +146,7 @@ def test_a_folder_of_somebody_else_is_neither_filled_nor_emptied(tmp_path, capsy
     cache.opened = time.time() + 60
     cache.write(b"a", picture(1))
     cache._entries()
-    decoded.clear(cache.folder)
+    disk_cache.clear(cache.folder)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds other files" in line
@@ -167,7 +167,7 @@ def test_eviction_and_clearing_leave_what_the_cache_did_not_write(tmp_path, mark
     os.utime(entry, (0, 0))
     assert DecodedCache(tmp_path, 0).size() == 0
     assert not entry.exists()
-    decoded.clear(cache.folder)
+    disk_cache.clear(cache.folder)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
 
 
@@ -211,8 +211,8 @@ def test_a_smaller_bound_is_kept_from_the_start(tmp_path):
 
 
 def test_half_of_the_free_disk_at_most(tmp_path, monkeypatch):
-    usage = decoded.shutil.disk_usage(tmp_path)._replace(free=20_000)
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage)
+    usage = disk_cache.shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda _: usage)
     assert DecodedCache(tmp_path, LIMIT).limit == 10_000
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_costs_one_line(tmp_path, monkeypatch, capsys, code):
     def full(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(decoded.os, "replace", full)
+    monkeypatch.setattr(disk_cache.os, "replace", full)
     pictures = replace(plain, cache=cache)
     for index in range(len(plain)):
         assert torch.equal(pictures.load(index), plain.load(index))
@@ -293,7 +293,7 @@ def test_downscale_has_entries_of_its_own(tmp_path):
 
 
 def test_training_gives_the_same_bits_and_records_a_downscale(tmp_path, monkeypatch):
-    monkeypatch.setenv(decoded.FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(disk_cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for name, level in (("dark", 60), ("light", 190)):
         for number in range(8):

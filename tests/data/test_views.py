@@ -291,6 +291,15 @@ def test_a_run_remembers_its_views(root, tmp_path):
     expected = torch.stack(every).mean(0)
     # Five numbers of order 100 added up in another order, in float32.
     torch.testing.assert_close(class_scores(method, crops, classes), expected, atol=1e-4, rtol=0)
+    # As the table was scored, from features of five views.
+    assert method.reads_features
+    features = experiment.reader.read(test, experiment.test_transform)
+    assert features.shape[1] == 5
+    torch.testing.assert_close(class_scores(method, features, classes), expected, atol=1e-4, rtol=0)
+    once = experiment.with_tte(False)
+    (only,) = once.test_transform.views(test.load(0), experiment.clip.preprocessing)
+    assert only.scaled == (size, size * 50 // 40)
+    assert once.reader.read(test, once.test_transform).ndim == 2
 
     classifier = Classifier.load(out)
     files = [test.root / name for name in test.names]

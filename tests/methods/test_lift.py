@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from training_sets import training_set
 
 from lamp_fast import Classifier, evaluate, info, predict, train
 from lamp_fast.clip import Trimming
 from lamp_fast.data import build_benchmark, load_source
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses, TrainingSet, lift
+from lamp_fast.methods import METHODS, RunClasses, lift
 from lamp_fast.methods.lift import Lift, LiftPlus, tuner_width
 from lamp_fast.report import page
 from lamp_fast.runs import parameters
@@ -42,7 +43,7 @@ def start(method, clip):
     """As before the first step of a run; of the pictures LIFT reads nothing."""
     source = load_source("digits", None, None, None)
     benchmark = build_benchmark(source, split="base-new", imb=4.0, cap=None, shots=4, seed=1)
-    method.read_training_set(TrainingSet(benchmark, clip, 3, seed=1, at_once=4, workers=0))
+    method.read_training_set(training_set(benchmark, clip, 3))
     return method
 
 

@@ -15,6 +15,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from training_sets import training_set
 
 from lamp_fast import info
 from lamp_fast.clip import Trimming
@@ -22,7 +23,7 @@ from lamp_fast.data import Origin, build_benchmark, load_source
 from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses, TrainingSet
+from lamp_fast.methods import METHODS, RunClasses
 from lamp_fast.methods.base import Memo
 from lamp_fast.methods.lfa import cross_validated_beta
 from lamp_fast.methods.maple import MapleSettings
@@ -436,7 +437,7 @@ def ready(name, clip, batch, **groups):
     method = build(
         name, clip, None, RunClasses(benchmark.base_names, benchmark.new_names), **groups
     )
-    training = TrainingSet(benchmark, clip, batch, seed=1, at_once=4, workers=0)
+    training = training_set(benchmark, clip, batch)
     batches = method.read_training_set(training)
     labels = torch.tensor([4, 0, 1])
     images = pictures()
@@ -606,7 +607,7 @@ def test_lfas_cross_validated_start_is_of_the_centre_crops(small_clip, few_digit
     clip = small_clip()
     torch.manual_seed(3)
     method = build("lfa", clip, procrustes_beta=None, classes=RunClasses(few_digits.base_names))
-    method.read_training_set(TrainingSet(few_digits, clip, 1 << 20, seed=1, at_once=4, workers=0))
+    method.read_training_set(training_set(few_digits, clip, 1 << 20))
     centre = training_pictures(few_digits, evaluation_transform(clip.preprocessing)).double()
     f = F.normalize(clip.model.encode_image(centre), dim=-1)
     texts = zero_shot_texts(clip, [few_digits.template.format(n) for n in few_digits.base_names])

@@ -1,0 +1,171 @@
+"""What the frozen image tower makes of pictures, computed once.
+
+Kept are the rows before the projection, ``ln_post(cls)`` [V] a picture: half of what a method may
+start from, and all of it, since the projection is one product (:meth:`VisionTower.project`).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from tqdm import tqdm
+
+from lamp_fast.clip.towers import FrozenClip, through
+from lamp_fast.data import Pictures, evaluation_batches, move_batches
+from lamp_fast.data.decoded import DECODER
+from lamp_fast.data.feature_cache import FeatureCache, as_keys
+from lamp_fast.data.loading import Batches, Transform, view_batches
+
+# Raised whenever the towers or the transforms make other features of the same pictures.
+_REVISION = 1
+# An interrupted run has kept all but this many pictures.
+_PICTURES_A_SHARD = 8192
+
+
+@torch.no_grad()
+def unprojected_features(clip: FrozenClip, images: Tensor) -> Tensor:
+    """The last cls rows behind ln_post: images [B, 3, S, S] to [B, V], in the tower's dtype."""
+    *below, last = clip.vision.blocks
+    x = through(below, clip.vision.embed(images))
+    cls = torch.zeros(1, dtype=torch.int64, device=x.device)
+    return clip.vision.visual.ln_post(last(x, rows=cls)[:, 0])
+
+
+class FeatureReader:
+    """Features of pictures: from the cache where it has them, else computed and kept.
+
+    A picture is known by its content. The first features that were kept of it are what every
+    reader gets, to the bit.
+
+    Args:
+        clip: the frozen CLIP.
+        cache: None computes each time.
+        batch: pictures encoded at once.
+        workers: processes that load.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenClip,
+        cache: FeatureCache | None = None,
+        batch: int = 100,
+        workers: int = 0,
+    ) -> None:
+        self.clip, self.batch, self.workers = clip, batch, workers
+        # Of a CLIP that was wrapped directly nothing is known that could name its features.
+        self.cache = None if clip.identity is None else cache
+
+    def read(self, pictures: Pictures, transform: Transform) -> Tensor:
+        """Features before the projection of pictures under a transform, in order.
+
+        Args:
+            pictures: N of them.
+            transform: to one view or to several, without anything that is drawn.
+
+        Returns:
+            [N, V] or [N, crops, V], on the CPU, in the tower's dtype.
+
+        Raises:
+            InputError: a picture that can no longer be read.
+        """
+
+        def load(rows: np.ndarray) -> Batches:
+            some = pictures.select(rows)
+            return evaluation_batches(some, transform, self.batch, workers=self.workers)
+
+        return self._read(pictures.content_digests(), _shown(pictures, transform), load)
+
+    def read_views(self, pictures: Pictures, transform: Transform, seed: int, views: int) -> Tensor:
+        """The same of a random transform, in several views with draws of their own.
+
+        What is drawn of a picture depends on ``seed``, the view and its content alone. A transform
+        that changes from epoch to epoch shows epoch e in view e.
+
+        Returns:
+            [N, views, V], on the CPU.
+        """
+        digests = pictures.content_digests()
+
+        def load(rows: np.ndarray, view: int) -> Batches:
+            some, key, seen = pictures.select(rows), (seed, view), transform.for_epoch(view)
+            return view_batches(some, seen, self.batch, digests[rows], key, self.workers)
+
+        each = []
+        for view in tqdm(range(views), desc="views", leave=False, disable=None):
+            name = f"{_shown(pictures, transform.for_epoch(view))}, view {view} of seed {seed}"
+            each.append(self._read(digests, name, partial(load, view=view)))
+        return torch.stack(each, dim=1)
+
+    def _read(
+        self, digests: np.ndarray, crops: str, load: Callable[[np.ndarray], Batches]
+    ) -> Tensor:
+        """Features by digests, uint8 [N, 32]; ``load`` gives the batches of some of N rows."""
+        # Of equal pictures the first is encoded for all.
+        _, first, group = np.unique(as_keys(digests), return_index=True, return_inverse=True)
+        kind = self._kind(crops)
+        known, features = self._kept(kind, digests[first])
+        missing = np.flatnonzero(~known)
+        if not len(missing):
+            return features[group]
+        bar = tqdm(total=len(missing), desc="encoding pictures", leave=False, disable=None)
+        for start in range(0, len(missing), _PICTURES_A_SHARD):
+            places = missing[start : start + _PICTURES_A_SHARD]
+            encoded = []
+            batches = load(first[places])
+            device, dtype = next(self.clip.parameters()).device, self.clip.dtype
+            for images, _, _ in move_batches(batches, device, dtype):
+                encoded.append(self._encode(images.to(dtype)).cpu())
+                bar.update(len(images))
+            shard = torch.cat(encoded)
+            if features is None:
+                features = shard.new_empty((len(first), *shard.shape[1:]))
+            features[places] = shard
+            if self.cache is not None:
+                self.cache.write(kind, digests[first[places]], shard)
+        bar.close()
+        # Another run may have been first to keep some of them.
+        known, kept = self._kept(kind, digests[first[missing]])
+        if known.any():
+            features[missing[known]] = kept[known]
+        return features[group]
+
+    def _kept(self, kind: str, digests: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
+        if self.cache is None:
+            return np.zeros(len(digests), dtype=bool), None
+        return self.cache.read(kind, digests)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        flat = unprojected_features(self.clip, images.flatten(0, -4))
+        return flat.unflatten(0, images.shape[:-3])
+
+    def _kind(self, crops: str) -> str:
+        """Everything beside the picture that decides about its features."""
+        if self.cache is None:
+            return crops
+        identity, device = self.clip.identity, next(self.clip.parameters()).device
+        return json.dumps(
+            {
+                "revision": _REVISION,
+                "fingerprint": identity.fingerprint,
+                "activation": identity.activation,
+                "preprocessing": asdict(identity.preprocessing),
+                "dtype": str(self.clip.dtype),
+                "device": device.type,
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+                "decoder": DECODER.decode(),
+                "crops": crops,
+            },
+            sort_keys=True,
+        )
+
+
+def _shown(pictures: Pictures, transform: Transform) -> str:
+    """What a transform shows of pictures, in words that differ where that does."""
+    small = "" if pictures.downscale is None else f"scaled down to {pictures.downscale}, "
+    return f"{small}{type(transform).__name__}: {transform.views}, {transform.preprocessing}"
