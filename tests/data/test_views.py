@@ -298,7 +298,7 @@ def test_a_run_remembers_its_views(root, tmp_path):
     torch.testing.assert_close(class_scores(method, features, classes), expected, atol=1e-4, rtol=0)
     once = experiment.with_tte(False)
     (only,) = once.test_transform.views(test.load(0), experiment.clip.preprocessing)
-    assert only.scaled == (size, size * 50 // 40)
+    assert min(only.scaled) == size
     assert once.reader.read(test, once.test_transform).ndim == 2
 
     classifier = Classifier.load(out)
