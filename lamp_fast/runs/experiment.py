@@ -184,7 +184,6 @@ def assemble(
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
-    config.views.check_size(clip.preprocessing.size)
     listed = checked[0] if checked else load_benchmark(config)
     torch.manual_seed(config.seed)
     if saved is None:
