@@ -4,7 +4,6 @@ The strongest published long-tail methods on CLIP, and two of the simplest: the 
 the head and is not used again.
 """
 
-from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 
 from lamp_fast.clip import Block, FrozenClip, Trimming, at_least_float32, through
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
 from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet, plain_text_features
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
@@ -91,7 +89,7 @@ class Lift(Method):
     title = "LIFT"
     Settings = LiftSettings
     own_prompt = True
-    no_new_names = "its head has a row for each trained class, and no other has a score"
+    no_new_names = "the head has one row a trained class, and no other class has a score"
     presets: ClassVar = {
         "lift": Preset(
             {**sgd(0.01, 10, 128, warmup_epochs=0), "logit_adjustment": True},
@@ -106,12 +104,12 @@ class Lift(Method):
         self, clip: FrozenClip, config: LiftSettings, classes: RunClasses, trimming: Trimming
     ) -> None:
         super().__init__(clip)
-        self.names = classes.base
+        self.trained = classes
         self.only_cls = trimming.last_row and not trimming.as_published
         blocks, width = clip.vision.blocks, clip.vision.width
-        inner = config.tuner_width or tuner_width(len(self.names), len(blocks))
+        inner = config.tuner_width or tuner_width(len(classes.base), len(blocks))
         self.adapters = nn.ModuleList(Adapter(width, inner, self.start_down) for _ in blocks)
-        self.head = nn.Parameter(torch.zeros(len(self.names), width))
+        self.head = nn.Parameter(torch.zeros(len(classes.base), width))
         self.match_clip()
 
     @classmethod
@@ -121,7 +119,7 @@ class Lift(Method):
     @torch.no_grad()
     def read_training_set(self, training: TrainingSet) -> None:
         """Start the head from the class names; of the pictures nothing is read."""
-        names = [name.replace("_", " ") for name in self.names]
+        names = [name.replace("_", " ") for name in self.trained.base]
         projection = self.clip.vision.visual.proj
         text = plain_text_features(self.clip, names, TEMPLATE)
         self.head.copy_(F.normalize(text @ projection.T.to(text.dtype), dim=-1))
@@ -137,16 +135,9 @@ class Lift(Method):
         Raises:
             InputError: a name that was not trained.
         """
-        if tuple(names) == self.names:
+        rows = self.trained.trained_columns(names, self.no_new_names)
+        if rows == list(range(len(self.head))):
             return slice(None)
-        free: dict[str, deque[int]] = defaultdict(deque)
-        for row, name in enumerate(self.names):
-            free[name].append(row)
-        rows = []
-        for name in names:
-            if not free[name]:
-                raise InputError(f"class {name!r}: {self.no_new_names}")
-            rows.append(free[name].popleft())
         return torch.tensor(rows, dtype=torch.int64, device=self.head.device)
 
     def step(

@@ -223,7 +223,9 @@ def test_rows_are_found_by_name_and_of_equal_names_each_is_one(small_clip):
         got = method.logits(images, method.prepare(asked, "{}"))
         torch.testing.assert_close(got, every[:, columns], **TOLERANCE)
     for asked in (("ox", "zebra"), ("missile",) * 3):
-        with pytest.raises(InputError, match="its head has a row for each trained class"):
+        with pytest.raises(
+            InputError, match="was not trained: the head has one row a trained class"
+        ):
             method.prepare(asked, "{}")
 
 
@@ -299,7 +301,7 @@ def test_its_report_is_made(run):
 
 def test_names_that_were_not_trained_are_refused(run, tmp_path):
     files = (run.parent / "pictures" / "test" / "bread",)
-    message = "class '.*': its head has a row for each trained class, and no other has a score"
+    message = "classes: '.*' was not trained: the head has one row a trained class, and no other"
     for words in ({"add": "zebra"}, {"classes": "all"}, {"classes": "bread,ham"}):
         with pytest.raises(InputError, match=message):
             predict.main(predict.PredictConfig(run, files, csv=tmp_path / "a.csv", **words))
@@ -310,7 +312,7 @@ def test_names_that_were_not_trained_are_refused(run, tmp_path):
 def test_another_data_set_is_one_of_trained_classes(run, tmp_path):
     """As ImageNet's variants are; any other is refused before a picture is encoded."""
     other = draw(tmp_path / "other", ("bread", "zebra"))
-    with pytest.raises(InputError, match="class 'zebra': its head has a row"):
+    with pytest.raises(InputError, match="classes: 'zebra' was not trained: the head"):
         evaluate.main(evaluate.EvaluateConfig(run, data="folder", root=other))
     assert not (run / "on_folder").exists()
     some = draw(tmp_path / "some", ("cheese", "bread"))
