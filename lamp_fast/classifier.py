@@ -159,12 +159,13 @@ class Classifier:
         pretrained: str | os.PathLike | None = None,
         revision: str | None = None,
         token: str | None = None,
+        tte: bool | None = None,
     ) -> "Classifier":
         """Load from a local folder (no network is asked) or from the Hugging Face hub.
 
         Args:
             folder_or_hub_id: a folder, or ``owner/name`` on the hub; an existing folder wins.
-            device, pretrained: as in :meth:`load`.
+            device, pretrained, tte: as in :meth:`load`.
             revision: branch, tag or commit on the hub.
             token: for a private repository; by default the one that the hub's login keeps.
 
@@ -172,7 +173,7 @@ class Classifier:
             InputError: neither a folder nor a repository that can be had, or as :meth:`load`.
         """
         folder = hub.fetch(folder_or_hub_id, revision=revision, token=token)
-        return cls.load(folder, device=device, pretrained=pretrained)
+        return cls.load(folder, device=device, pretrained=pretrained, tte=tte)
 
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
         """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""

@@ -286,7 +286,10 @@ def _write_facts(
 ) -> None:
     clip = classifier.method.clip
     side = clip.preprocessing.size
-    write_json(folder / "preprocessing.json", asdict(clip.preprocessing))
+    views = classifier.config.views
+    preprocessing = asdict(views.preprocessing(clip.preprocessing))
+    resize = views.centre(side).resize or side
+    write_json(folder / "preprocessing.json", {**preprocessing, "resize": resize})
     write_json(folder / "classes.json", list(names))
     facts = {
         "format": format,

@@ -92,6 +92,8 @@ class InfoConfig:
     """For --method: an open_clip model name, or "tiny"; no weights are needed."""
     new_classes: int = 0
     """For --method: classes tested without being trained on."""
+    trained_classes: int = 0
+    """For --method: classes trained on."""
 
 
 def main(config: InfoConfig) -> int:
@@ -99,7 +101,7 @@ def main(config: InfoConfig) -> int:
     if config.method is not None:
         settings = default_config({"method": config.method, "clip": config.clip})
         settings = replace(settings, clip=replace(settings.clip, clip=config.clip))
-        print("\n".join(parameter_lines(settings, config.new_classes)))
+        print("\n".join(parameter_lines(settings, config.new_classes, config.trained_classes)))
         return 0
     print("  ".join(f"{name} {version}" for name, version in versions().items()))
     print(cuda_line())

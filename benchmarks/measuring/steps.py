@@ -107,6 +107,8 @@ class Cell:
         if method == "lfa":
             features = torch.randn(batch, clip.vision.visual.proj.shape[1], generator=generator)
             self.inputs = F.normalize(features, dim=-1).to(device)
+        if method in ("lift", "lift+"):
+            torch.nn.init.normal_(self.method.head)
         if method == "candle":
             with torch.no_grad():
                 for each in (self.method.visual, self.method.virtual):

@@ -124,7 +124,7 @@ class MinimalistCrop(Views):
     @property
     def share(self) -> float:
         """s."""
-        done = self.epoch / (self.epochs - 1) if self.epochs > 1 else 0.0
+        done = min(1.0, self.epoch / (self.epochs - 1)) if self.epochs > 1 else 0.0
         return self.least_area + (1 - self.least_area) * (1 - math.sqrt(1 - done**2))
 
     def __call__(self, picture: Tensor, preprocessing: Preprocessing) -> tuple[View, ...]:

@@ -19,6 +19,8 @@ from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 
 MAX_SIDE = 65_536
+# Times what the CLIP takes: beyond that the centre shows next to nothing of a picture.
+MAX_ENLARGEMENT = 16
 # For five crops the shorter side is scaled to 248 where the CLIP takes 224, and in proportion.
 EXPANSION = (24, 224)
 # What commands that use a run say of its test-time ensemble, and what they mean.
@@ -75,8 +77,8 @@ class ViewConfig:
         """
         if isinstance(self.test_resize, str) and self._ratio is None:
             raise InputError(
-                f"--test-resize {self.test_resize}: expected pixels, a ratio from 1 to 16 such as"
-                " 8/7, or none"
+                f"--test-resize {self.test_resize}: expected pixels, a ratio from 1 to"
+                f" {MAX_ENLARGEMENT} such as 8/7, or none"
             )
 
     @property
@@ -85,7 +87,7 @@ class ViewConfig:
         if found is None:
             return None
         above, below = map(int, found.groups())
-        return (above, below) if 0 < below <= above <= 16 * below else None
+        return (above, below) if 0 < below <= above <= MAX_ENLARGEMENT * below else None
 
     def describe(self) -> str:
         """What differs from the defaults, on one line."""
@@ -95,7 +97,7 @@ class ViewConfig:
         )
 
     def check_size(self, size: int) -> None:
-        """Refuse a ``test_resize`` that leaves less than a CLIP takes.
+        """Refuse a ``test_resize`` that leaves less than a CLIP takes, or far more.
 
         Args:
             size: what it takes, in pixels.
@@ -103,9 +105,11 @@ class ViewConfig:
         Raises:
             InputError: naming both.
         """
-        if isinstance(self.test_resize, int) and self.test_resize < size:
+        largest = MAX_ENLARGEMENT * size
+        if isinstance(self.test_resize, int) and not size <= self.test_resize <= largest:
             raise InputError(
-                f"--test-resize {self.test_resize}: expected at least {size}, which the CLIP takes"
+                f"--test-resize {self.test_resize}: expected {size}, which the CLIP takes, to"
+                f" {largest}"
             )
 
     def preprocessing(self, own: Preprocessing) -> Preprocessing:

@@ -7,6 +7,7 @@ from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.lfa import Lfa
+from lamp_fast.methods.lift import Lift, LiftPlus
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
@@ -23,6 +24,8 @@ METHODS: dict[str, type[Method]] = {
     "mma": Mma,
     "lfa": Lfa,
     "candle": Candle,
+    "lift": Lift,
+    "lift+": LiftPlus,
 }
 
 
@@ -49,6 +52,8 @@ __all__ = [
     "CoOp",
     "Lamp",
     "Lfa",
+    "Lift",
+    "LiftPlus",
     "MaPLe",
     "Method",
     "Mma",

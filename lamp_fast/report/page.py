@@ -285,7 +285,8 @@ def _examples(experiment: Experiment, wanted: Sequence[int]) -> list[tuple[str, 
         (len(benchmark.base_names), benchmark.new_names, benchmark.test_new),
     ):
         pictures = _some_of_each(pictures, [first + label in found for label in range(len(names))])
-        if not len(pictures):
+        scored = not first or experiment.method.no_new_names is None
+        if not len(pictures) or not scored:
             continue
         answers = [
             _answers(experiment, method, names, pictures)
@@ -334,7 +335,7 @@ def _answers(
         pictures, experiment.test_transform, experiment.config.machine.test_batch
     )
     for images, _, _ in experiment.move_batches(batches):
-        answers += method.logits(images, classes).argmax(1).tolist()
+        answers += scoring.class_scores(method, images, classes).argmax(1).tolist()
     return answers
 
 
@@ -347,7 +348,7 @@ def _routes(experiment: Experiment) -> dict[str, Any] | None:
     pictures = experiment.benchmark.test_base
     _, first = np.unique(pictures.labels, return_index=True)
     pictures = pictures.select(first[:MAX_ROUTED])
-    batches = evaluation_batches(pictures, experiment.test_transform, MAX_ROUTED)
+    batches = evaluation_batches(pictures, experiment.centre_transform, MAX_ROUTED)
     images, labels, _ = next(experiment.move_batches(batches))
     encoded = method.encode_images(images)
     return {

@@ -43,7 +43,7 @@ _ASIDE_OF = {"data": ("root", "table", "skip_unreadable"), "trim": ("block",)}
 _MACHINE = ("precision", "path")
 # Without training there is no seed, no long tail and no optimiser.
 _UNTRAINED = ("seed", "optim")
-_UNTRAINED_OF = {"data": ("imb", "cap", "shots")}
+_UNTRAINED_OF = {"data": ("imb", "cap", "shots"), "views": ("augment", "crop_area", "flip")}
 
 # Sources that no result depends on. What they decide is in the settings (config, the registry), is
 # made of results (report), or comes after them; whatever is not listed counts.
@@ -189,7 +189,10 @@ def code_identity(method: str) -> str:
     and the files of other methods: to add a method, or to change how a table looks, repeats
     nothing. A changed comment counts; ``--code-of`` keeps results that are known to stand.
     """
-    aside = [*_WITHOUT_INFLUENCE, *(f"methods/{each}" for each in METHODS if each != method)]
+    # LIFT and LIFT+ are one file.
+    module = METHODS[method].__module__
+    others = (name for name, kind in METHODS.items() if kind.__module__ != module)
+    aside = [*_WITHOUT_INFLUENCE, *(f"methods/{name}" for name in others)]
     digest = hashlib.sha256()
     for name, file in sorted(_sources().items()):
         stem = f"{name.removesuffix(file.suffix)}/"

@@ -75,7 +75,7 @@ def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -
     used, wherever they lie now.
 
     Raises:
-        InputError: see :func:`load_clip`.
+        InputError: see :func:`load_clip`, or views that are not of its size.
     """
     clip = load_clip(
         config.clip.clip,
@@ -87,5 +87,6 @@ def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -
         dtype=DTYPES[config.machine.precision],
         fold=config.trim.fold_quick_gelu,
     )
+    config.views.check_size(clip.preprocessing.size)
     warn_if_random(clip.identity)
     return clip

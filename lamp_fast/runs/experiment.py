@@ -184,7 +184,6 @@ def assemble(
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
-    config.views.check_size(clip.preprocessing.size)
     listed = checked[0] if checked else load_benchmark(config)
     torch.manual_seed(config.seed)
     if saved is None:
@@ -222,13 +221,16 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
             others.
 
     Raises:
-        InputError: a prompt that is too long, a name that is no text, names with the same tokens.
+        InputError: a prompt that is too long, a name that is no text, names with the same tokens,
+            or a name that was not trained where the method refuses those.
     """
     names = (*benchmark.base_names, *benchmark.new_names)
     for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
     entry = catalog.CATALOG.get(benchmark.name)
+    if method.no_new_names is not None and not benchmark.trained:
+        method.prepare(names, benchmark.template, benchmark.origin)
     if distinct and (entry is None or entry.distinct_names):
         check_distinct(tokens, f"--data {benchmark.name}: class names")
 

@@ -13,19 +13,25 @@ from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 
 
-def parameter_lines(config: TrainConfig, new_classes: int = 0) -> list[str]:
+def parameter_lines(
+    config: TrainConfig, new_classes: int = 0, trained_classes: int = 0
+) -> list[str]:
     """``trainable parameters: N`` of the method and CLIP of ``config``, then N by part.
 
     Args:
         config: the settings; weights are neither needed nor made.
         new_classes: how many classes are tested without being trained on; Candle has parameters
             for each.
+        trained_classes: how many are trained; LIFT has parameters for each.
 
     Raises:
         InputError: an unknown method or CLIP, or settings that do not fit.
     """
-    names = tuple(f"new class {number}" for number in range(1, new_classes + 1))
-    method = build_method(shapes_of(config.clip.clip), config, RunClasses(new=names))
+    base, new = (
+        tuple(f"{half} class {number}" for number in range(1, count + 1))
+        for half, count in (("trained", trained_classes), ("new", new_classes))
+    )
+    method = build_method(shapes_of(config.clip.clip), config, RunClasses(base, new))
     parts: Counter[str] = Counter()
     for name, each in method.named_parameters():
         parts[name.partition(".")[0]] += each.numel()

@@ -316,7 +316,9 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 group = "n/a" if head is None else "head" if head[index] else "tail"
                 size_group = "n/a" if size_groups is None else size_groups[index]
             halves = [getattr(each, half) for each in rows]
-            accuracies = ("" if each is None else f"{each.per_class[index]:.6f}" for each in halves)
+            accuracies = (
+                "nan" if each is None else f"{each.per_class[index]:.6f}" for each in halves
+            )
             shown = half if benchmark.new_names else "all"
             lines.append([shown, name, count, int(test), group, size_group, *accuracies])
     write_csv(file, header, lines)

@@ -132,6 +132,7 @@ def test_what_lies_beside_the_graph(runs, tmp_path):
         "std": list(clip.preprocessing.std),
         "interpolation": clip.preprocessing.interpolation,
         "resize_mode": clip.preprocessing.resize_mode,
+        "resize": clip.preprocessing.size,
     }
     facts = json.loads((out / "export.json").read_text())
     assert facts["logit_scale"] == float(clip.logit_scale)

@@ -232,7 +232,8 @@ def test_a_size_that_is_none_is_refused(word):
 
 def test_sizes_and_areas_beyond_bounds_are_refused():
     for flags, message in (
-        (["--test-resize", "20"], "--test-resize 20: expected at least 32, which the CLIP takes"),
+        (["--test-resize", "20"], "--test-resize 20: expected 32, which the CLIP takes, to 512"),
+        (["--test-resize", "513"], "--test-resize 513: expected 32, which the CLIP takes, to 512"),
         (["--test-resize", "0"], "--test-resize 0: expected at least 1"),
         (["--crop-area", "0"], "--crop-area 0.0: expected more than 0"),
         (["--crop-area", "1.5"], "--crop-area 1.5: expected at most 1"),
@@ -291,6 +292,15 @@ def test_a_run_remembers_its_views(root, tmp_path):
     expected = torch.stack(every).mean(0)
     # Five numbers of order 100 added up in another order, in float32.
     torch.testing.assert_close(class_scores(method, crops, classes), expected, atol=1e-4, rtol=0)
+    # As the table was scored, from features of five views.
+    assert method.reads_features
+    features = experiment.reader.read(test, experiment.test_transform)
+    assert features.shape[1] == 5
+    torch.testing.assert_close(class_scores(method, features, classes), expected, atol=1e-4, rtol=0)
+    once = experiment.with_tte(False)
+    (only,) = once.test_transform.views(test.load(0), experiment.clip.preprocessing)
+    assert min(only.scaled) == size
+    assert once.reader.read(test, once.test_transform).ndim == 2
 
     classifier = Classifier.load(out)
     files = [test.root / name for name in test.names]
@@ -302,6 +312,18 @@ def test_a_run_remembers_its_views(root, tmp_path):
         assert [by_name[name] for name in names] == pytest.approx(row.tolist(), abs=1e-4)
     once = Classifier.load(out, tte=False).classify(files, top=2)
     assert any(a.probabilities != b.probabilities for a, b in zip(answers, once, strict=True))
+
+
+def test_a_saved_run_of_another_size_is_refused(root, tmp_path):
+    """Whoever loads it, before a picture is scaled to what its settings say."""
+    out = tmp_path / "run"
+    assert train.main(flags(root, out)) == 0
+    record = json.loads((out / CONFIG).read_text())
+    record["settings"]["views"]["test_resize"] = 60_000
+    (out / CONFIG).write_text(json.dumps(record))
+    for load in (load_run, Classifier.load):
+        with pytest.raises(InputError, match="--test-resize 60000: expected 32"):
+            load(out)
 
 
 def test_commands_may_ask_for_an_ensemble_or_for_none(root, tmp_path, capsys):

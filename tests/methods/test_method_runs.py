@@ -146,6 +146,10 @@ def test_evaluation_and_prediction_come_from_the_saved_files(method, finished, p
     classifier = Classifier.load(folder)
     files = sorted((pictures / "test").rglob("*.png"))
     wanted = (*CLASSES, "zebra")
+    if METHODS[method].no_new_names is not None:
+        with pytest.raises(InputError, match=METHODS[method].no_new_names):
+            classifier.classify(files, wanted)
+        wanted = CLASSES[:2]
     answers = classifier.classify(files, wanted, top=5)
     alone = classifier.classify(files[:1], wanted, top=5)[0]
     assert alone.names == answers[0].names
@@ -207,6 +211,8 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         ("--method lfa --data caltech101", {"epochs": 40, "lr_end": 1e-7, "warmup_epochs": 0}),
         ("--method lfa --data folder", {"epochs": 200}),
         ("--method candle", {"lr": 3e-4, "batch": 128, "epochs": 50}),
+        ("--method lift", {"lr": 0.01, "batch": 128, "epochs": 10, "logit_adjustment": True}),
+        ("--method lift+", {"lr": 0.02, "batch": 128, "epochs": 5, "warmup_epochs": 0}),
         ("--method zeroshot", {"lr": 3e-3}),
     ],
 )

@@ -332,6 +332,25 @@ def test_the_data_are_their_listing(tmp_path):
     assert jobs.data_identity(data) != before
 
 
+def test_two_methods_of_one_file_depend_on_it(tmp_path, monkeypatch):
+    for name in ("lift.py", "coop.py"):
+        (tmp_path / "lamp_fast" / "methods").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lamp_fast" / "methods" / name).write_text("x = 1\n")
+    monkeypatch.setattr(jobs.lamp_fast, "__file__", str(tmp_path / "lamp_fast" / "__init__.py"))
+
+    def identities():
+        code_identity.cache_clear()
+        return [code_identity(method) for method in ("lift", "lift+", "coop")]
+
+    try:
+        before = identities()
+        (tmp_path / "lamp_fast" / "methods" / "lift.py").write_text("x = 2\n")
+        now = identities()
+        assert [one != other for one, other in zip(now, before, strict=True)] == [True, True, False]
+    finally:
+        code_identity.cache_clear()
+
+
 def test_code_counts_but_for_other_methods_and_what_makes_tables(tmp_path, monkeypatch):
     for name in ("clip/towers.py", "methods/lamp/model.py", "methods/other.py", "report/page.py",
                  "reproduce/render.py", "runs/config.py"):  # fmt: skip
