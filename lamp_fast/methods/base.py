@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 
 from lamp_fast.clip import FrozenClip, through, whole_prompts
 from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin, evaluation_batches
-from lamp_fast.data.loading import Batches
+from lamp_fast.data.loading import Batches, Sampling
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
 from lamp_fast.methods.text import encode
@@ -34,6 +35,7 @@ class TrainingSet:
         seed: the run's.
         at_once: pictures encoded at once.
         workers: processes that load.
+        sampler: which pictures an epoch of the run holds.
     """
 
     benchmark: Benchmark
@@ -42,6 +44,7 @@ class TrainingSet:
     seed: int
     at_once: int
     workers: int
+    sampler: Sampling = "shuffle"
 
     @property
     def labels(self) -> Tensor:
@@ -155,8 +158,8 @@ class Method(nn.Module):
     no_as_published: str | None = None
     """Why ``--as-published`` is refused; None where it is not."""
 
-    no_logit_adjustment: str | None = None
-    """Why ``--logit-adjustment`` is refused; None where it is not."""
+    own_loss: str | None = None
+    """Why every ``--loss`` but ce is refused, and class weights; None where they are not."""
 
     has_bias: bool = False
     """Whether load balancing steers what it retrieves."""
@@ -328,6 +331,16 @@ class Method(nn.Module):
             sum_over_ranks: None in one process alone.
         """
         return None
+
+    @property
+    def cosine_scale(self) -> float:
+        """What its cosines are multiplied by to be logits."""
+        return float(self.clip.logit_scale)
+
+    def implied_prior(self, counts: np.ndarray) -> np.ndarray | None:
+        """How large its logits take the trained classes to be, in any unit, [C]; of the training
+        pictures int64 ``counts`` [C]. None where the run's loss decides that."""
+        return None if self.own_loss is None else np.ones(len(counts))
 
     def trainable_parameters(self) -> int:
         """How many numbers training changes."""

@@ -118,7 +118,7 @@ class Lfa(Method):
         "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
         "lfa-all": Preset({**_ADAMW, "epochs": 200}, {"procrustes_beta": None}, by_data=_ALL),
     }
-    no_logit_adjustment = "LFA's loss compares distances and has no logits to adjust"
+    own_loss = "LFA's loss compares distances and has no logits to adjust"
 
     ema: Tensor
 
@@ -150,7 +150,9 @@ class Lfa(Method):
             beta = cross_validated_beta(fitted[:, 0], texts, labels, training.seed)
         targets = texts[labels][:, None].expand_as(fitted)
         self.weight.copy_(procrustes(fitted.flatten(0, 1), targets.flatten(0, 1), beta))
-        return crop_feature_batches(crops, training.labels, training.batch, seed=training.seed)
+        return crop_feature_batches(
+            crops, training.labels, training.batch, seed=training.seed, sampler=training.sampler
+        )
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """ImageNet's, where the names are of it and the user gave no template; else the one."""

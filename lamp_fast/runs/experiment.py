@@ -38,6 +38,7 @@ from lamp_fast.methods import Method, RunClasses
 from lamp_fast.runs.building import build_clip, build_method
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
+from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
 from lamp_fast.runs.saved import SavedRun, load
@@ -55,6 +56,7 @@ class Experiment:
         unreadable: names of the pictures that were skipped.
         data_hash: sha256 over names, labels and bytes of every picture of the run.
         block: how many (image, class) pairs the method encodes at once; None where it does not ask.
+        prior: what scores are corrected to; None leaves them as the method gives them.
     """
 
     config: TrainConfig
@@ -65,6 +67,7 @@ class Experiment:
     data_hash: str
     unreadable: tuple[str, ...]
     block: int | None = None
+    prior: Prior | None = None
 
     @property
     def test_transform(self) -> Transform:
@@ -102,7 +105,8 @@ class Experiment:
         if config.preset is not None:
             optim = {name: getattr(config.optim, name) for name in ("optimiser", "lr", "batch")}
             method += f", preset {config.preset}: {self.method.describe(config.own, optim)}"
-        return [*lines, method]
+        about = config.optim.describe()
+        return [*lines, method, *([] if about is None else [f"train   {about}"])]
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
@@ -150,6 +154,8 @@ def assemble(
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
     listed = checked[0] if checked else load_data(config.data, config.seed)[1]
+    if saved is None:
+        config = replace(config, optim=config.optim.resolved(listed.base_names))
     torch.manual_seed(config.seed)
     if saved is None:
         method = build_method(clip, config, RunClasses(listed.base_names, listed.new_names))

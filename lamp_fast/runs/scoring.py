@@ -135,10 +135,12 @@ def hold_transfer(
     """
     filled = is_filled(folder)
     benchmark, program = experiment.benchmark, experiment.record()
+    prior = experiment.prior
     identity = {
         "data": benchmark.name,
         "template": benchmark.template,
         "sha256": experiment.data_hash,
+        "prior": None if prior is None else prior.wanted,
     }
     if filled:
         file = folder / TARGET
@@ -146,7 +148,7 @@ def hold_transfer(
         if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
             raise InputError(
                 f"--out {folder}: holds something else than scores on these pictures with this"
-                " template, expected a new folder"
+                " template and prior, expected a new folder"
             )
     stack.enter_context(hold_folder(folder))
     record = {
@@ -205,12 +207,16 @@ def _predict(
     batches = evaluation_batches(
         pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
     )
+    prior = experiment.prior
+    shift = None if prior is None else prior.shift(method, names)
     predicted = [torch.empty(0, dtype=torch.int64)]
     quiet = None if ranks.first else True
     bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
     for images, _, _ in experiment.move_batches(bar):
         logits = method.logits(images, classes, adapted)
         require_finite(logits)
+        if shift is not None:
+            logits = logits + shift.to(logits)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 

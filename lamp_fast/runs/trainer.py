@@ -45,7 +45,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             experiment.device.type, enabled=config.machine.precision == "fp16"
         )
-        self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
+        self.criterion = build_criterion(
+            self.optim,
+            benchmark.counts,
+            experiment.device,
+            scale=self.method.cosine_scale,
+            names=benchmark.base_names,
+        )
         self.classes = self.method.prepare(
             benchmark.base_names, benchmark.template, benchmark.origin
         )
@@ -53,7 +59,13 @@ class Trainer:
         rows = min(self.optim.batch, len(benchmark.train))
         machine = config.machine
         training = TrainingSet(
-            benchmark, experiment.clip, rows, config.seed, machine.test_batch, machine.workers
+            benchmark,
+            experiment.clip,
+            rows,
+            config.seed,
+            machine.test_batch,
+            machine.workers,
+            self.optim.sampler,
         )
         self.batches = self.method.read_training_set(training) or training_batches(
             benchmark.train,
@@ -61,6 +73,7 @@ class Trainer:
             self.optim.batch,
             seed=config.seed,
             workers=machine.workers,
+            sampler=self.optim.sampler,
         )
         self.batch_sizes = [rows] * len(self.batches)
         self.batches = ranks.share(self.batches)
