@@ -12,34 +12,36 @@ from PIL import Image
 from lamp_fast import Classifier, cli, evaluate, predict, train
 from lamp_fast.data import evaluation_batches, load_source
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors
-from lamp_fast.runs.config import TrainConfig, apply_preset
+from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run
-from lamp_fast.runs.folder import CONFIG, LEARNED, METRICS, RESULT
+from lamp_fast.runs.folder import CONFIG, RESULT
 from lamp_fast.runs.prior import log_implied_prior
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.runs.training import training_settings
 
 DIGITS = load_source("digits", None).classnames
 
 
 def settings(out, *, precision="fp32", **optim):
-    config = apply_preset(TrainConfig(out=out), "tiny")
+    config = replace(default_config({"method": "coop"}), out=out)
     return replace(
         config,
         data=replace(config.data, imb=10.0, cap=20),
-        own=replace(config.own, adapt_passes=1),
         machine=replace(config.machine, threads=1, precision=precision),
         optim=replace(config.optim, **({"epochs": 1, "warmup_epochs": 0, "batch": 6} | optim)),
     )
 
 
-def learned(folder):
-    return load_tensors(folder / LEARNED)[0]
+def trained(config):
+    """A trainer that has trained, without the scores that follow."""
+    config.out.mkdir()
+    trainer = Trainer(assemble(config), config.out)
+    trainer.run()
+    return trainer
 
 
-def losses_of(folder):
-    lines = (folder / METRICS).read_text().splitlines()
-    return [json.loads(line)["step_loss"] for line in lines]
+def losses_of(trainer):
+    return [line["step_loss"] for line in trainer.progress.history]
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +75,19 @@ def call(module, config_class, *arguments):
 
 @pytest.mark.parametrize("sampler", ["balanced", "sqrt"])
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, sampler):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     given = {"sampler": sampler, "loss": "focal", "epochs": 4}
-    assert train.main(settings(whole, **given)) == 0
-    trainer = Trainer(assemble(settings(stopped, **given)), stopped)
-
-    epoch_of = trainer._epoch
-
-    def interrupted(epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return epoch_of(epoch)
-
-    trainer._epoch = interrupted
-    stopped.mkdir()
-    (stopped / CONFIG).write_text(json.dumps(trainer.experiment.record()))
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert train.main(train.read_flags(["--out", str(stopped), "--resume"])) == 0
-    assert losses_of(stopped) == losses_of(whole)
-    expected, got = learned(whole), learned(stopped)
+    whole = trained(settings(tmp_path / "whole", **given))
+    config = settings(tmp_path / "stopped", **given)
+    config.out.mkdir()
+    stopped, resumed = (Trainer(assemble(config), config.out) for _ in range(2))
+    for epoch in range(2):
+        stopped.progress.history.append(stopped._epoch(epoch))
+        stopped.progress.epoch = epoch + 1
+        stopped.save()
+    resumed.restore()
+    resumed.run()
+    assert losses_of(resumed) == losses_of(whole)
+    expected, got = whole.method.state_dict(), resumed.method.state_dict()
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
 
 
@@ -104,14 +99,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, sampler):
     ],
 )
 def test_pieces_of_a_batch_train_alike(tmp_path, given):
-    """float64: 6 pictures in two pieces; weights to 1e-9, as without weights of classes."""
-    results = []
-    for pieces in (1, 2):
-        config = settings(tmp_path / str(pieces), precision="fp64", accumulate=pieces, **given)
-        assert train.main(config) == 0
-        results.append(learned(config.out))
-    for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name], rtol=1e-9, atol=1e-9, msg=name)
+    """float64: 6 pictures in two pieces; weights to 1e-9, as with the plain loss."""
+    states = [
+        trained(
+            settings(tmp_path / str(pieces), precision="fp64", accumulate=pieces, **given)
+        ).method.state_dict()
+        for pieces in (1, 2)
+    ]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_a_run_keeps_its_class_weights(run, tmp_path, capsys):
@@ -128,13 +124,17 @@ def test_a_run_keeps_its_class_weights(run, tmp_path, capsys):
 
 
 def test_class_weights_from_python(tmp_path):
-    """A dictionary is the file's content; the first loss is that of the same numbers in a file."""
+    """A dictionary is what a file holds."""
     weights = dict(zip(DIGITS[:5], (1, 2, 3, 4, 5), strict=True))
-    (tmp_path / "w.json").write_text(json.dumps(weights))
-    flags = {"cap": 8, "epochs": 1, "warmup_epochs": 0, "adapt_passes": 1, "threads": 1}
-    for name, given in (("a", weights), ("b", tmp_path / "w.json")):
-        Classifier.train(out=tmp_path / name, class_weights=given, **flags)
-    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
+    file = tmp_path / "weights.json"
+    file.write_text(json.dumps(weights))
+    resolved = [
+        assemble(training_settings({"cap": 8, "class_weights": given})).config.optim.class_weights
+        for given in (weights, file)
+    ]
+    assert (
+        resolved[0] == resolved[1] == json.dumps({name: float(weights[name]) for name in weights})
+    )
 
 
 def log_q(experiment):
@@ -188,20 +188,19 @@ def test_evaluate_corrects_the_base_half(run, capsys):
         rows = table_rows(out)
         assert f"prior   {prior}: scores as if" in out
         assert list(rows) == [f"{name}, prior {word}" for name in plain]
-        assert rows[f"LAMP, prior {word}"]["acc base"] == expected
+        assert rows[f"CoOp, prior {word}"]["acc base"] == expected
         if word == "uniform":  # zero-shot CLIP and the new half imply it already
             name = "CLIP zero-shot"
             assert list(rows[f"{name}, prior uniform"].values())[1:] == [*plain[name].values()][1:]
-            assert rows["LAMP, prior uniform"]["acc new"] == plain["LAMP"]["acc new"]
+            assert rows["CoOp, prior uniform"]["acc new"] == plain["CoOp"]["acc new"]
     assert {each.name: each.read_bytes() for each in run.iterdir() if each.is_file()} == before
 
 
 def test_scores_on_other_data_lie_apart_by_prior(run, capsys):
     """The run's own data set as another one: every name is known, half of them trained."""
+    flags = ("--data", "digits", "--prior", "uniform")
     message = "prior uniform: 'five' was not trained, and training made the shares"
-    assert (
-        call(evaluate, evaluate.EvaluateConfig, run, "--data", "digits", "--prior", "uniform") == 2
-    )
+    assert call(evaluate, evaluate.EvaluateConfig, run, *flags) == 2
     assert message in capsys.readouterr().err
     balanced = run.parent / "la"
     assert train.main(settings(balanced, loss="la")) == 0
