@@ -35,6 +35,7 @@ from lamp_fast.runs.building import build_clip
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.machine import resolve_machine
+from lamp_fast.runs.prior import Prior, Wanted
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
@@ -248,6 +249,7 @@ class Classifier:
         *,
         top: int = 5,
         batch: int | None = None,
+        prior: Wanted | None = None,
     ) -> list[Prediction]:
         """Classify pictures among ``classes``, in batches.
 
@@ -257,6 +259,9 @@ class Classifier:
             classes: at least two distinct names, trained or not; by default the trained ones.
             top: how many names a picture, at least 1; at most all classes are given.
             batch: pictures at once, by default the run's ``--test-batch``.
+            prior: correct the scores to these shares of classes among the pictures, whatever
+                training's were: "uniform", "train" (of the training pictures), or a positive share
+                of each class by name; None leaves them as they are.
 
         Returns:
             One prediction a picture, in order.
@@ -265,7 +270,7 @@ class Classifier:
             InputError: what cannot be served; the first picture that cannot be read, by name.
         """
         predictions = []
-        for outcome in self.classify_each(pictures, classes, top=top, batch=batch):
+        for outcome in self.classify_each(pictures, classes, top=top, batch=batch, prior=prior):
             if isinstance(outcome, InputError):
                 raise outcome
             predictions.append(outcome)
@@ -278,6 +283,7 @@ class Classifier:
         *,
         top: int = 5,
         batch: int | None = None,
+        prior: Wanted | None = None,
     ) -> Iterator[Prediction | InputError]:
         """As :meth:`classify`, one by one; an unreadable picture gives its error and no stop."""
         names = self.trained_names if classes is None else self.check_names(classes)
@@ -293,15 +299,31 @@ class Classifier:
             raise InputError(
                 f"pictures: array {list(pictures.shape)}, expected [N, H, W, 3], or a list"
             )
-        return self._predictions(pictures, names, self._classes(names), top, batch)
+        shift = None if prior is None else self._shift(prior, names)
+        return self._predictions(pictures, names, self._classes(names), top, batch, shift)
+
+    def _shift(self, wanted: Wanted, names: Sequence[str]) -> Tensor:
+        """What a prior adds to the logits of ``names``, float64 [C]."""
+        data = self.record["data"]
+        prior = Prior(wanted, self.config.optim, self.trained_names, tuple(data["counts"]))
+        prior.check(names)
+        return prior.shift(self.method, names)
 
     def _predictions(
-        self, pictures: Iterable[Picture], names: Sequence[str], classes: Any, top: int, batch: int
+        self,
+        pictures: Iterable[Picture],
+        names: Sequence[str],
+        classes: Any,
+        top: int,
+        batch: int,
+        shift: Tensor | None,
     ) -> Iterator[Prediction | InputError]:
         bias, trained = self.bias_for(names), self.are_trained(names)
         for outcomes in _load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
-            rows = iter(self._likeliest(torch.stack(images), classes, bias, top) if images else ())
+            rows = iter(())
+            if images:
+                rows = self._likeliest(torch.stack(images), classes, bias, top, shift)
             for outcome in outcomes:
                 if isinstance(outcome, InputError):
                     yield outcome
@@ -315,12 +337,14 @@ class Classifier:
                 )
 
     def _likeliest(
-        self, images: Tensor, classes: Any, bias: Bias, top: int
+        self, images: Tensor, classes: Any, bias: Bias, top: int, shift: Tensor | None
     ) -> Iterator[tuple[list[float], list[int]]]:
         """Per image, the ``top`` probabilities and where their classes stand."""
         clip, method = self.method.clip, self.method
         images = images.to(self.config.machine.device, clip.dtype)
         logits = class_scores(method, images, classes, bias == "adapted")
+        if shift is not None:
+            logits = logits + shift.to(logits)
         values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
         return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
 

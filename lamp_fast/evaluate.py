@@ -1,14 +1,15 @@
 """``python -m lamp_fast.evaluate RUN``: the closing table of a run, from its saved files alone.
 
 With ``--data NAME --root DIR``: what the run learned, tested on another data set (cross-dataset
-evaluation, domain generalisation). Those scores are kept in a folder of their own.
+evaluation, domain generalisation). Those scores are kept in a folder of their own. ``--prior``
+corrects the scores of either to other shares of classes than training had.
 """
 
 import contextlib
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +20,11 @@ from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError
+from lamp_fast.fields import TextOrNone
+from lamp_fast.methods import ZeroShot
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
+from lamp_fast.runs.prior import Prior, read_prior
 from lamp_fast.runs.ranks import join
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import (
@@ -56,7 +60,11 @@ class EvaluateConfig:
     tested."""
     out: Path | None = None
     """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
-    default on_NAME in the run folder."""
+    default on_NAME in the run folder, with --prior on_NAME_prior_WORD."""
+    prior: TextOrNone = None
+    """Correct the scores to these shares of classes among the test pictures, whatever training's
+    were: uniform, every class alike; train, those of the training pictures; or a JSON file
+    {"cat": 0.9, "dog": 0.1} of every class. none leaves scores as they are."""
 
     @property
     def target(self) -> DataConfig | None:
@@ -84,7 +92,12 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; scores on another data set are written, too."""
-    target, saved = config.target, load(config.run)
+    target, saved, prior = config.target, load(config.run), None
+    if (wanted := read_prior(config.prior)) is not None:
+        data = saved.record.data
+        prior = Prior(wanted, saved.record.settings.optim, data.base_names, data.counts)
+        if target is None:
+            prior.check([*data.base_names, *data.new_names])
     if target is not None and config.out is not None:
         refuse_nested(config.out, target)
     with report_dead_workers(), join(saved.record.settings.machine.device) as ranks:
@@ -95,19 +108,54 @@ def main(config: EvaluateConfig) -> int:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
         cli.say(*experiment.describe())
+        if prior is not None:
+            experiment = _with_prior(experiment, prior)
+            cli.say(f"prior   {_about_prior(config.prior)}")
         seconds = facts["seconds"]
         if target is None:
             rows = evaluate_rows(experiment, seconds, facts["adaptation"] is not None, ranks)
+            rows = _name_prior(experiment, rows)
             _print_table(experiment, rows)
             return 0
-        out = config.out or config.run / f"on_{experiment.benchmark.name}"
+        name = f"on_{experiment.benchmark.name}"
+        if experiment.prior is not None:
+            name += f"_prior_{experiment.prior.word}"
+        out = config.out or config.run / name
         with contextlib.ExitStack() as stack:
             ranks.once(hold_transfer, stack, out, experiment, target)
-            rows = transfer_rows(experiment, seconds, ranks)
+            rows = _name_prior(experiment, transfer_rows(experiment, seconds, ranks))
             _print_table(experiment, rows)
             ranks.once(write_results, out, experiment, rows)
             cli.say("", f"wrote   {out}")
     return 0
+
+
+def _with_prior(experiment: Experiment, prior: Prior) -> Experiment:
+    """The same, to be scored for other shares of classes.
+
+    Raises:
+        InputError: what the names or a method cannot serve; nothing has been scored.
+    """
+    halves = [experiment.benchmark.base_names, experiment.benchmark.new_names]
+    prior.check([*halves[0], *halves[1]])
+    for names in filter(None, halves):
+        for method in (ZeroShot(experiment.clip), experiment.method):
+            prior.shift(method, names)
+    return replace(experiment, prior=prior)
+
+
+def _about_prior(given: str | None) -> str:
+    return {
+        "uniform": "uniform: scores as if test classes were of one size",
+        "train": "train: scores as if test classes had the shares of the training pictures",
+    }.get(given, f"{given}: scores as if test classes had these shares")
+
+
+def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evaluated]:
+    prior = experiment.prior
+    if prior is None:
+        return list(rows)
+    return [replace(row, name=f"{row.name}, prior {prior.word}") for row in rows]
 
 
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:

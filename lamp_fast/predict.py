@@ -23,8 +23,10 @@ from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import list_pictures
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError, printable
+from lamp_fast.fields import TextOrNone
 from lamp_fast.files import refuse_output, write_csv, write_json
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
+from lamp_fast.runs.prior import read_prior
 
 # In place of a file: standard output.
 STDOUT = Path("-")
@@ -44,6 +46,10 @@ class PredictConfig:
     in double quotes)."""
     add: str | None = None
     """NAME,NAME,...: classes besides those of --classes."""
+    prior: TextOrNone = None
+    """Correct the scores to these shares of classes among the pictures, whatever training's were:
+    uniform, every class alike; train, those of the training pictures; or a JSON file
+    {"cat": 0.9, "dog": 0.1} of every class that is asked for. none leaves scores as they are."""
     top: int = 5
     """How many classes a picture."""
     csv: Path | None = None
@@ -75,15 +81,20 @@ def main(config: PredictConfig) -> int:
     _check_outputs(config, files)
     if not files:
         raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
+    prior = read_prior(config.prior)
     classifier = Classifier.load(
         config.run, device=config.device, pretrained=config.pretrained, tte=TTE[config.tte]
     )
     names = choose_classes(classifier, config)
-    outcomes = classifier.classify_each(files, names, top=config.top, batch=config.batch)
+    outcomes = classifier.classify_each(
+        files, names, top=config.top, batch=config.batch, prior=prior
+    )
     bias = classifier.bias_for(names)
     trained = classifier.are_trained(names)
     _tell(_about_classes(names, trained))
     _tell(f"bias    {bias}")
+    if config.prior is not None:
+        _tell(f"prior   {config.prior}")
     for line in left_out.lines():
         _tell(line)
     plain = config.csv is None and config.json is None
@@ -109,6 +120,8 @@ def main(config: PredictConfig) -> int:
                 {"name": name, "trained": known} for name, known in zip(names, trained, strict=True)
             ],
         }
+        if prior is not None:
+            about["prior"] = prior
         about["left_out"] = left_out.lines()
         _write_json(config.json, about, predictions, unreadable)
     if unreadable:

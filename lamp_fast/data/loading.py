@@ -34,7 +34,7 @@ def class_shares(counts: np.ndarray, sampler: Sampling) -> np.ndarray:
 
     n_c^p / sum_j n_j^p over the classes that have pictures: p = 1 for "shuffle", 0 for "balanced"
     and 1/2 for "sqrt" (Kang et al., "Decoupling Representation and Classifier for Long-Tailed
-    Recognition", ICLR 2020, Eq. 1).
+    Recognition", ICLR 2020).
 
     Args:
         counts: int64 [C], pictures a class.

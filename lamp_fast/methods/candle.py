@@ -94,7 +94,7 @@ class Candle(Method):
     reads_features = True
     Settings = CandleSettings
     presets: ClassVar = {"candle": Preset(sgd(3e-4, 50, 128))}
-    no_logit_adjustment = "Candle's own loss compensates the class sizes already"
+    own_loss = "Candle's own loss compensates the class sizes already"
 
     visual: Tensor
     counts: Tensor

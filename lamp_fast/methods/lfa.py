@@ -118,7 +118,7 @@ class Lfa(Method):
         "lfa-all": Preset({**_ADAMW, "epochs": 200}, {"procrustes_beta": None}, by_data=_ALL),
     }
     reads_features = True
-    no_logit_adjustment = "LFA's loss compares distances and has no logits to adjust"
+    own_loss = "LFA's loss compares distances and has no logits to adjust"
 
     ema: Tensor
 

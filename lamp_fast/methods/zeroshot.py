@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +27,9 @@ class ZeroShot(Method):
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
         return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
+
+    def implied_prior(self, counts: np.ndarray) -> np.ndarray:
+        return np.ones(len(counts))
 
     @torch.no_grad()
     def feature_logits(self, features: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:

@@ -30,6 +30,7 @@ from lamp_fast.runs.folder import METRICS, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
 from lamp_fast.runs.saved import load
+from lamp_fast.runs.scoring import class_scores
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
@@ -335,7 +336,7 @@ def _answers(
         pictures, experiment.test_transform, experiment.config.machine.test_batch
     )
     for images, _, _ in experiment.move_batches(batches):
-        answers += scoring.class_scores(method, images, classes).argmax(1).tolist()
+        answers += class_scores(method, images, classes).argmax(1).tolist()
     return answers
 
 

@@ -244,7 +244,7 @@ def _narrow(config: ReproduceConfig) -> tuple[PaperTable, list[str]]:
                 known = ", ".join(table.methods)
                 raise InputError(f"--methods {method}: {table.name} has {known} alone")
             kind = METHODS[method]
-            adjusted = table.logit_adjusted and not kind.no_logit_adjustment
+            adjusted = table.logit_adjusted and not kind.own_loss
             title = kind.title or method
             rows += (
                 Row(f"{title}+LA" if adjusted else title, method, ADJUSTED if adjusted else {}),

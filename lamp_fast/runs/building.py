@@ -36,12 +36,17 @@ def build_method(
         classes: of the run; none where only the method's own parameters are of interest.
 
     Raises:
-        InputError: settings that the CLIP cannot serve, or ``--logit-adjustment`` where the method
-            has no use for it.
+        InputError: settings that the CLIP cannot serve, or of the loss where the method has its
+            own.
     """
-    kind = METHODS[config.method]
-    if config.optim.logit_adjustment and kind.no_logit_adjustment:
-        raise InputError(f"--logit-adjustment: {kind.no_logit_adjustment}")
+    kind, optim = METHODS[config.method], config.optim
+    for flag, given in (
+        ("--logit-adjustment", optim.logit_adjustment),
+        (f"--loss {optim.loss}", optim.loss != "ce"),
+        ("--class-weights", optim.class_weights != "none"),
+    ):
+        if given and kind.own_loss is not None:
+            raise InputError(f"{flag}: {kind.own_loss}")
     surroundings = Surroundings(
         classes=classes or RunClasses(),
         trimming=config.trim,

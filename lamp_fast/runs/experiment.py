@@ -38,6 +38,7 @@ from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
 from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
+from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
 from lamp_fast.runs.saved import SavedRun, load
@@ -56,6 +57,7 @@ class Experiment:
         data_hash: sha256 over names, labels and bytes of every picture of the run.
         reader: of what the frozen tower makes of pictures.
         block: how many (image, class) pairs the method encodes at once; None where it does not ask.
+        prior: what scores are corrected to; None leaves them as the method gives them.
     """
 
     config: TrainConfig
@@ -67,6 +69,7 @@ class Experiment:
     unreadable: tuple[str, ...]
     reader: FeatureReader
     block: int | None = None
+    prior: Prior | None = None
 
     def training_set(self, batch: int) -> TrainingSet:
         """What the method may look at before the first step.
@@ -82,6 +85,7 @@ class Experiment:
             random=None if isinstance(drawn.views, CentreCrop) else drawn,
             batch=batch,
             seed=self.config.seed,
+            sampler=self.config.optim.sampler,
         )
 
     @property
@@ -137,7 +141,8 @@ class Experiment:
         if config.preset is not None:
             optim = {name: getattr(config.optim, name) for name in ("optimiser", "lr", "batch")}
             method += f", preset {config.preset}: {self.method.describe(config.own, optim)}"
-        return [*lines, method]
+        about = config.optim.describe()
+        return [*lines, method, *([] if about is None else [f"train   {about}"])]
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
@@ -185,6 +190,8 @@ def assemble(
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
     listed = checked[0] if checked else load_benchmark(config)
+    if saved is None:
+        config = replace(config, optim=config.optim.resolved(listed.base_names))
     torch.manual_seed(config.seed)
     if saved is None:
         counts = tuple(listed.counts.tolist())

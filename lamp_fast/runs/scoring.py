@@ -178,10 +178,12 @@ def hold_transfer(
     """
     filled = is_filled(folder)
     benchmark, program = experiment.benchmark, experiment.record()
+    prior = experiment.prior
     identity = {
         "data": benchmark.name,
         "template": benchmark.template,
         "sha256": experiment.data_hash,
+        "prior": None if prior is None else prior.wanted,
     }
     if filled:
         file = folder / TARGET
@@ -189,7 +191,7 @@ def hold_transfer(
         if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
             raise InputError(
                 f"--out {folder}: holds something else than scores on these pictures with this"
-                " template, expected a new folder"
+                " template and prior, expected a new folder"
             )
     stack.enter_context(hold_folder(folder))
     record = {
@@ -246,9 +248,13 @@ def _predict(
     pictures = pictures.select(range(first, end))
     benchmark = experiment.benchmark
     classes = method.prepare(names, benchmark.template, benchmark.origin)
+    prior = experiment.prior
+    shift = None if prior is None else prior.shift(method, names)
     predicted = [torch.empty(0, dtype=torch.int64)]
     for images in _inputs(experiment, method, pictures, ranks):
         logits = class_scores(method, images, classes, adapted)
+        if shift is not None:
+            logits = logits + shift.to(logits)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 

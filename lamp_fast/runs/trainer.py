@@ -51,7 +51,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             experiment.device.type, enabled=config.machine.precision == "fp16"
         )
-        self.criterion = build_criterion(self.optim, benchmark.counts, experiment.device)
+        self.criterion = build_criterion(
+            self.optim,
+            benchmark.counts,
+            experiment.device,
+            scale=self.method.cosine_scale,
+            names=benchmark.base_names,
+        )
         self.classes = self.method.prepare(
             benchmark.base_names, benchmark.template, benchmark.origin
         )
@@ -62,6 +68,7 @@ class Trainer:
                 self.optim.batch,
                 seed=config.seed,
                 workers=machine.workers,
+                sampler=self.optim.sampler,
             )
         self.batch_sizes = [rows] * len(batches)
         self.batches = ranks.share(batches)

@@ -1,6 +1,7 @@
 """A run from its settings to its folder: train, adapt to new classes, score, draw."""
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +89,17 @@ def train(config: TrainConfig) -> int:
         return _run(*ranks.once(resume_or_choose_folder, config, made), ranks)
 
 
+def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
+    """Ranks take parts of each batch, which not every loss can be put together from."""
+    if ranks.size > 1 and not config.optim.splits_batches:
+        raise InputError(
+            f"--loss {config.optim.loss}: compares the pictures of a whole batch, expected one"
+            f" process, got {ranks.size}"
+        )
+
+
 def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
+    ranks.together(_refuse_split_batches, config, ranks)
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
@@ -200,6 +211,8 @@ def _as_json(value: Any, before: Any) -> Any:
     """A keyword's value as ``config.json`` would hold it, where ``before`` stands."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, Mapping) and isinstance(before, str):
+        return json.dumps(dict(value), default=str)
     if isinstance(before, list) and isinstance(value, str):
         try:
             return list(parse_layers(value))

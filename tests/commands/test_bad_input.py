@@ -54,6 +54,15 @@ BAD_INPUT = [
     ("train", "--method candle --fusion-dropout 1", "--fusion-dropout 1.0: expected less than 1"),
     ("train", "--method candle --logit-adjustment", "--logit-adjustment: Candle's own loss"),
     ("train", "--method lfa --logit-adjustment", "--logit-adjustment: LFA's loss"),
+    ("train", "--loss hinge", "--loss"),
+    ("train", "--sampler random", "--sampler"),
+    ("train", "--loss ldam --logit-adjustment", "--loss ldam --logit-adjustment: expected one of"),
+    ("train", "--loss lade --accumulate 2", "--accumulate 2: --loss lade compares"),
+    ("train", "--method candle --loss focal", "--loss focal: Candle's own loss"),
+    ("train", "--method lfa --class-weights auto", "--class-weights: LFA's loss"),
+    ("train", "--class-weights {place}/none.json", "--class-weights {place}/none.json: cannot be"),
+    ("train", "--class-weights {place}/list.json", "{place}/list.json: expected an object such as"),
+    ("train", "--class-weights {place}/yak.json", "{place}/yak.json: lacks class 'zero'"),
     ("train", "--as-published", "--as-published: expected another --method"),
     ("train", "--clip nonsense", "--clip nonsense"),
     ("train", "--clip RN50 --pretrained openai", "ResNet"),
@@ -89,6 +98,10 @@ BAD_INPUT = [
     ("evaluate", "{place}/unfinished", "{place}/unfinished: training has not finished"),
     ("evaluate", "{place}/cut", "{place}/cut/learned.safetensors: damaged"),
     ("evaluate", "{run} --fast", "--fast"),
+    ("evaluate", "{run} --prior test.json", "--prior test.json: cannot be read"),
+    ("evaluate", "{run} --prior train", "prior train: 'five' was not trained"),
+    ("evaluate", "{run} --prior {place}/yak.json", "prior: lacks class 'zero'"),
+    ("evaluate", "{run} --data digits --prior train", "prior train: 'five' was not trained"),
     ("evaluate", "{run} --data digits --out {place}", "--out {place}: holds something else than"),
     ("evaluate", "{run} --data digits --out {place}/note.txt", "note.txt: is a file, expected"),
     ("pretrain", "--steps 0 --out {place}/new", "--steps 0: expected"),
@@ -110,6 +123,8 @@ BAD_INPUT = [
     ),
     ("predict", "{run} {place}/cat.png --classes cat,,dog", "--classes 'cat,,dog'"),
     ("predict", "{run} {place}/cat.png --classes one,one", "'one' is named 2 times"),
+    ("predict", "{run} {place}/cat.png --prior {place}/list.json", "list.json: expected an object"),
+    ("predict", "{run} {place}/cat.png --add yak --prior train", "prior train: 'yak' was not"),
     ("predict", "{run} {place}/cat.png --csv {place}/no/x.csv", "--csv {place}/no/x.csv"),
     ("predict", "{run} {place}/cat.png --csv /proc/self/x.csv", "/proc/self/x.csv: cannot be"),
     ("predict", "{run} {place}/list.csv --path-column file", "--path-column file"),
@@ -166,6 +181,7 @@ def place(run, tmp_path_factory):
     (folder / "void").mkdir()
     (folder / "note.txt").write_text("precious")
     (folder / "list.json").write_text("[]")
+    (folder / "yak.json").write_text('{"yak": 1}')
     (folder / "list.csv").write_text("path,label\ncat.png,cat\n")
     Image.new("RGB", (8, 8)).save(folder / "cat.png")
     for name, classes in (("single", ["cat"]), ("damaged", ["cat", "dog"])):

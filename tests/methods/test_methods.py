@@ -691,10 +691,19 @@ def test_lfas_beta_is_chosen_on_held_out_training_features():
     assert cross_validated_beta(few[:12], texts, labels[:12], seed=1) > 0.0
 
 
+@pytest.mark.parametrize(
+    ("optim", "flag"),
+    [
+        ({"logit_adjustment": True}, "--logit-adjustment: "),
+        *(({"loss": name}, f"--loss {name}: ") for name in ("la", "ldam", "lade")),
+        ({"class_weights": "auto"}, "--class-weights: "),
+    ],
+)
 @pytest.mark.parametrize("name", ["lfa", "candle"])
-def test_logit_adjustment_is_refused_where_it_means_nothing(small_clip, name):
-    with pytest.raises(InputError, match="--logit-adjustment: "):
-        build(name, small_clip(), optim={"logit_adjustment": True})
+def test_other_losses_are_refused_where_a_method_has_its_own(small_clip, name, optim, flag):
+    with pytest.raises(InputError) as error:
+        build(name, small_clip(), optim=optim)
+    assert str(error.value) == flag + METHODS[name].own_loss
 
 
 @pytest.mark.parametrize("name", COMPARED)

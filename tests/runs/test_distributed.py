@@ -25,7 +25,9 @@ from lamp_fast.runs.folder import (
     resume_or_choose_folder,
     resumed_defaults,
 )
+from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.ranks import Ranks, batch_sizes
+from lamp_fast.runs.training import _refuse_split_batches
 
 BEFORE = Path(__file__).parents[1] / "before" / "zeroshot"
 
@@ -89,6 +91,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     "flags",
     [
         pytest.param(("--text-query", "class", "--accumulate", "2"), id="class"),
+        pytest.param(("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"), id="drawn"),
         pytest.param(("--batch", "1", "--clip-grad", "0.5", "--epochs", "1"), id="no-row"),
     ],
 )
@@ -99,6 +102,13 @@ def test_two_ranks_train_as_one(tmp_path, flags):
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert answer.stdout.count("run     ") == 1
     assert answer.stdout.count("| LAMP ") == 1
+
+
+def test_a_loss_of_whole_batches_wants_one_process():
+    config = replace(TrainConfig(), optim=OptimConfig(loss="lade"))
+    _refuse_split_batches(config, Ranks(0, 1))
+    with pytest.raises(InputError, match=r"--loss lade: compares .* expected one process, got 2"):
+        _refuse_split_batches(config, Ranks(1, 2))
 
 
 def test_a_killed_rank_starts_again_from_the_checkpoint(tmp_path):

@@ -5,6 +5,7 @@ replay, on the same buffers; a watch on every dispatched op says whether the ste
 """
 
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.runs import graph
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
-from lamp_fast.runs.optimisation import OptimConfig
+from lamp_fast.runs.optimisation import Loss, OptimConfig
 from lamp_fast.runs.ranks import ALONE, Ranks
 from lamp_fast.runs.trainer import Trainer
 
@@ -226,10 +227,17 @@ def test_a_step_reads_no_value(small_clip, text_query, options):
             lamp.step(images, labels, classes, F.cross_entropy)
 
 
-@pytest.mark.parametrize("clip_grad", [None, 1.0])
-@pytest.mark.parametrize("logit_adjustment", [False, True])
-def test_the_trainers_own_part_reads_no_value(tmp_path, clip_grad, logit_adjustment):
-    config = settings(tmp_path / "run", clip_grad=clip_grad, logit_adjustment=logit_adjustment)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_grad": 1.0},
+        *({"loss": name} for name in typing.get_args(Loss)),
+        *({"loss": name, "class_weights": "auto"} for name in ("ce", "ldam", "focal")),
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_the_trainers_own_part_reads_no_value(tmp_path, changes):
+    config = settings(tmp_path / "run", **changes)
     trainer = Trainer(assemble(config), config.out)
     # On a CPU the unfused optimiser keeps its step count on the host; the fused one is a GPU's.
     kind, rate = type(trainer.optimiser), torch.tensor(1e-3)
