@@ -416,7 +416,7 @@ def test_folders_without_a_class_name(tmp_path):
     imagenet_a(tmp_path)
     put(tmp_path / "imagenet-adversarial" / "imagenet-a" / "n00000000" / "1.jpg")
     message = refusal(load_source, "imagenet_a", tmp_path)
-    assert "folder 'n00000000' is no wnid of classnames.txt" in message
+    assert "folder 'n00000000' is no id of" in message
 
 
 def test_imagenetv2_folders_are_lines(tmp_path):
