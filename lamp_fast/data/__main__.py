@@ -43,7 +43,7 @@ class DescribeConfig:
     """Describe what training would see of a data set."""
 
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
-    """Class folders of pictures; with --data or --table, the same as --root."""
+    """Class folders of pictures; with --data, --table or --train, the same as --root."""
     out: Path | None = None
     """Also draw the bar chart into this .png."""
     json: bool = False

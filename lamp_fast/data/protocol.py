@@ -91,9 +91,9 @@ def long_tail(
 def label_order_tail(labels: Sequence[int] | np.ndarray, imb: float) -> np.ndarray:
     """Draw CIFAR-100-LT's training set as the long-tail field does (shijxcs/LIFT), in label order.
 
-    Class k of C keeps int(N / C * (1 / imb)^(k / (C - 1))) of its pictures, all where it has fewer:
-    the first ones once NumPy's old generator, seeded with 0, has shuffled each class in turn. The
-    draw is one for all seeds.
+    Class k of C keeps max(int(N / C * (1 / imb)^(k / (C - 1))), 1) of its pictures, all where it
+    has fewer: the first ones once NumPy's old generator, seeded with 0, has shuffled each class in
+    turn. The draw is one for all seeds.
 
     Args:
         labels: integers [N] of C values; which pictures are drawn depends on their order.
@@ -115,7 +115,7 @@ def label_order_tail(labels: Sequence[int] | np.ndarray, imb: float) -> np.ndarr
         share = (1 / imb) ** (rank / max(len(by_class) - 1, 1))
         shuffled = indices.copy()
         generator.shuffle(shuffled)
-        kept.append(shuffled[: int(len(labels) / len(by_class) * share)])
+        kept.append(shuffled[: max(int(len(labels) / len(by_class) * share), 1)])
     return np.sort(np.concatenate(kept))
 
 

@@ -291,7 +291,7 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
             classes=365,
             counts=(62500, 7300, 36500),
             home="https://github.com/zhmiao/OpenLongTailRecognition-OLTR",
-            licence="pictures as Places365's (<http://places2.csail.mit.edu>)",
+            licence="pictures as Places365's",
             layout="labelled lists",
             lists={
                 "train": "Places_LT_train.txt",

@@ -34,16 +34,15 @@ def names_by_id(file: Path) -> dict[str, str]:
     return names
 
 
-def named(folders: Sequence[str], file: Path, images: Path) -> tuple[str, ...]:
-    """The names of class folders that are ids of a file, see :func:`names_by_id`.
+def named(folders: Sequence[str], names: Mapping[str, str], images: Path) -> tuple[str, ...]:
+    """The names of class folders that are ids; see :func:`names_by_id`.
 
     Raises:
         InputError: a folder without a name.
     """
-    names = names_by_id(file)
     for folder in folders:
         if folder not in names:
-            raise InputError(f"{images}: folder {folder!r} is no id of {file}")
+            raise InputError(f"{images}: folder {folder!r} is no id of the file of class names")
     return shown([names[folder] for folder in folders])
 
 

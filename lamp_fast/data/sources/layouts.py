@@ -205,7 +205,7 @@ def _matlab_labels(folder: Path, entry: DataSet) -> Found:
 
 def _imagenet(folder: Path, entry: DataSet) -> Found:
     """``train`` and ``val`` by wnid, labels in the order of wnids; val is also the test set."""
-    images = folder / entry.images
+    images, names = folder / entry.images, names_by_id(folder / entry.class_list)
     left_out = LeftOut()
     found = {part: pictures_by_class(images, part, left_out) for part in ("train", "val")}
     wnids = sorted(found["train"])
@@ -216,7 +216,7 @@ def _imagenet(folder: Path, entry: DataSet) -> Found:
             f"{images}: {odd[0]!r} is in {'train' if odd[0] in found['train'] else 'val'}/ alone"
             f" ({len(odd)} such); expected the same folders, one a wnid, in train/ and val/"
         )
-    classnames = named(wnids, folder / entry.class_list, images)
+    classnames = named(wnids, names, images)
     train, val = (labelled(images, wnids, found[part]) for part in ("train", "val"))
     parts = {"train": train, "val": val, "test": val}
     return Found(classnames, parts, left_out=left_out.lines(every_file=False))
@@ -225,11 +225,11 @@ def _imagenet(folder: Path, entry: DataSet) -> Found:
 def _wnid_folders(folder: Path, entry: DataSet) -> Found:
     """A test set by wnid, over the classes that are there alone."""
     images = folder / entry.images
+    names = names_by_id(names_file(entry, folder.parent))
     left_out = LeftOut()
     found = pictures_by_class(images, "", left_out)
     wnids = sorted(found)
-    classnames = named(wnids, names_file(entry, folder.parent), images)
-    return _only_test(classnames, labelled(images, wnids, found), left_out)
+    return _only_test(named(wnids, names, images), labelled(images, wnids, found), left_out)
 
 
 def _numbered_folders(folder: Path, entry: DataSet) -> Found:

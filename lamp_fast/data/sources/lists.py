@@ -102,8 +102,13 @@ def folders_of_labels(parts: Mapping[str, Pictures]) -> dict[int, str | None]:
     }
 
 
-def check_gaps(file: Path, folders: Mapping[int, str | None]) -> None:
+def check_gaps(file: Path, folders: Mapping[int, str | None], otherwise: str = "") -> None:
     """Labels are 0..C-1, every one with a picture.
+
+    Args:
+        file: what lists the first of them.
+        folders: by label, ascending.
+        otherwise: what else is expected, for the message.
 
     Raises:
         InputError: naming the file and the first label without one.
@@ -111,7 +116,8 @@ def check_gaps(file: Path, folders: Mapping[int, str | None]) -> None:
     for expected, label in enumerate(folders):
         if label != expected:
             raise InputError(
-                f"{file}: labels go up to {max(folders)} but {expected} is missing; expected 0..C-1"
+                f"{file}: labels go up to {max(folders)} but {expected} is missing; expected"
+                f" 0..C-1{otherwise}"
             )
 
 
@@ -135,7 +141,7 @@ def read_own_lists(
     if lines is not None:
         return parts, names_by_line(lists.names, lines, folders), False
     first = next(iter(lists.files.values()))
-    check_gaps(first, folders)
+    check_gaps(first, folders, ", or a file of --names for classes without pictures")
     owner: dict[str | None, int] = {None: -1}
     for label, folder in folders.items():
         other = owner.setdefault(folder, label)

@@ -14,7 +14,7 @@ import numpy as np
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import label_order_tail
 from lamp_fast.data.sources.catalog import images_folder, names_file
-from lamp_fast.data.sources.class_names import named, shown
+from lamp_fast.data.sources.class_names import named, names_by_id, shown
 from lamp_fast.data.sources.entries import DataSet
 from lamp_fast.data.sources.files import (
     Found,
@@ -37,6 +37,7 @@ _PICKLED = ("cifar-100-python", "train", "test", "meta")
 def read_labelled_lists(folder: Path, entry: DataSet) -> Found:
     """ImageNet-LT, Places-LT: a list a part; the folder of a label's pictures is its class's id."""
     images = images_folder(entry, folder.parent)
+    names = names_by_id(names_file(entry, folder.parent))
     files = {part: folder / each for part, each in entry.lists.items()}
     # Not all who publish the lists have that of val, which nothing is trained on.
     files = {part: file for part, file in files.items() if part != "val" or file.is_file()}
@@ -51,7 +52,7 @@ def read_labelled_lists(folder: Path, entry: DataSet) -> Found:
                 f"{first}: the pictures of label {label} lie in no folder of their own, expected a"
                 " folder a class"
             )
-    return Found(named([*folders.values()], names_file(entry, folder.parent), images), parts)
+    return Found(named([*folders.values()], names, images), parts)
 
 
 def read_inaturalist(folder: Path, entry: DataSet, level: str) -> Found:
