@@ -237,6 +237,7 @@ def build_benchmark(
         augment=source.augment,
         own_template=source.own_template,
         notes=notes,
+        benchmark_counts=source.group_counts,
         val=_half(val, base) if validation else val.select([]),
     )
     _check_complete(benchmark)

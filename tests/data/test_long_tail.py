@@ -11,7 +11,7 @@ from miniatures import MINIATURES, SPECIES, put, refusal, write
 
 from lamp_fast.data import DataConfig, load_source
 from lamp_fast.data.benchmark import build_benchmark
-from lamp_fast.data.protocol import label_order_tail
+from lamp_fast.data.protocol import SIZE_GROUPS, label_order_tail, size_groups
 from lamp_fast.data.sources import layouts
 from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.errors import InputError
@@ -73,6 +73,9 @@ def test_cifar_is_drawn_as_lift_draws_it(imb, total, smallest):
     kept = label_order_tail(labels, imb)
     counts = np.bincount(labels[kept])
     assert (len(kept), counts[0], counts[99]) == (total, 500, smallest)
+    if imb == 100:
+        groups = size_groups(counts)
+        assert [np.count_nonzero(groups == each) for each in SIZE_GROUPS] == [35, 35, 30]
     before = np.random.get_state()
     expected = literal_lift_draw(labels, imb)
     np.random.set_state(before)
@@ -128,6 +131,9 @@ def test_cifar_is_thinned_once_and_by_the_runs_ratio(tmp_path):
             assert benchmark.counts.tolist() == counts
             assert (benchmark.imb, source.imb) == (imb, imb)
             assert benchmark.train.names == source.train.names
+            # LIFT groups the classes of every ratio by their counts at 100.
+            grouped = [20, 2, 1] if imb == 4 else counts
+            assert benchmark.group_counts.tolist() == grouped
     capped = DataConfig(data="cifar100_lt", root=tmp_path, imb=4, cap=7)
     assert load_data(capped, 1)[1].counts.tolist() == [7, 7, 5]
     halved = DataConfig(data="cifar100_lt", root=tmp_path, split="base-new")

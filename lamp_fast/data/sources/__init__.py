@@ -58,6 +58,8 @@ class DataSource:
         notes: what a reader of a result must know of how the pictures were found, a line each.
         imb: the imbalance ratio of a long tail that ``train`` was drawn with already; None where it
             is what the data set has.
+        group_counts: training pictures a class that the field makes its groups by size of, where
+            these are not those of ``train``.
     """
 
     name: str
@@ -72,6 +74,7 @@ class DataSource:
     own_template: bool = True
     notes: tuple[str, ...] = ()
     imb: float | None = None
+    group_counts: tuple[int, ...] | None = None
 
 
 def load_source(
@@ -169,6 +172,7 @@ def _named(name: str, root: Path, level: str | None, imb: float | None) -> DataS
         test_only=entry.test_only,
         notes=found.left_out,
         imb=found.imb,
+        group_counts=found.group_counts,
     )
     # Of a coarser level nothing is published that we know of.
     published = level is None or level == entry.levels[0]

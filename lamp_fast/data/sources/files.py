@@ -66,6 +66,7 @@ class Found:
         left_out: what lies in listed folders and is not taken, see :class:`LeftOut`.
         imb: the imbalance ratio that the training pictures were drawn with; None where they are
             what the data set has.
+        group_counts: see :class:`lamp_fast.data.DataSource`.
     """
 
     classnames: tuple[str, ...]
@@ -73,6 +74,7 @@ class Found:
     drawn: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     imb: float | None = None
+    group_counts: tuple[int, ...] | None = None
 
 
 def path_below(root: Path, path: str, where: str) -> str:

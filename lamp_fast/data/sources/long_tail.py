@@ -163,10 +163,10 @@ def read_cifar(folder: Path, entry: DataSet, imb: float) -> Found:
         imb: the first class's pictures over the last one's.
     """
     if _has_class_folders(folder):
-        return _cifar_folders(folder, imb)
+        return _cifar_folders(folder, entry, imb)
     names = shown([line for _, line in read_lines(folder / entry.class_list)])
     parts = {part: _records(folder / each, len(names)) for part, each in entry.lists.items()}
-    kept = label_order_tail(parts["train"][:, 1], imb)
+    kept, group_counts = _thinned(parts["train"][:, 1], entry, imb)
     train, test = (
         Pictures(
             names=tuple(f"{part}/{index}" for index in indices.tolist()),
@@ -176,7 +176,22 @@ def read_cifar(folder: Path, entry: DataSet, imb: float) -> Found:
         )
         for part, indices in (("train", kept), ("test", np.arange(len(parts["test"]))))
     )
-    return Found(names, {"train": train, "val": test.select([]), "test": test}, imb=imb)
+    parts = {"train": train, "val": test.select([]), "test": test}
+    return Found(names, parts, imb=imb, group_counts=group_counts)
+
+
+def _thinned(
+    labels: np.ndarray, entry: DataSet, imb: float
+) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    """The pictures to keep, and the counts that LIFT groups the classes of every ratio by.
+
+    These are of the default ratio, where the field's three groups are of about one size. None where
+    they are the classes' own, or nothing is thinned out.
+    """
+    kept = label_order_tail(labels, imb)
+    if imb in (1, entry.protocol.imb):
+        return kept, None
+    return kept, tuple(np.bincount(labels[label_order_tail(labels, entry.protocol.imb)]).tolist())
 
 
 def _records(file: Path, classes: int) -> np.ndarray:
@@ -201,7 +216,7 @@ def _records(file: Path, classes: int) -> np.ndarray:
     return records
 
 
-def _cifar_folders(folder: Path, imb: float) -> Found:
+def _cifar_folders(folder: Path, entry: DataSet, imb: float) -> Found:
     left_out = LeftOut()
     found = {part: pictures_by_class(folder, part, left_out) for part in ("train", "test")}
     classes = sorted(found["train"])
@@ -215,9 +230,12 @@ def _cifar_folders(folder: Path, imb: float) -> Found:
     if not classes:
         raise InputError(f"{folder / 'train'}: expected one folder of pictures a class")
     train, test = (labelled(folder, classes, found[part]) for part in ("train", "test"))
-    parts = {
-        "train": train.select(label_order_tail(train.labels, imb)),
-        "val": test.select([]),
-        "test": test,
-    }
-    return Found(shown(classes), parts, left_out=left_out.lines(every_file=False), imb=imb)
+    kept, group_counts = _thinned(train.labels, entry, imb)
+    parts = {"train": train.select(kept), "val": test.select([]), "test": test}
+    return Found(
+        shown(classes),
+        parts,
+        left_out=left_out.lines(every_file=False),
+        imb=imb,
+        group_counts=group_counts,
+    )
