@@ -192,7 +192,7 @@ def test_a_run_of_lists_goes_on_where_they_have_moved(tmp_path):
         load_run(out)
     experiment, facts = load_run(out, **lists(moved))
     found = evaluate_rows(experiment, facts["seconds"], False)
-    assert [each.row(experiment.benchmark.head)["acc_base"] for each in found] == [
+    assert [each.row(experiment.benchmark)["acc_base"] for each in found] == [
         row["acc_base"] for row in read_json(out / RESULT)
     ]
 
