@@ -18,6 +18,7 @@ import tyro
 from lamp_fast import cli
 from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
+from lamp_fast.data.settings import PLACES
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError
 from lamp_fast.fields import TextOrNone
@@ -46,11 +47,21 @@ class EvaluateConfig:
     data: str | None = None
     """Test on all classes of this data set instead; a name that training takes, or one of
     imagenetv2, imagenet_sketch, imagenet_a and imagenet_r. Of folder and table the test part is
-    scored, of pictures without parts every one."""
+    scored, of pictures without parts every one; list needs --test alone."""
     root: Path | None = None
     """As in training, for --data; without it, where the run's own pictures lie now."""
     table: Path | None = None
     """As in training, for --data table; without --data, where the run's own table lies now."""
+    train: Path | None = None
+    """As --table, for --data list."""
+    val: Path | None = None
+    """As --table, for --data list."""
+    test: Path | None = None
+    """As --table, for --data list."""
+    names: Path | None = None
+    """As --table, for --data list."""
+    level: str | None = None
+    """As in training, for --data inaturalist2018."""
     template: str | None = None
     """Class prompt with {} for the name; by default the data set's own."""
     skip_unreadable: bool = False
@@ -67,6 +78,11 @@ class EvaluateConfig:
     {"cat": 0.9, "dog": 0.1} of every class. none leaves scores as they are."""
 
     @property
+    def places(self) -> dict[str, Path | None]:
+        """Where files lie, of the run's own pictures or of those of --data."""
+        return {name: getattr(self, name) for name in PLACES}
+
+    @property
     def target(self) -> DataConfig | None:
         """The data set to test on; None for the run's own.
 
@@ -74,7 +90,7 @@ class EvaluateConfig:
             InputError: a flag of --data without it.
         """
         if self.data is None:
-            for name in ("template", "skip_unreadable", "out"):
+            for name in ("template", "level", "skip_unreadable", "out"):
                 if value := getattr(self, name):
                     flag = name.replace("_", "-")
                     raise InputError(
@@ -83,8 +99,8 @@ class EvaluateConfig:
             return None
         return DataConfig(
             data=self.data,
-            root=self.root,
-            table=self.table,
+            **self.places,
+            level=self.level,
             template=self.template,
             skip_unreadable=self.skip_unreadable,
         )
@@ -102,7 +118,7 @@ def main(config: EvaluateConfig) -> int:
         refuse_nested(config.out, target)
     with report_dead_workers(), join(saved.record.settings.machine.device) as ranks:
         if target is None:
-            again = functools.partial(load_run, root=config.root, table=config.table)
+            again = functools.partial(load_run, **config.places)
             experiment, facts = ranks.together(again, config.run, ranks)
         else:
             experiment, facts = load_run_on(config.run, target, ranks)

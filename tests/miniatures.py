@@ -31,6 +31,10 @@ TEMPLATES = {
     "imagenet_sketch": "a photo of a {}.",
     "imagenet_a": "a photo of a {}.",
     "imagenet_r": "a photo of a {}.",
+    "imagenet_lt": "a photo of a {}.",
+    "places_lt": "a photo of a {}.",
+    "inaturalist2018": "a photo of a {}.",
+    "cifar100_lt": "a photo of a {}.",
 }
 SPLIT_FILES = {
     "caltech101": ("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
@@ -256,6 +260,98 @@ def imagenet_r(root):
     class_folders(folder / "imagenet-r", {"n04008634": 2, "n01443537": 3, "n01440764": 1})
     write(folder / "imagenet-r" / "README.txt", "read me")
     return ["tench", "great white shark", "missile"]
+
+
+def write_list(file, paths, labels):
+    """``path label`` a line."""
+    write(file, "".join(f"{path} {label}\n" for path, label in zip(paths, labels, strict=True)))
+
+
+def imagenet_lt(root):
+    imagenet(root)  # whose pictures these are
+    wnids = sorted(CLASSNAMES)
+    rows = {"train": [], "val": [], "test": []}
+    for label, wnid in enumerate(wnids):
+        for number in range(2 if label < 2 else 1):
+            rows["train"].append((f"train/{wnid}/{wnid}_{number:04}.JPEG", label))
+        rows["val"].append((f"train/{wnid}/{wnid}_0002.JPEG", label))
+        rows["test"] += [(f"val/{wnid}/{wnid}_{number:04}.JPEG", label) for number in (0, 1)]
+    for part, listed in rows.items():
+        write_list(root / "imagenet_lt" / f"ImageNet_LT_{part}.txt", *zip(*listed, strict=True))
+    return BY_WNID
+
+
+def places_lt(root):
+    folder = root / "places_lt"
+    scenes = ["airfield", "airplane_cabin", "amusement_park", "arena-hockey"]
+    names = [f"{scene} {scene.replace('_', ' ').replace('-', ' ')}\n" for scene in scenes]
+    write(folder / "classnames.txt", "".join(names))
+    number = itertools.count(4851)
+    for part, counts in (("train", (9, 4, 2, 1)), ("val", (1, 1, 1, 1)), ("test", (2, 2, 2, 2))):
+        place = "train" if part == "train" else "val"
+        listed = [
+            (f"{place}/{scene}/{next(number):08}.jpg", label)
+            for label, (scene, count) in enumerate(zip(scenes, counts, strict=True))
+            for _ in range(count)
+        ]
+        paths, labels = zip(*listed, strict=True)
+        put(*(folder / "images" / path for path in paths))
+        write_list(folder / f"Places_LT_{part}.txt", paths, labels)
+    return ["airfield", "airplane cabin", "amusement park", "arena hockey"]
+
+
+# By id: a genus of plants and one of birds have the same name.
+SPECIES = [
+    "Prunella vulgaris, Prunella, Lamiaceae, Lamiales, Magnoliopsida, Tracheophyta, Plantae",
+    "Salvia spathacea, Salvia, Lamiaceae, Lamiales, Magnoliopsida, Tracheophyta, Plantae",
+    "Prunella modularis, Prunella, Prunellidae, Passeriformes, Aves, Chordata, Animalia",
+    "Corvus corax, Corvus, Corvidae, Passeriformes, Aves, Chordata, Animalia",
+    "Salvia apiana, Salvia, Lamiaceae, Lamiales, Magnoliopsida, Tracheophyta, Plantae",
+]
+
+
+def inaturalist2018(root):
+    folder = root / "inaturalist2018"
+    ranks = ("name", "genus", "family", "order", "class", "phylum", "kingdom")
+    categories = [
+        {"id": number, **dict(zip(ranks, line.split(", "), strict=True))}
+        for number, line in enumerate(SPECIES)
+    ]
+    write(folder / "categories.json", json.dumps(categories[::-1]))
+    number = itertools.count(2**60)
+    for part, counts in (("train", (5, 1, 3, 2, 4)), ("val", (3, 3, 3, 3, 3))):
+        listed = [
+            (f"train_val2018/{categories[label]['kingdom']}/{label}/{next(number):032x}.jpg", label)
+            for label, count in enumerate(counts)
+            for _ in range(count)
+        ]
+        paths, labels = zip(*listed, strict=True)
+        put(*(folder / path for path in paths))
+        write_list(folder / f"iNaturalist18_{part}.txt", paths, labels)
+    return [line.split(", ")[0] for line in SPECIES]
+
+
+def cifar100_lt(root):
+    """As class folders; :func:`cifar100_binary` writes the other form."""
+    for part, count in (("train", 20), ("test", 2)):
+        counts = dict.fromkeys(("apple", "aquarium_fish", "worm"), count)
+        class_folders(root / "cifar100" / part, counts, "png")
+    return ["apple", "aquarium fish", "worm"]
+
+
+def cifar100_binary(folder, names, train, test, seed=0):
+    """CIFAR-100's binary version of random pictures; returns pixels [N, 32, 32, 3] by part."""
+    generator = np.random.default_rng(seed)
+    write(folder / "fine_label_names.txt", "".join(f"{name}\n" for name in names))
+    pixels = {}
+    for part, labels in (("train", train), ("test", test)):
+        pixels[part] = generator.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+        content = b"".join(
+            bytes([label // 5, label]) + each.transpose(2, 0, 1).tobytes()
+            for label, each in zip(labels, pixels[part], strict=True)
+        )
+        (folder / f"{part}.bin").write_bytes(content)
+    return pixels
 
 
 MINIATURES = {name: globals()[name] for name in TEMPLATES}

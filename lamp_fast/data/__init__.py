@@ -14,6 +14,7 @@ from lamp_fast.data.loading import evaluation_batches, move_batches, training_ba
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import DataSource, load_source
+from lamp_fast.data.sources.lists import PictureLists
 from lamp_fast.data.sources.table import PictureTable
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DataSource",
     "DecodedCache",
     "Origin",
+    "PictureLists",
     "PictureTable",
     "Pictures",
     "build_benchmark",

@@ -1,6 +1,7 @@
 """``python -m lamp_fast.data DIR``: describe what training would see of a folder of pictures.
 
-Or of a table (--table FILE), or of any data set that training takes (--data NAME --root DIR).
+Or of a table (--table FILE), of lists (--train FILE --test FILE), or of any data set that training
+takes (--data NAME --root DIR).
 --check ROOT says which of the field's data sets lie ready below ROOT; --download NAME... --root DIR
 fetches those that torchvision can.
 """
@@ -22,6 +23,7 @@ from matplotlib.patches import Patch
 from lamp_fast import cli
 from lamp_fast.data import DataConfig, DataSource
 from lamp_fast.data.describe import Description, describe, to_text
+from lamp_fast.data.settings import PLACES
 from lamp_fast.data.sources import readiness
 from lamp_fast.data.sources.download import check_downloads, download
 from lamp_fast.data.sources.readiness import Readiness, check_root
@@ -41,7 +43,7 @@ class DescribeConfig:
     """Describe what training would see of a data set."""
 
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
-    """Class folders of pictures; with --data or --table, the same as --root."""
+    """Class folders of pictures; with --data, --table or --train, the same as --root."""
     out: Path | None = None
     """Also draw the bar chart into this .png."""
     json: bool = False
@@ -68,6 +70,8 @@ def data_of(settings: DescribeConfig) -> DataConfig:
         data = replace(data, root=folder)
     if data.data == DataConfig.data and data.table is not None:
         return replace(data, data="table")
+    if data.data == DataConfig.data and (data.train is not None or data.test is not None):
+        return replace(data, data="list")
     return replace(data, data="folder") if data.data == DataConfig.data and folder else data
 
 
@@ -114,7 +118,7 @@ def _check_out(out: Path, data: DataConfig) -> None:
         raise InputError(f"--out {out}: expected the name of a .png file")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: expected a file in a folder that exists")
-    refuse_output("--out", out, filter(None, [data.table]))
+    refuse_output("--out", out, filter(None, (getattr(data, name) for name in PLACES)))
 
 
 def _refuse_picture(out: Path, source: DataSource) -> None:

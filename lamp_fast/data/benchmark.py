@@ -167,7 +167,8 @@ def build_benchmark(
         source: the data set.
         split: "base-new" trains the first half of the classes; "all" trains every class, and the
             new half is empty.
-        imb: imbalance ratio of the base training set, at least 1; 1 leaves it as it is.
+        imb: imbalance ratio of the base training set, at least 1; 1 leaves it as it is. Of a data
+            set that draws its own long tail, the one that it was drawn with.
         cap: most pictures a class, drawn before the long tail; None takes the classes as they are.
         shots: few-shot, in place of ``cap``.
         seed: of every draw.
@@ -177,7 +178,8 @@ def build_benchmark(
 
     Raises:
         InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, a half of a single
-            class or without test pictures, or a data set that has no training pictures.
+            class or without test pictures, a data set that has no training pictures, or one with a
+            long tail of its own that is halved or asked for another ``imb``.
     """
     if source.test_only:
         raise InputError(
@@ -186,6 +188,16 @@ def build_benchmark(
         )
     if split not in ("base-new", "all"):
         raise InputError(f"--split {split}: expected base-new or all")
+    if source.imb is not None and split == "base-new":
+        raise InputError(
+            f"--split base-new: the long tail of {source.name} follows the order of its classes, so"
+            " that the new half would be the tail; expected all"
+        )
+    if source.imb is not None and imb != source.imb:
+        raise InputError(
+            f"--imb {imb:g}: the pictures of {source.name} were drawn with {source.imb:g}, expected"
+            " the same"
+        )
     if cap is not None and cap < 1:
         raise InputError(f"--cap {cap}: expected at least 1, or none")
     most = cap if shots is None else shots
@@ -208,13 +220,14 @@ def build_benchmark(
                 " expected at least 4, or --split all"
             )
     base_train = _half(train, base)
-    tail = protocol.long_tail(base_train.labels, imb, seed)
+    if source.imb is None:
+        base_train = base_train.select(protocol.long_tail(base_train.labels, imb, seed))
     benchmark = Benchmark(
         name=source.name,
         base_names=tuple(source.classnames[label] for label in base),
         new_names=tuple(source.classnames[label] for label in new),
         template=source.template,
-        train=base_train.select(tail),
+        train=base_train,
         adapt=_half(train, new),
         test_base=_half(source.test, base),
         test_new=_half(source.test, new),
@@ -224,6 +237,7 @@ def build_benchmark(
         augment=source.augment,
         own_template=source.own_template,
         notes=notes,
+        benchmark_counts=source.group_counts,
         val=_half(val, base) if validation else val.select([]),
     )
     _check_complete(benchmark)

@@ -1,7 +1,8 @@
 """Which classes are base and new, and which training pictures each class keeps.
 
 Pure functions on labels and counts; nothing is read. Every draw is a function of the run's seed and
-the class's own label, so pictures added to one class change the draw of no other class.
+the class's own label, so pictures added to one class change the draw of no other class; but for
+:func:`label_order_tail`, which is somebody else's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,37 @@ def long_tail(
     """
     counts = [len(indices) for _, indices in _by_class(labels)]
     return _draw(labels, long_tail_targets(counts, imb, n_max), seed, _LONG_TAIL)
+
+
+def label_order_tail(labels: Sequence[int] | np.ndarray, imb: float) -> np.ndarray:
+    """Draw CIFAR-100-LT's training set as the long-tail field does (shijxcs/LIFT), in label order.
+
+    Class k of C keeps max(int(N / C * (1 / imb)^(k / (C - 1))), 1) of its pictures, all where it
+    has fewer: the first ones once NumPy's old generator, seeded with 0, has shuffled each class in
+    turn. The draw is one for all seeds.
+
+    Args:
+        labels: integers [N] of C values; which pictures are drawn depends on their order.
+        imb: imbalance ratio, at least 1; 1 keeps N / C pictures of every class.
+
+    Returns:
+        Kept indices into ``labels``, int64, ascending.
+
+    Raises:
+        InputError: ``imb`` below 1 or not finite.
+    """
+    if not 1 <= imb < float("inf"):
+        raise InputError(f"--imb {imb}: expected at least 1")
+    by_class = list(_by_class(labels))
+    # NumPy has frozen this generator, shuffles included (NEP 19).
+    generator = np.random.RandomState(0)
+    kept = [np.empty(0, np.int64)]
+    for rank, (_, indices) in enumerate(by_class):
+        share = (1 / imb) ** (rank / max(len(by_class) - 1, 1))
+        shuffled = indices.copy()
+        generator.shuffle(shuffled)
+        kept.append(shuffled[: max(int(len(labels) / len(by_class) * share), 1)])
+    return np.sort(np.concatenate(kept))
 
 
 def few_shot(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> np.ndarray:

@@ -8,11 +8,14 @@ import tyro
 
 from lamp_fast.cli import expand_path
 from lamp_fast.data.sources import catalog
+from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.sources.entries import AS_IT_IS, HALVED, OWN_DATA, Protocol
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
 
-# A user's own pictures: trained and tested as they are, where papers halve and thin the classes.
-OWN_DATA = ("folder", "table")
+# Settings that say where files lie, and nothing of what they hold.
+LISTS = ("train", "val", "test", "names")
+PLACES = ("root", "table", *LISTS)
 SPLITS = ("all", "base-new")
 AUTO = "auto"
 # More pictures than any data set has.
@@ -41,12 +44,13 @@ class DataConfig:
     """The pictures and the protocol that draws from them."""
 
     data: str = "digits"
-    """digits; folder (one folder of pictures a class) or table (see --table); or one of the field's
-    data sets in CoOp's layout (docs/data.md): caltech101, oxford_pets, stanford_cars, flowers102,
-    food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101, imagenet."""
+    """digits; folder (one folder of pictures a class), table (see --table) or list (see --train);
+    or one of the field's data sets (docs/data.md), in CoOp's layout: caltech101, oxford_pets,
+    stanford_cars, flowers102, food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101, imagenet; or of
+    the long-tail field: imagenet_lt, places_lt, inaturalist2018, cifar100_lt."""
     root: Path | None = None
     """The folder that holds the data set's folder; for --data folder the class folders; for --data
-    table what its paths start from, by default the table's own folder."""
+    table and list what paths start from, by default the folder of the table or the train list."""
     table: Path | None = None
     """For --data table: a .csv or .parquet file with a row a picture."""
     path_column: str = "path"
@@ -55,17 +59,30 @@ class DataConfig:
     """The table's column of class names."""
     split_column: str | None = None
     """The table's column of train, val and test; by default "split" where there is one."""
+    train: Path | None = None
+    """For --data list: a text file of training pictures, "path label" a line, labels from 0."""
+    val: Path | None = None
+    """For --data list: of validation pictures; without it there are none."""
+    test: Path | None = None
+    """For --data list: of test pictures."""
+    names: Path | None = None
+    """For --data list: a text file with "id name" or a name a line, the first of label 0; by
+    default the names of the folders that each label's pictures lie in."""
+    level: str | None = None
+    """For inaturalist2018, what labels are: species (the default), genus, family, order, class,
+    phylum or kingdom."""
     template: str | None = None
     """Class prompt with {} for the name; by default the data set's own."""
     split: str | None = None
-    """all trains and tests every class together, the default for folder and table; base-new trains
-    the first half and also tests the rest, as papers do, the default for the others."""
+    """all trains and tests every class together, the default for own pictures and the long-tail
+    field's data sets; base-new trains the first half and also tests the rest, as papers do, the
+    default for the others."""
     imb: Annotated[float | None, Bounds(1, 1_000_000)] = None
-    """Imbalance ratio of the base training set; by default 10, but 1 (as it is) with --shots and
-    for folder and table."""
+    """Imbalance ratio of the base training set; by default 10, but 1 (as it is) with --shots, for
+    own pictures and the long-tail field's data sets, and 100 for cifar100_lt."""
     cap: Annotated[Cap, Bounds(1, MANY)] = AUTO
     """Most pictures a class before the long tail is drawn; none takes the classes as they are; by
-    default 100, but none for folder and table."""
+    default 100, but none for own pictures and the long-tail field's data sets."""
     shots: Annotated[IntOrNone, Bounds(1, MANY)] = None
     """Few-shot: this many pictures a class, in place of --cap."""
     skip_unreadable: bool = False
@@ -92,20 +109,48 @@ class DataConfig:
             raise InputError(
                 f"--table {self.table}: expected --data table with it, not {self.data}"
             )
+        for name in LISTS:
+            if (file := getattr(self, name)) is not None and self.data != "list":
+                raise InputError(f"--{name} {file}: expected --data list with it, not {self.data}")
+        self._check_level()
         if self.template is not None and self.template.count("{}") != 1:
             raise InputError(
                 f"--template {self.template!r}: expected {{}} once, for the class name"
             )
 
+    def _check_level(self) -> None:
+        if self.level is None:
+            return
+        levels = CATALOG[self.data].levels if self.data in CATALOG else ()
+        if not levels:
+            having = " or ".join(name for name, entry in CATALOG.items() if entry.levels)
+            raise InputError(
+                f"--level {self.level}: expected --data {having} with it, not {self.data}"
+            )
+        if self.level not in levels:
+            raise InputError(f"--level {self.level}: expected one of {', '.join(levels)}")
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the data set is drawn from where nothing is said."""
+        if self.data in OWN_DATA:
+            return AS_IT_IS
+        return CATALOG[self.data].protocol if self.data in CATALOG else HALVED
+
     def resolved(self) -> "DataConfig":
         """The same with the defaults of the data set filled in and absolute paths."""
-        own = self.data in OWN_DATA
-        imb = 1.0 if own or self.shots is not None else 10.0
+        protocol = self.protocol
+        imb = protocol.imb if self.shots is None else 1.0
+        levels = CATALOG[self.data].levels if self.data in CATALOG else ()
+        places = {name: getattr(self, name) for name in PLACES}
         return replace(
             self,
-            root=None if self.root is None else expand_path(self.root).absolute(),
-            table=None if self.table is None else expand_path(self.table).absolute(),
-            split=self.split or ("all" if own else "base-new"),
+            **{
+                name: None if place is None else expand_path(place).absolute()
+                for name, place in places.items()
+            },
+            split=self.split or protocol.split,
             imb=imb if self.imb is None else self.imb,
-            cap=(None if own else 100) if self.cap == AUTO else self.cap,
+            cap=protocol.cap if self.cap == AUTO else self.cap,
+            level=self.level or next(iter(levels), None),
         )

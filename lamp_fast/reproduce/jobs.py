@@ -28,6 +28,7 @@ import numpy as np
 import lamp_fast
 from lamp_fast.clip import ClipConfig, ClipIdentity, load_clip
 from lamp_fast.data import DataConfig, Pictures
+from lamp_fast.data.settings import PLACES
 from lamp_fast.fields import to_json
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
@@ -38,7 +39,7 @@ ZEROSHOT = "zeroshot"
 
 # Settings that say where, how fast, or under which name, but not what.
 _ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "clip")
-_ASIDE_OF = {"data": ("root", "table", "skip_unreadable"), "trim": ("block",)}
+_ASIDE_OF = {"data": (*PLACES, "skip_unreadable"), "trim": ("block",)}
 # Of the machine, which changes no result beyond rounding: rounding itself, and what is timed.
 _MACHINE = ("precision", "path")
 # Without training there is no seed, no long tail and no optimiser.

@@ -32,6 +32,10 @@ TITLES = {
     "imagenet_sketch": "ImageNet-S",
     "imagenet_a": "ImageNet-A",
     "imagenet_r": "ImageNet-R",
+    "imagenet_lt": "ImageNet-LT",
+    "places_lt": "Places-LT",
+    "inaturalist2018": "iNaturalist 2018",
+    "cifar100_lt": "CIFAR-100-LT",
     "digits": "Digits",
 }
 SEEDS = (1, 2, 3, 4, 5)

@@ -19,6 +19,7 @@ from lamp_fast.data import (
     DataConfig,
     DataSource,
     DecodedCache,
+    PictureLists,
     PictureTable,
     build_benchmark,
     check_benchmark,
@@ -280,7 +281,18 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
     table = None
     if data.table is not None:
         table = PictureTable(data.table, data.path_column, data.label_column, data.split_column)
-    return load_source(data.data, data.root, data.template, table, only_test=only_test)
+    files = {"train": data.train, "val": data.val, "test": data.test}
+    given = {part: file for part, file in files.items() if file is not None}
+    return load_source(
+        data.data,
+        data.root,
+        data.template,
+        table,
+        lists=PictureLists(given, data.names),
+        level=data.level,
+        imb=data.imb,
+        only_test=only_test,
+    )
 
 
 def load_data(
@@ -311,14 +323,15 @@ def load_data(
 
 
 def load_run(
-    folder: Path, ranks: Ranks = ALONE, *, root: Path | None = None, table: Path | None = None
+    folder: Path, ranks: Ranks = ALONE, **places: Path | None
 ) -> tuple[Experiment, dict[str, Any]]:
     """Rebuild a finished run from its folder, on this rank's device.
 
     Args:
         folder: of the run.
         ranks: the processes that will share the pictures.
-        root, table: where its pictures lie now, if not where the run found them.
+        places: where its pictures lie now, if not where the run found them: of
+            :data:`lamp_fast.data.settings.PLACES`.
 
     Returns:
         The experiment with its learned state, and the facts stored with that state.
@@ -328,7 +341,8 @@ def load_run(
     """
     saved = load(folder)
     config = saved.record.settings
-    data = replace(config.data, root=root or config.data.root, table=table or config.data.table)
+    moved = {name: place for name, place in places.items() if place is not None}
+    data = replace(config.data, **moved)
     experiment = assemble(place(replace(config, data=data), ranks), saved=saved)
     now, then = experiment.data_hash, saved.record.data.sha256
     if now != then:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import lamp_fast
 from lamp_fast.cli import expand_path
+from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.files import save_tensors, write_bytes, write_json
 from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
@@ -145,7 +146,7 @@ def portable(record: Mapping[str, Any]) -> dict[str, Any]:
     record.pop("launch", None)
     settings, clip = record["settings"], record["clip"]
     settings["out"] = settings["config"] = None
-    for name in ("root", "table"):
+    for name in PLACES:
         if name in settings["data"]:
             settings["data"][name] = None
     if clip["weights"] == settings["clip"]["pretrained"]:  # a file, not a tag

@@ -11,10 +11,11 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from lamp_fast.cli import expand_path
 from lamp_fast.data import Benchmark, DataConfig, Pictures, evaluation_batches
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
+from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
+from lamp_fast.fields import to_json
 from lamp_fast.files import read_json, write_bytes, write_csv, write_json
 from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
@@ -176,7 +177,7 @@ def hold_transfer(
     Raises:
         InputError: it cannot be written, or holds something else, which is left alone.
     """
-    filled = is_filled(folder)
+    filled, places = is_filled(folder), to_json(target.resolved())
     benchmark, program = experiment.benchmark, experiment.record()
     prior = experiment.prior
     identity = {
@@ -196,8 +197,7 @@ def hold_transfer(
     stack.enter_context(hold_folder(folder))
     record = {
         **identity,
-        "root": None if target.root is None else str(expand_path(target.root).absolute()),
-        "table": None if target.table is None else str(expand_path(target.table).absolute()),
+        **{name: places[name] for name in PLACES},
         "unreadable": list(experiment.unreadable),
         "tte": experiment.config.views.tte,
         **{name: program[name] for name in ("version", "commit", "torch")},

@@ -12,6 +12,7 @@ from typing import Any
 from lamp_fast import cli
 from lamp_fast.clip import completed_record
 from lamp_fast.data.loading import report_dead_workers
+from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import save_tensors, write_json
@@ -38,7 +39,7 @@ from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": ("root", "table", "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
+_PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:

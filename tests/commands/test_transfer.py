@@ -212,6 +212,36 @@ def test_any_data_set_is_a_target(run, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("quiet_cli")
+def test_a_list_is_scored_as_a_table_of_the_same_pictures(run, tmp_path, capsys):
+    names, scored = ["ant", "bee", "cat"], {}
+    rows, lines = ["path,label,split"], []
+    for seed in sorted(range(9), key=lambda seed: seed % 3):  # as the table's pictures are hashed
+        path = f"{names[seed % 3]}/{seed}.png"
+        draw(tmp_path / path, seed)
+        rows.append(f"{path},{names[seed % 3]},test")
+        lines.append(f"{path} {seed % 3}")
+    for name, content in (("table.csv", rows), ("test.txt", lines), ("names.txt", names)):
+        (tmp_path / name).write_text("\n".join(content) + "\n")
+    for kind, flags in (
+        ("table", ["--table", tmp_path / "table.csv"]),
+        ("list", ["--test", tmp_path / "test.txt"]),
+        ("named", ["--test", tmp_path / "test.txt", "--names", tmp_path / "names.txt"]),
+    ):
+        out = run.parent / f"scores-{kind}"
+        data = "list" if kind == "named" else kind
+        code, text, err = call(capsys, run, "--data", data, *flags, "--out", out)
+        assert code == 0, err
+        assert f"data    {data}: 3 classes" in text
+        scored[kind] = (
+            (out / "confusion_base.csv").read_text(),
+            json.loads((out / "target.json").read_text())["sha256"],
+        )
+    assert scored["list"] == scored["named"] == scored["table"]
+    code, _, err = call(capsys, run, "--data", "list", "--train", tmp_path / "test.txt")
+    assert (code, err) == (2, "error: --test: missing; --data list needs a text file of pictures\n")
+
+
+@pytest.mark.usefixtures("quiet_cli")
 def test_unreadable_pictures_of_the_target(run, target, capsys):
     damaged = next((target.root / "imagenet-rendition").rglob("*.png"))
     damaged.write_bytes(b"")
@@ -232,6 +262,8 @@ def test_unreadable_pictures_of_the_target(run, target, capsys):
         (["--root", "x"], f"--root {Path('x').absolute()}: does not exist"),
         (["--out", "x"], "--out x: expected --data with it"),
         (["--template", "{}"], "--template {}: expected --data with it"),
+        (["--level", "genus"], "--level genus: expected --data with it"),
+        (["--data", "digits", "--test", "x"], "--test x: expected --data list with it, not digits"),
         (["--data", "imagenet_z", "--root", "x"], "--data imagenet_z: expected one of"),
         (["--data", "imagenet_a"], "--root: missing; --data imagenet_a needs"),
         (["--data", "imagenet_a", "--root", "x"], "--root "),

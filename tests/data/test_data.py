@@ -26,6 +26,7 @@ from lamp_fast.data import (
     training_batches,
 )
 from lamp_fast.data.sources import digits
+from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
@@ -274,8 +275,10 @@ def test_roots_without_the_data_set(tmp_path):
 
 def test_unknown_data_set():
     message = refusal(load_source, "caltech", "anywhere")
-    assert message.startswith("--data caltech: expected one of digits, folder, table, caltech101,")
-    assert message.endswith(", imagenet_r")
+    assert message.startswith(
+        "--data caltech: expected one of digits, folder, table, list, caltech101,"
+    )
+    assert message.endswith(f", {list(CATALOG)[-1]}")
 
 
 def test_folders_are_split_alike_every_time(tmp_path):

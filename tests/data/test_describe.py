@@ -219,16 +219,16 @@ def test_the_command(root, tmp_path):
         assert min(chart.size) > 200
 
 
-@pytest.mark.parametrize("kind", ["folder", "table"])
+@pytest.mark.parametrize("kind", ["folder", "table", "list"])
 def test_a_chart_never_takes_the_place_of_what_it_describes(root, tmp_path, capsys, kind):
     picture, chart = root / "train" / "ant" / "0.png", tmp_path / "chart.png"
     table = tmp_path / "list.csv"
     rows = [f"{file},{file.parent.name}\n" for file in sorted((root / "train").rglob("*.png"))]
     table.write_text("path,label\n" + "".join(rows))
-    read = {"folder": picture, "table": table}[kind]
+    read = {"folder": picture, "table": table, "list": table}[kind]
     chart.symlink_to(read)
     before = read.read_bytes()
-    words = [root] if kind == "folder" else ["--table", table]
+    words = {"folder": [root], "table": ["--table", table], "list": ["--test", table]}[kind]
     code, _, err = call(capsys, *map(str, [*words, "--out", chart]))
     assert code == 2
     assert err.startswith(f"error: --out {chart}: is read as {read}, expected another file")
@@ -286,17 +286,26 @@ def test_the_same_pictures_by_folder_table_and_name(root, tmp_path, capsys):
     ]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["path,label,split", *rows]))
+    names = sorted({row.split(",")[1] for row in rows})
+    lists = []
+    for part in {row.split(",")[2] for row in rows}:
+        of_part = [row.split(",") for row in rows if row.endswith(f",{part}")]
+        lines = [f"{path} {names.index(name)}" for path, name, _ in of_part]
+        (tmp_path / f"{part}.txt").write_text("\n".join(lines))
+        lists += [f"--{part}", tmp_path / f"{part}.txt"]
     classes = []
     for arguments in (
         [root],
         ["--data", "folder", "--root", root],
         ["--table", table, "--root", root],
         [root, "--table", table],
+        [root, *lists],
+        ["--data", "list", *lists, "--root", root],
     ):
         code, out, err = call(capsys, *arguments, "--json")
         assert code == 0, err
         classes.append(json.loads(out)["classes"])
-    assert classes == [classes[0]] * 4
+    assert classes == [classes[0]] * 6
     code, out, _ = call(capsys)
     assert code == 0
     assert out.startswith("data       digits: 10 classes (5 base, 5 new)")

@@ -66,7 +66,7 @@ def test_check(tmp_path, call):
     code, text, _ = call("--check", tmp_path)
     assert code == 0
     *lines, blank, total = text.splitlines()
-    assert (blank, total) == ("", "3 of 15 data sets are ready")
+    assert (blank, total) == ("", f"3 of {len(CATALOG)} data sets are ready")
     heads = [line.split()[:2] for line in lines if not line.startswith(" ")]
     assert heads == [[name, "ready" if name in ready else "missing"] for name in CATALOG]
     addresses = [line.split()[0] for line in lines if "(licence: " in line]

@@ -83,6 +83,8 @@ def test_local_weights_keep_their_name_alone(classifier):
     record = json.loads(json.dumps(classifier.record))
     record["settings"]["clip"].update(clip="ViT-B-16", pretrained="/home/me/weights.pt")
     record["clip"].update(name="ViT-B-16", weights="/home/me/weights.pt")
+    places = ("root", "table", "train", "val", "test", "names")
+    record["settings"]["data"].update(dict.fromkeys(places, "/home/me/pictures"))
     before = json.dumps(record)
     portable = hub.portable(record)
     assert "/home" not in json.dumps(portable)

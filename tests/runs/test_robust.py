@@ -166,6 +166,37 @@ def test_a_run_goes_on_where_its_pictures_have_moved(tmp_path, capsys):
         load_run(tmp_path / "run", root=moved)
 
 
+def test_a_run_of_lists_goes_on_where_they_have_moved(tmp_path):
+    pictures, moved = tmp_path / "pictures", tmp_path / "moved"
+    pictures.mkdir()
+    for part in ("train", "test"):
+        lines = []
+        for number in range(6):
+            path = pictures / "abc"[number % 3] / f"{part}{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0 if part == "train" else 9)).save(path)
+            lines.append(f"{path.relative_to(pictures)} {number % 3}")
+        (pictures / f"{part}.txt").write_text("\n".join(lines))
+
+    def lists(folder):
+        return {part: folder / f"{part}.txt" for part in ("train", "test")}
+
+    out = tmp_path / "run"
+    config = settings(out, data=DataConfig(data="list", **lists(pictures)))
+    assert command(replace(config, out=pictures.parent)) == 2  # the lists lie in it
+    assert command(config) == 0
+    pictures.rename(moved)
+    data = replace(config.data, **lists(moved))
+    assert command(replace(config, data=data, resume=True)) == 0
+    with pytest.raises(InputError, match=r"--train .*: does not exist"):
+        load_run(out)
+    experiment, facts = load_run(out, **lists(moved))
+    found = evaluate_rows(experiment, facts["seconds"], False)
+    assert [each.row(experiment.benchmark)["acc_base"] for each in found] == [
+        row["acc_base"] for row in read_json(out / RESULT)
+    ]
+
+
 def test_a_full_disk_is_told_at_once(tmp_path, capsys, limit_file_size):
     out = tmp_path / "run"
     limit_file_size(0)

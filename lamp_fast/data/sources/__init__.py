@@ -14,7 +14,8 @@ from lamp_fast.cli import expand_path
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources import catalog, digits, layouts
-from lamp_fast.data.sources.catalog import CATALOG, DataSet
+from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.sources.entries import OWN_DATA, DataSet
 from lamp_fast.data.sources.files import (
     CLASS_NAMES_FILE,
     LeftOut,
@@ -29,6 +30,7 @@ from lamp_fast.data.sources.files import (
     visible_folders,
 )
 from lamp_fast.data.sources.layouts import SPLIT_PARTS, SPLIT_SEED
+from lamp_fast.data.sources.lists import PictureLists, read_own_lists
 from lamp_fast.data.sources.table import PART_OF, PictureTable, number_of, part_of, read_table
 from lamp_fast.errors import InputError
 
@@ -54,6 +56,10 @@ class DataSource:
         drawn: parts that the data set does not have, drawn from its training pictures here.
         test_only: has nothing to train on, as the variants of ImageNet.
         notes: what a reader of a result must know of how the pictures were found, a line each.
+        imb: the imbalance ratio of a long tail that ``train`` was drawn with already; None where it
+            is what the data set has.
+        group_counts: training pictures a class that the field makes its groups by size of, where
+            these are not those of ``train``.
     """
 
     name: str
@@ -67,6 +73,8 @@ class DataSource:
     test_only: bool = False
     own_template: bool = True
     notes: tuple[str, ...] = ()
+    imb: float | None = None
+    group_counts: tuple[int, ...] | None = None
 
 
 def load_source(
@@ -75,16 +83,24 @@ def load_source(
     template: str | None = None,
     table: PictureTable | None = None,
     *,
+    lists: PictureLists | None = None,
+    level: str | None = None,
+    imb: float | None = None,
     only_test: bool = False,
 ) -> DataSource:
     """Find a data set and list its pictures; no picture is read yet.
 
     Args:
-        name: "digits", "folder", "table" or a data set of the catalog, in any of its spellings.
+        name: "digits", "folder", "table", "list" or a data set of the catalog, in any of its
+            spellings.
         root: the folder that holds the data set's folder (for "folder": the class folders; for
-            "table": what its paths start from, by default the table's folder); unused for "digits".
+            "table" and "list": what paths start from, by default the folder of the table or of the
+            first list); unused for "digits".
         template: class prompt with {} for the name, in place of the data set's own.
         table: for "table" alone.
+        lists: for "list" alone.
+        level: what labels are, for a data set that has levels; by default its finest.
+        imb: the imbalance ratio, for a data set that is drawn by it; by default its own.
         only_test: nothing will be trained on the data set. Pictures of "folder" and "table" without
             parts are then test pictures, all of them, and a test part needs no other beside it.
 
@@ -100,6 +116,9 @@ def load_source(
             raise InputError("--table: missing; --data table needs a .csv or .parquet file")
         where = f"--table {table.file}"
         source = _table(table, root, only_test)
+    elif name == "list":
+        where = "--data list"
+        source = _list(lists or PictureLists({}), root, only_test)
     elif name == "folder":
         root = _checked_root(name, root, "a folder of pictures for each class")
         try:
@@ -107,9 +126,9 @@ def load_source(
         except OSError as error:
             raise InputError(f"--root {root}: cannot be read ({error})") from None
     elif known is not None:
-        source = _named(known, _checked_root(name, root, f"{CATALOG[known].folder}/"))
+        source = _named(known, _checked_root(name, root, f"{CATALOG[known].folder}/"), level, imb)
     else:
-        expected = ", ".join(("digits", "folder", "table", *CATALOG))
+        expected = ", ".join(("digits", *OWN_DATA, *CATALOG))
         raise InputError(f"--data {name}: expected one of {expected}")
     distinct = known is None or CATALOG[known].distinct_names
     _check_classes(source, where, distinct=distinct, only_test=only_test)
@@ -141,9 +160,9 @@ def _digits() -> DataSource:
     )
 
 
-def _named(name: str, root: Path) -> DataSource:
+def _named(name: str, root: Path, level: str | None, imb: float | None) -> DataSource:
     entry = CATALOG[name]
-    found = layouts.read(name, root)
+    found = layouts.read(name, root, level, imb)
     source = DataSource(
         name=name,
         classnames=found.classnames,
@@ -152,8 +171,12 @@ def _named(name: str, root: Path) -> DataSource:
         drawn=found.drawn,
         test_only=entry.test_only,
         notes=found.left_out,
+        imb=found.imb,
+        group_counts=found.group_counts,
     )
-    for line in _differences(source, entry):
+    # Of a coarser level nothing is published that we know of.
+    published = level is None or level == entry.levels[0]
+    for line in _differences(source, entry) if published else ():
         warnings.warn(f"--data {name}: {line}", stacklevel=3)
     return source
 
@@ -170,15 +193,20 @@ def _differences(source: DataSource, entry: DataSet) -> list[str]:
             " in every run, but not the published draw"
         )
     counts = tuple(len(getattr(source, part)) for part in SPLIT_PARTS)
-    if (len(source.classnames), counts) != (entry.classes, entry.counts):
-        here, published = (
-            f"{classes:,} classes, {train:,} + {val:,} + {test:,} pictures"
-            for classes, (train, val, test) in (
+    train, *others = entry.counts
+    # Of a long tail that is drawn here, only that of the default ratio is noted.
+    published = (train if source.imb in (None, entry.protocol.imb) else None, *others)
+    differ = any(known not in (None, here) for known, here in zip(published, counts, strict=True))
+    if differ or len(source.classnames) != entry.classes:
+        here, there = (
+            f"{classes:,} classes, {' + '.join('?' if n is None else f'{n:,}' for n in each)}"
+            " pictures"
+            for classes, each in (
                 (len(source.classnames), counts),
-                (entry.classes, entry.counts),
+                (entry.classes, published),
             )
         )
-        lines.append(f"{here} (train + val + test), published results have {published}")
+        lines.append(f"{here} (train + val + test), published results have {there}")
     return lines
 
 
@@ -315,6 +343,28 @@ def _table(table: PictureTable, root: str | Path | None, only_test: bool) -> Dat
     )
 
 
+def _list(lists: PictureLists, root: str | Path | None, only_test: bool) -> DataSource:
+    files = {f"--{part}": lists.files.get(part) for part in SPLIT_PARTS}
+    for flag, needed in (("--train", not only_test), ("--test", True)):
+        if needed and files[flag] is None:
+            raise InputError(f"{flag}: missing; --data list needs a text file of pictures")
+    for flag, file in {**files, "--names": lists.names}.items():
+        if file is not None and not file.is_file():
+            found = "is a folder" if file.is_dir() else "does not exist"
+            raise InputError(f"{flag} {file}: {found}, expected a text file")
+    if root is None:
+        root = next(file.parent for file in files.values() if file is not None)
+    else:
+        root = _checked_root("list", root, "the pictures of the lists")
+    parts, names, are_folders = read_own_lists(lists, root)
+    return DataSource(
+        name="list",
+        classnames=_names_of(root, list(names)) if are_folders else names,
+        template=OWN_TEMPLATE,
+        **parts,
+    )
+
+
 def _numbers_in_order(label: str) -> tuple[bool, int, str]:
     """A sort key that has "10" after "9", and numbers before names."""
     number = number_of(label)
@@ -368,7 +418,7 @@ def _check_classes(source: DataSource, where: str, *, distinct: bool, only_test:
     name, often = Counter(names).most_common(1)[0]
     if distinct and often > 1:
         raise InputError(f"{where}: {often} classes are called {name!r}, expected distinct names")
-    if only_test and source.name in ("folder", "table"):
+    if only_test and source.name in OWN_DATA:
         return
     kind, needed = ("test", source.test) if source.test_only else ("training", source.train)
     if not len(needed) and not source.test_only and len(source.test):

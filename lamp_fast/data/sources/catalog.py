@@ -1,100 +1,15 @@
 """What is known of each named data set: where its files lie and how its classes are prompted.
 
-One entry a data set, in the layout that CoOp introduced. :mod:`lamp_fast.data.sources.layouts`
-reads them; ``docs/data.md`` says the same to people.
+One entry a data set, in the layout that CoOp introduced or in the long-tail field's.
+:mod:`lamp_fast.data.sources.layouts` reads them; ``docs/data.md`` says the same to people.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
-# CLIP's names of ImageNet's classes; the variants take ImageNet's own file where they have none.
-IMAGENET_NAMES = "classnames.txt"
-
-
-@dataclass(frozen=True)
-class Download:
-    """How torchvision fetches a data set and where its pieces belong.
-
-    Attributes:
-        dataset: class of ``torchvision.datasets``.
-        pieces: what it unpacks, below its root, to where that belongs below the data set's folder.
-        names: also write the class's own list of names as the data set's ``cat_to_name.json``.
-        without: what it leaves out that is needed beside it.
-    """
-
-    dataset: str
-    pieces: Mapping[str, str]
-    names: bool = False
-    without: str | None = None
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One data set.
-
-    Attributes:
-        folder: below the root.
-        images: what paths start from, below ``folder``; "" is the folder itself.
-        template: class prompt, of the paper's Table 8.
-        classes: how many.
-        counts: pictures of train, val and test, as the field splits them.
-        home: its official page.
-        licence: what is known of its terms; its page decides.
-        layout: how it is read where it has no split file.
-        split_file: CoOp's, below ``folder``: paths, labels and names of every part.
-        lists: for "text lists" and "matlab annotations": the official file of each part.
-        class_list: the official file of class names.
-        line: how lines of the text lists are written, see :mod:`lamp_fast.data.sources.layouts`.
-        renamed: class folders whose class name is another.
-        ignored: class folders that are no class.
-        test_only: has no training pictures.
-        spellings: further names that ``--data`` knows it by.
-        download: None where torchvision cannot fetch it.
-    """
-
-    folder: str
-    images: str
-    template: str
-    classes: int
-    counts: tuple[int, int, int]
-    home: str
-    licence: str
-    layout: Literal[
-        "class folders",
-        "text lists",
-        "matlab annotations",
-        "matlab labels",
-        "imagenet",
-        "wnid folders",
-        "numbered folders",
-    ]
-    split_file: str | None = None
-    lists: Mapping[str, str] = field(default_factory=dict)
-    class_list: str | None = None
-    line: Literal["pets", "aircraft", "sun", "ucf"] | None = None
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
-    test_only: bool = False
-    spellings: tuple[str, ...] = ()
-    download: Download | None = None
-
-    @property
-    def annotations(self) -> tuple[str, ...]:
-        """The official files that it is read from without a split file, below ``folder``."""
-        return (*filter(None, [self.class_list]), *self.lists.values())
-
-    @property
-    def is_imagenet(self) -> bool:
-        """Whether it is ImageNet or a variant."""
-        return self.class_list == IMAGENET_NAMES
-
-    @property
-    def distinct_names(self) -> bool:
-        """False for ImageNet, where CLIP's list calls two classes "missile", two "sunglasses"."""
-        return not self.is_imagenet
-
+from lamp_fast.data.sources.entries import AS_IT_IS, IMAGENET_NAMES, DataSet, Download
 
 PHOTO = "a photo of a {}."
 
@@ -296,6 +211,7 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
             licence="non-commercial research and education, by agreement",
             layout="imagenet",
             class_list=IMAGENET_NAMES,
+            is_imagenet=True,
         ),
         "imagenetv2": DataSet(
             folder="imagenetv2",
@@ -307,6 +223,7 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
             licence="MIT (its repository)",
             layout="numbered folders",
             class_list=IMAGENET_NAMES,
+            is_imagenet=True,
             test_only=True,
         ),
         "imagenet_sketch": DataSet(
@@ -319,6 +236,7 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
             licence="MIT (its repository)",
             layout="wnid folders",
             class_list=IMAGENET_NAMES,
+            is_imagenet=True,
             test_only=True,
         ),
         "imagenet_a": DataSet(
@@ -331,6 +249,7 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
             licence="MIT (its repository)",
             layout="wnid folders",
             class_list=IMAGENET_NAMES,
+            is_imagenet=True,
             test_only=True,
         ),
         "imagenet_r": DataSet(
@@ -343,7 +262,73 @@ CATALOG: Mapping[str, DataSet] = MappingProxyType(
             licence="MIT (its repository)",
             layout="wnid folders",
             class_list=IMAGENET_NAMES,
+            is_imagenet=True,
             test_only=True,
+        ),
+        "imagenet_lt": DataSet(
+            folder="imagenet_lt",
+            images="images",
+            template=PHOTO,
+            classes=1000,
+            counts=(None, 20000, 50000),
+            home="https://github.com/zhmiao/OpenLongTailRecognition-OLTR",
+            licence="pictures as ImageNet's",
+            layout="labelled lists",
+            lists={
+                "train": "ImageNet_LT_train.txt",
+                "val": "ImageNet_LT_val.txt",
+                "test": "ImageNet_LT_test.txt",
+            },
+            class_list=IMAGENET_NAMES,
+            is_imagenet=True,
+            images_of="imagenet",
+            protocol=AS_IT_IS,
+        ),
+        "places_lt": DataSet(
+            folder="places_lt",
+            images="images",
+            template=PHOTO,
+            classes=365,
+            counts=(62500, 7300, 36500),
+            home="https://github.com/zhmiao/OpenLongTailRecognition-OLTR",
+            licence="pictures as Places365's",
+            layout="labelled lists",
+            lists={
+                "train": "Places_LT_train.txt",
+                "val": "Places_LT_val.txt",
+                "test": "Places_LT_test.txt",
+            },
+            class_list="classnames.txt",
+            protocol=AS_IT_IS,
+        ),
+        "inaturalist2018": DataSet(
+            folder="inaturalist2018",
+            images="",
+            template=PHOTO,
+            classes=8142,
+            counts=(None, 0, 24426),
+            home="https://github.com/visipedia/inat_comp/tree/master/2018",
+            licence="non-commercial research and education; the pictures belong to their owners",
+            layout="inaturalist",
+            # Of the challenge's test pictures nobody has the labels.
+            lists={"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},
+            class_list="categories.json",
+            protocol=AS_IT_IS,
+            levels=("species", "genus", "family", "order", "class", "phylum", "kingdom"),
+        ),
+        "cifar100_lt": DataSet(
+            folder="cifar100",
+            images="",
+            template=PHOTO,
+            classes=100,
+            counts=(10847, 0, 10000),
+            home="https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="none stated",
+            layout="cifar",
+            lists={"train": "train.bin", "test": "test.bin"},
+            class_list="fine_label_names.txt",
+            protocol=replace(AS_IT_IS, imb=100.0),
+            draws_tail=True,
         ),
     }
 )
@@ -355,6 +340,23 @@ def find(name: str) -> str | None:
     None where the catalog has no such data set.
     """
     return _NAMES.get(_plain(name))
+
+
+def names_file(entry: DataSet, root: Path) -> Path:
+    """The data set's own file of class names, or ImageNet's for what is a part or variant of it."""
+    own = root / entry.folder / entry.class_list
+    if own.is_file() or not entry.is_imagenet:
+        return own
+    return root / CATALOG["imagenet"].folder / IMAGENET_NAMES
+
+
+def images_folder(entry: DataSet, root: Path) -> Path:
+    """Where the pictures of a data set lie: in its own folder, or in another data set's."""
+    own = root / entry.folder / entry.images
+    if entry.images_of is None or own.is_dir():
+        return own
+    other = CATALOG[entry.images_of]
+    return root / other.folder / other.images
 
 
 def _plain(name: str) -> str:

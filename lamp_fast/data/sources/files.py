@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,28 @@ _SIGNATURES = (
     b"P5",
     b"P6",
 )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies on disk of a data set.
+
+    Attributes:
+        classnames: label l means ``classnames[l]``.
+        parts: train, val and test.
+        drawn: parts that were drawn here, from what is otherwise training pictures.
+        left_out: what lies in listed folders and is not taken, see :class:`LeftOut`.
+        imb: the imbalance ratio that the training pictures were drawn with; None where they are
+            what the data set has.
+        group_counts: see :class:`lamp_fast.data.DataSource`.
+    """
+
+    classnames: tuple[str, ...]
+    parts: dict[str, Pictures]
+    drawn: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    imb: float | None = None
+    group_counts: tuple[int, ...] | None = None
 
 
 def path_below(root: Path, path: str, where: str) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import reprlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ import numpy as np
 
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
-from lamp_fast.data.sources.catalog import CATALOG, IMAGENET_NAMES, DataSet
+from lamp_fast.data.sources import long_tail
+from lamp_fast.data.sources.catalog import CATALOG, images_folder, names_file
+from lamp_fast.data.sources.class_names import named, names_by_id, shown
+from lamp_fast.data.sources.entries import DataSet
 from lamp_fast.data.sources.files import (
+    Found,
     LeftOut,
     check_files,
     labelled,
@@ -41,56 +45,47 @@ _MAX_CLASSES = 2**31
 Row = tuple[str, int, str]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What lies on disk of a data set.
-
-    Attributes:
-        classnames: label l means ``classnames[l]``.
-        parts: train, val and test.
-        drawn: parts that were drawn here, from what is otherwise training pictures.
-        left_out: what lies in listed folders and is not taken, see :class:`LeftOut`.
-    """
-
-    classnames: tuple[str, ...]
-    parts: dict[str, Pictures]
-    drawn: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-
 def missing(entry: DataSet, root: Path) -> list[str]:
     """What a data set lacks before it can be read, each as a path below ``root``.
 
     A folder ends in "/". Where a split file would do in place of official files, the line of the
     first of these says so.
     """
+    if entry.layout == "cifar":
+        return long_tail.missing_cifar(root / entry.folder, entry)
     folder = f"{entry.folder}/"
     inside = {
         "imagenet": [f"{entry.images}/train", f"{entry.images}/val"],
         "matlab annotations": ["cars_train", "cars_test"],
+        "inaturalist": ["train_val2018"],
     }.get(entry.layout, [entry.images])
     folders = [f"{folder}{each}/" for each in inside]
     lacking = [each for each in folders if not (root / each).is_dir()]
+    if entry.images_of is not None and lacking:
+        elsewhere = images_folder(entry, root)
+        instead = f"{lacking[0]} (or {elsewhere.relative_to(root)}/)"
+        lacking = [] if elsewhere.is_dir() else [instead]
     if entry.split_file is not None and (root / entry.folder / entry.split_file).is_file():
         return lacking
-    files = [
-        f"{folder}{each}"
-        for each in entry.annotations
-        if not (root / entry.folder / each).is_file()
-    ]
-    if entry.is_imagenet and _imagenet_names(entry, root).is_file():
-        files = []
+    needed = [*entry.lists.values()]
+    if entry.layout == "labelled lists":
+        needed = [each for part, each in entry.lists.items() if part != "val"]
+    if entry.class_list and not names_file(entry, root).is_file():
+        needed = [entry.class_list, *needed]
+    files = [f"{folder}{each}" for each in needed if not (root / entry.folder / each).is_file()]
     if files and entry.split_file is not None:
         files = [f"{folder}{entry.split_file} (or {', '.join(files)})"]
     return lacking + files
 
 
-def read(name: str, root: Path) -> Found:
+def read(name: str, root: Path, level: str | None = None, imb: float | None = None) -> Found:
     """List the pictures of a data set of the catalog.
 
     Args:
         name: the catalog's.
         root: the folder that holds the data set's folder.
+        level: what labels are, of a data set that has levels; None takes its finest.
+        imb: the imbalance ratio of a data set that is drawn by it here; None takes its default.
 
     Raises:
         InputError: what is missing or malformed, by file and line.
@@ -107,7 +102,10 @@ def read(name: str, root: Path) -> Found:
     try:
         if entry.split_file is not None and (folder / entry.split_file).is_file():
             return _split_file(folder, entry)
-        return _READERS[entry.layout](folder, entry)
+        options = {"level": level or entry.levels[0]} if entry.levels else {}
+        if entry.draws_tail:
+            options["imb"] = imb or entry.protocol.imb
+        return _READERS[entry.layout](folder, entry, **options)
     except OSError as error:
         raise InputError(f"--root {root}: cannot be read ({error})") from None
 
@@ -136,7 +134,7 @@ def _class_folders(folder: Path, entry: DataSet) -> Found:
     if not classes:
         raise InputError(f"{images}: expected one folder of pictures a class")
     names = [entry.renamed.get(name, name) for name in classes]
-    listed = _drawn(_shown(names), {"train": labelled(images, classes, found)})
+    listed = _drawn(shown(names), {"train": labelled(images, classes, found)})
     return replace(listed, left_out=left_out.lines(every_file=False))
 
 
@@ -207,7 +205,7 @@ def _matlab_labels(folder: Path, entry: DataSet) -> Found:
 
 def _imagenet(folder: Path, entry: DataSet) -> Found:
     """``train`` and ``val`` by wnid, labels in the order of wnids; val is also the test set."""
-    images, names = folder / entry.images, _names_by_wnid(folder / entry.class_list)
+    images, names = folder / entry.images, names_by_id(folder / entry.class_list)
     left_out = LeftOut()
     found = {part: pictures_by_class(images, part, left_out) for part in ("train", "val")}
     wnids = sorted(found["train"])
@@ -218,7 +216,7 @@ def _imagenet(folder: Path, entry: DataSet) -> Found:
             f"{images}: {odd[0]!r} is in {'train' if odd[0] in found['train'] else 'val'}/ alone"
             f" ({len(odd)} such); expected the same folders, one a wnid, in train/ and val/"
         )
-    classnames = _named(wnids, names, images)
+    classnames = named(wnids, names, images)
     train, val = (labelled(images, wnids, found[part]) for part in ("train", "val"))
     parts = {"train": train, "val": val, "test": val}
     return Found(classnames, parts, left_out=left_out.lines(every_file=False))
@@ -227,17 +225,17 @@ def _imagenet(folder: Path, entry: DataSet) -> Found:
 def _wnid_folders(folder: Path, entry: DataSet) -> Found:
     """A test set by wnid, over the classes that are there alone."""
     images = folder / entry.images
-    names = _names_by_wnid(_imagenet_names(entry, folder.parent))
+    names = names_by_id(names_file(entry, folder.parent))
     left_out = LeftOut()
     found = pictures_by_class(images, "", left_out)
     wnids = sorted(found)
-    return _only_test(_named(wnids, names, images), labelled(images, wnids, found), left_out)
+    return _only_test(named(wnids, names, images), labelled(images, wnids, found), left_out)
 
 
 def _numbered_folders(folder: Path, entry: DataSet) -> Found:
     """ImageNet-V2: folder i, from 0, holds the class of the i-th line of classnames.txt."""
-    images, file = folder / entry.images, _imagenet_names(entry, folder.parent)
-    names = list(_names_by_wnid(file).values())
+    images, file = folder / entry.images, names_file(entry, folder.parent)
+    names = list(names_by_id(file).values())
     expected = [str(number) for number in range(len(names))]
     odd = sorted(set(expected) ^ set(visible_folders(images)))
     if odd:
@@ -247,10 +245,10 @@ def _numbered_folders(folder: Path, entry: DataSet) -> Found:
         )
     left_out = LeftOut()
     found = pictures_by_class(images, "", left_out)
-    return _only_test(_shown(names), labelled(images, expected, found), left_out)
+    return _only_test(shown(names), labelled(images, expected, found), left_out)
 
 
-_READERS: Mapping[str, Callable[[Path, DataSet], Found]] = {
+_READERS: Mapping[str, Callable[..., Found]] = {
     "class folders": _class_folders,
     "text lists": _text_lists,
     "matlab annotations": _matlab_annotations,
@@ -258,6 +256,9 @@ _READERS: Mapping[str, Callable[[Path, DataSet], Found]] = {
     "imagenet": _imagenet,
     "wnid folders": _wnid_folders,
     "numbered folders": _numbered_folders,
+    "labelled lists": long_tail.read_labelled_lists,
+    "inaturalist": long_tail.read_inaturalist,
+    "cifar": long_tail.read_cifar,
 }
 
 
@@ -334,10 +335,6 @@ def _year_first(name: str) -> str:
     return f"{year} {model}".strip()
 
 
-def _shown(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name.replace("_", " ") for name in names)
-
-
 def _from_rows(images: Path, parts: Mapping[str, tuple[Path, Iterator[tuple[str, Any]]]]) -> Found:
     """Pictures from files that list [path, label, class name], each row with its place."""
     names: dict[int, str] = {}
@@ -359,7 +356,7 @@ def _from_rows(images: Path, parts: Mapping[str, tuple[Path, Iterator[tuple[str,
         )
     for file, pictures in by_file.items():
         check_files(file, pictures)
-    return _drawn(_shown([names[label] for label in range(len(names))]), found)
+    return _drawn(shown([names[label] for label in range(len(names))]), found)
 
 
 def _checked_row(row: Any, names: dict[int, str], where: str) -> Row:
@@ -403,26 +400,3 @@ def _only_test(classnames: tuple[str, ...], test: Pictures, left_out: LeftOut) -
     nothing = test.select([])
     parts = {"train": nothing, "val": nothing, "test": test}
     return Found(classnames, parts, left_out=left_out.lines(every_file=False))
-
-
-def _imagenet_names(entry: DataSet, root: Path) -> Path:
-    """The data set's own classnames.txt, or ImageNet's beside it."""
-    own = root / entry.folder / IMAGENET_NAMES
-    return own if own.is_file() else root / CATALOG["imagenet"].folder / IMAGENET_NAMES
-
-
-def _names_by_wnid(file: Path) -> dict[str, str]:
-    names = {}
-    for number, line in read_lines(file):
-        wnid, _, name = line.partition(" ")
-        if not name or wnid in names:
-            raise InputError(f"{file}: line {number} is {line!r}, expected a new wnid and its name")
-        names[wnid] = name.strip()
-    return names
-
-
-def _named(wnids: Sequence[str], names: Mapping[str, str], images: Path) -> tuple[str, ...]:
-    for wnid in wnids:
-        if wnid not in names:
-            raise InputError(f"{images}: folder {wnid!r} is no wnid of {IMAGENET_NAMES}")
-    return _shown([names[wnid] for wnid in wnids])
