@@ -7,6 +7,8 @@ from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.lfa import Lfa
+from lamp_fast.methods.linear_probe import LinearProbe
+from lamp_fast.methods.lp_plus_plus import LpPlusPlus
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
@@ -23,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
     "mma": Mma,
     "lfa": Lfa,
     "candle": Candle,
+    "linear-probe": LinearProbe,
+    "lp++": LpPlusPlus,
 }
 
 
@@ -49,6 +53,8 @@ __all__ = [
     "CoOp",
     "Lamp",
     "Lfa",
+    "LinearProbe",
+    "LpPlusPlus",
     "MaPLe",
     "Method",
     "Mma",

@@ -261,7 +261,8 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 count = int(benchmark.counts[index])
                 head = benchmark.head
                 group = "n/a" if head is None else "head" if head[index] else "tail"
-            accuracies = (f"{getattr(each, half).per_class[index]:.6f}" for each in rows)
+            halves = (getattr(each, half) for each in rows)
+            accuracies = ("n/a" if it is None else f"{it.per_class[index]:.6f}" for it in halves)
             shown = half if benchmark.new_names else "all"
             lines.append([shown, name, count, int(test), group, *accuracies])
     write_csv(file, header, lines)
