@@ -29,6 +29,9 @@ MAX_ITERATIONS = 1000
 GRID, REACH, HALVINGS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0), 1.0, 8
 # Each halving brings one new C, the first two; the middle of the second is the grid's best.
 FITS = len(GRID) + HALVINGS
+# Smaller products than of so many multiplications are one thread's: where other programs are busy,
+# threads wait for each other longer than those take.
+THREADED = 10**8
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,15 @@ class LinearProbe(Method):
                 " choose C on, expected a number"
             )
         balanced = self.config.probe_class_weight == "balanced"
-        features, labels = self._features(training.features()), training.labels
-        fits = _Fits(_array(features), labels.numpy(), balanced)
-        # Threads as many as torch has, which --threads decides.
-        with threadpool_limits(torch.get_num_threads()):
-            if self.config.probe_c is None:
-                pictures, theirs = training.validation()
-                held_out = _array(self._features(pictures)), theirs.cpu().numpy()
+        features = self._features(training.features())
+        fits = _Fits(_array(features), training.labels.numpy(), balanced)
+        held_out = None
+        if self.config.probe_c is None:
+            pictures, theirs = training.validation()
+            held_out = _array(self._features(pictures)), theirs.cpu().numpy()
+        large = features.numel() * len(self.bias) >= THREADED
+        with threadpool_limits(torch.get_num_threads() if large else 1, "blas"):
+            if held_out is not None:
                 with tqdm(None, "fitting probes", FITS, leave=False, disable=None) as bar:
                     exponent, best = search(fits.scoring(*held_out, bar))
                 c = 10.0**exponent
@@ -163,8 +168,8 @@ class LinearProbe(Method):
 class _Fits:
     """scikit-learn's fits to one training set, each from zero and made once.
 
-    Float64, as scikit-learn long cast by itself: in float32 lbfgs stops where its line search no
-    longer sees a difference.
+    Float64, as scikit-learn long cast by itself. Starting from the fit of another C would save
+    steps and end elsewhere: where C is large, lbfgs stops long before the minimum.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, balanced: bool) -> None:
