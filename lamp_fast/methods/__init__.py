@@ -8,6 +8,8 @@ from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.lfa import Lfa
 from lamp_fast.methods.lift import Lift, LiftPlus
+from lamp_fast.methods.linear_probe import LinearProbe
+from lamp_fast.methods.lp_plus_plus import LpPlusPlus
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
@@ -26,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
     "candle": Candle,
     "lift": Lift,
     "lift+": LiftPlus,
+    "linear-probe": LinearProbe,
+    "lp++": LpPlusPlus,
 }
 
 
@@ -54,6 +58,8 @@ __all__ = [
     "Lfa",
     "Lift",
     "LiftPlus",
+    "LinearProbe",
+    "LpPlusPlus",
     "MaPLe",
     "Method",
     "Mma",

@@ -236,6 +236,8 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
     for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
+    if method.no_new_names is not None and not benchmark.trained:
+        method.prepare(benchmark.base_names, benchmark.template, benchmark.origin)
     entry = catalog.CATALOG.get(benchmark.name)
     if method.no_new_names is not None and not benchmark.trained:
         method.prepare(names, benchmark.template, benchmark.origin)

@@ -268,7 +268,7 @@ class Trainer:
 def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict | None:
     """Run the method's adaptation over the unlabelled training pictures of the new classes."""
     benchmark = experiment.benchmark
-    if not len(benchmark.adapt) or experiment.method.no_new_names:
+    if not len(benchmark.adapt) or experiment.method.no_new_names is not None:
         return None
     classes = experiment.method.prepare(benchmark.new_names, benchmark.template, benchmark.origin)
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
