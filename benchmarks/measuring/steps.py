@@ -64,6 +64,12 @@ def random_clip(
     return clip.to(device, dtype)
 
 
+# Their steps take features in place of pictures.
+ON_FEATURES = ("lfa", "tip-f", "clip-adapter")
+# Training pictures a class, where a method keeps something of each.
+SHOTS = 16
+
+
 class Cell:
     """A method over a CLIP and a batch.
 
@@ -100,15 +106,22 @@ class Cell:
         base, new = base_and_new(classes)
         base = base if names is None else tuple(names)
         torch.manual_seed(0)
-        self.method = build_method(clip, config, RunClasses(base, new))
+        counts = (SHOTS,) * classes
+        self.method = build_method(clip, config, RunClasses(base, new, counts))
         images = torch.randn(batch, 3, size, size, generator=generator)
         self.labels = torch.randint(classes, (batch,), generator=generator).to(device)
         self.inputs = self.images = images.to(device, clip.dtype)
-        if method == "lfa":
+        if method in ON_FEATURES:
             features = torch.randn(batch, clip.vision.visual.proj.shape[1], generator=generator)
             self.inputs = F.normalize(features, dim=-1).to(device)
         if method in ("lift", "lift+"):
             torch.nn.init.normal_(self.method.head)
+        if method in ("tip", "tip-f"):
+            keys = torch.randn(self.method.keys.shape, generator=generator)
+            self.method.hold_keys(F.normalize(keys, dim=-1).to(device))
+            self.method.labels.copy_(torch.arange(classes).repeat_interleave(SHOTS))
+            self.method.alpha.fill_(1)
+            self.method.beta.fill_(1)
         if method == "candle":
             with torch.no_grad():
                 for each in (self.method.visual, self.method.virtual):

@@ -3,6 +3,7 @@
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
+from lamp_fast.methods.clip_adapter import ClipAdapter
 from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
@@ -14,6 +15,7 @@ from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
 from lamp_fast.methods.tcp import Tcp
+from lamp_fast.methods.tip import Tip, TipF
 from lamp_fast.methods.zeroshot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -30,6 +32,9 @@ METHODS: dict[str, type[Method]] = {
     "lift+": LiftPlus,
     "linear-probe": LinearProbe,
     "lp++": LpPlusPlus,
+    "tip": Tip,
+    "tip-f": TipF,
+    "clip-adapter": ClipAdapter,
 }
 
 
@@ -52,6 +57,7 @@ def find_preset(name: str) -> tuple[str, Preset]:
 __all__ = [
     "METHODS",
     "Candle",
+    "ClipAdapter",
     "CoCoOp",
     "CoOp",
     "Lamp",
@@ -67,6 +73,8 @@ __all__ = [
     "Step",
     "Surroundings",
     "Tcp",
+    "Tip",
+    "TipF",
     "TrainingSet",
     "ZeroShot",
     "find_preset",

@@ -1,9 +1,9 @@
-"""The state of a run that is under way: what is written after each epoch and read on resuming."""
+"""The state of a run that is under way: what is written between epochs and read on resuming."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,47 @@ def write_metrics(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_bytes(folder / METRICS, lines.encode())
 
 
-def save_checkpoint(
-    folder: Path, method: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
-) -> None:
-    """Write the resumable state of a run: parameters, LBO, optimiser, generator and log.
+@dataclass(frozen=True)
+class Snapshot:
+    """The resumable state of a run at the end of an epoch, as it is written.
 
-    Raises:
-        FileNotFoundError: the folder was removed since the last one.
+    Attributes:
+        tensors: parameters, LBO, optimiser and generator, by the checkpoint's names.
+        progress: the rest.
     """
-    if progress.epoch > 1:
-        require_checkpoint(folder)
-    tensors = {f"method.{name}": each for name, each in method.state_dict().items()}
-    for index, slots in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{slot}": each for slot, each in slots.items()}
-    tensors["generator"] = torch.get_rng_state()
-    save_tensors(folder / CHECKPOINT, tensors, vars(progress))
+
+    tensors: Mapping[str, Tensor]
+    progress: Progress
+
+    @classmethod
+    def take(
+        cls, method: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
+    ) -> "Snapshot":
+        """The state of now, which later steps change in place unless it is :meth:`kept`."""
+        tensors = {f"method.{name}": each for name, each in method.state_dict().items()}
+        for index, slots in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{slot}": each for slot, each in slots.items()}
+        tensors["generator"] = torch.get_rng_state()
+        return cls(tensors, replace(progress, history=list(progress.history)))
+
+    def kept(self) -> "Snapshot":
+        """The same in memory of its own."""
+        return replace(self, tensors={name: each.clone() for name, each in self.tensors.items()})
+
+    def write(self, folder: Path, expected: bool) -> None:
+        """Write the checkpoint, then the log that belongs to it.
+
+        Args:
+            folder: of the run.
+            expected: whether there must be an earlier one.
+
+        Raises:
+            FileNotFoundError: the folder was removed since the last one.
+        """
+        if expected:
+            require_checkpoint(folder)
+        save_tensors(folder / CHECKPOINT, self.tensors, vars(self.progress))
+        write_metrics(folder, self.progress.history)
 
 
 def load_checkpoint(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lamp_fast.data import evaluation_batches, training_batches
 from lamp_fast.runs import checkpoint, graph
-from lamp_fast.runs.checkpoint import Progress
+from lamp_fast.runs.checkpoint import Progress, Snapshot
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
 from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
@@ -20,6 +20,8 @@ from lamp_fast.runs.tensorboard import EventWriter
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
+# Where epochs are shorter, writing the state after each would take longer than training.
+SECONDS_BETWEEN_CHECKPOINTS = 1.0
 
 
 class NonFiniteLossError(Exception):
@@ -81,6 +83,9 @@ class Trainer:
         if self.not_captured is None:
             self.capture(CudaRecorder(experiment.device))
         self.events: EventWriter | None = None
+        # Of the newest state what is not written yet, when one was, and epochs among the events.
+        self._kept: Snapshot | None = None
+        self._written, self._logged = 0.0, 0
 
     def capture(self, recorder: graph.Recorder) -> None:
         """Record the first step from here on, and replay it for every batch of its size."""
@@ -94,26 +99,55 @@ class Trainer:
         )
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
+        self._logged = self.progress.epoch
         if self.ranks.first:
             checkpoint.write_metrics(self.folder, self.progress.history)
 
     def save(self) -> None:
-        """Write the checkpoint, then the log that belongs to it."""
-        self.progress.scaler = self.scaler.state_dict()
-        checkpoint.save_checkpoint(self.folder, self.method, self.optimiser, self.progress)
-        checkpoint.write_metrics(self.folder, self.progress.history)
-        if self.experiment.config.tensorboard and self.progress.history:
-            self.events = self.events or EventWriter(self.folder, self.progress.epoch - 1)
-            self.events.add(self.progress.history[-1])
+        """Write the checkpoint of the last finished epoch, then the log that belongs to it."""
+        self._kept = self._snapshot()
+        self._write_kept()
 
     def run(self) -> None:
-        """Train the remaining epochs, a checkpoint after each."""
-        for epoch in range(self.progress.epoch, self.optim.epochs):
-            line = self._epoch(epoch)
-            self._check_state(epoch)
-            self.progress.history.append(line)
-            self.progress.epoch = epoch + 1
-            self.ranks.once(self.save)
+        """Train the remaining epochs.
+
+        The state after each is written, but where epochs are shorter than a second only once a
+        second, and when training ends or stops; what is held until then is lost with the process.
+        """
+        try:
+            for epoch in range(self.progress.epoch, self.optim.epochs):
+                line = self._epoch(epoch)
+                self._check_state(epoch)
+                self.progress.history.append(line)
+                self.progress.epoch = epoch + 1
+                self.ranks.once(self._keep)
+        finally:
+            self._write_kept()
+
+    def _keep(self) -> None:
+        """Write the state after an epoch, or hold it where the last one was just written."""
+        since = time.monotonic() - self._written
+        if since >= SECONDS_BETWEEN_CHECKPOINTS or self.progress.epoch == self.optim.epochs:
+            self.save()
+        else:
+            self._kept = self._snapshot().kept()
+
+    def _snapshot(self) -> Snapshot:
+        self.progress.scaler = self.scaler.state_dict()
+        return Snapshot.take(self.method, self.optimiser, self.progress)
+
+    def _write_kept(self) -> None:
+        """Write what is held, if anything; rank 0 alone holds any."""
+        if self._kept is None:
+            return
+        history = self._kept.progress.history
+        self._kept.write(self.folder, expected=len(history) > 1)
+        if self.experiment.config.tensorboard and len(history) > self._logged:
+            self.events = self.events or EventWriter(self.folder, self._logged)
+            for line in history[self._logged :]:
+                self.events.add(line)
+            self._logged = len(history)
+        self._kept, self._written = None, time.monotonic()
 
     def _epoch(self, epoch: int) -> dict:
         started = time.perf_counter()

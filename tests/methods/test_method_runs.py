@@ -19,7 +19,7 @@ from lamp_fast.data import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, validate
 from lamp_fast.files import load_tensors
-from lamp_fast.methods import METHODS, Method
+from lamp_fast.methods import METHODS, Method, RunClasses
 from lamp_fast.methods.mma import MmaSettings
 from lamp_fast.runs import config as settings
 from lamp_fast.runs import figures
@@ -36,6 +36,10 @@ CLASSES = ("bread", "cheese", "ham", "salad")  # two base, two new
 COMPARED = sorted(set(METHODS) - {"lamp", "zeroshot"})
 # The others learn all that they learn before a first epoch, of which they have none.
 STEPPED = {name for name, kind in METHODS.items() if kind.step is not Method.step}
+# Tip-Adapter learns nothing: it keeps the training pictures' keys.
+LEARNING = sorted(set(COMPARED) - {"tip"})
+# What is kept beside what is learned.
+BESIDE = ("ema", "visual", "counts", "c", "best_step", "labels", "alpha", "beta")
 SHORT = ("--epochs", "2", "--batch", "3", "--warmup-epochs", "0", "--threads", "1")
 
 
@@ -88,7 +92,7 @@ def learned(folder):
     return load_tensors(folder / LEARNED)[0]
 
 
-@pytest.mark.parametrize("method", COMPARED)
+@pytest.mark.parametrize("method", LEARNING)
 def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
     folder = finished(method)
     saved = learned(folder)
@@ -97,17 +101,14 @@ def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
     assert [line["epoch"] for line in history] == ([1, 2] if method in STEPPED else [])
     rows = json.loads((folder / "result.json").read_text())
     assert [row["name"] for row in rows] == ["CLIP zero-shot", METHODS[method].title]
-    parameters = sum(
-        each.numel()
-        for name, each in saved.items()
-        # What is kept beside what is learned.
-        if name not in ("ema", "visual", "counts", "c", "best_step")
-    )
+    parameters = sum(each.numel() for name, each in saved.items() if name not in BESIDE)
     assert rows[1]["parameters"] == parameters
     fresh = Classifier.load(folder).method
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        start = build_method(fresh.clip, settings.load_config(folder / "config.json"))
+        counts = tuple(json.loads((folder / "config.json").read_text())["data"]["counts"])
+        classes = RunClasses(CLASSES[:2], CLASSES[2:], counts)
+        start = build_method(fresh.clip, settings.load_config(folder / "config.json"), classes)
     begun = start.named_parameters() if method in STEPPED else start.named_buffers()
     moved = [
         name
@@ -115,6 +116,17 @@ def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
         if each.shape == saved[name].shape and not torch.equal(each, saved[name])
     ]
     assert moved
+
+
+@pytest.mark.parametrize("method", sorted(set(COMPARED) - STEPPED))
+def test_what_fits_before_the_first_epoch_has_none(method, finished):
+    folder = finished(method)
+    assert (folder / "metrics.jsonl").read_text() == ""
+    _, facts = load_tensors(folder / LEARNED)
+    assert facts["epochs"] == 0
+    assert facts["seconds"] > 0
+    rows = json.loads((folder / "result.json").read_text())
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", METHODS[method].title]
 
 
 @pytest.mark.parametrize("method", COMPARED)
@@ -246,6 +258,10 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         ("--method candle", {"lr": 3e-4, "batch": 128, "epochs": 50}),
         ("--method lift", {"lr": 0.01, "batch": 128, "epochs": 10, "logit_adjustment": True}),
         ("--method lift+", {"lr": 0.02, "batch": 128, "epochs": 5, "warmup_epochs": 0}),
+        ("--method tip-f", {"lr": 1e-3, "eps": 1e-4, "weight_decay": 0.01, "lr_per": "step"}),
+        ("--method tip-f --data caltech101", {"epochs": 20, "batch": 256, "warmup_epochs": 0}),
+        ("--method tip-f --data EuroSAT", {"epochs": 100, "batch": 256}),
+        ("--method clip-adapter", {"optimiser": "sgd", "lr": 1e-2, "epochs": 300, "batch": 32}),
         ("--method zeroshot", {"lr": 3e-3}),
     ],
 )
