@@ -7,7 +7,6 @@ start from, and all of it, since the projection is one product (:meth:`VisionTow
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -102,18 +101,20 @@ class FeatureReader:
         Returns:
             [N, views, V], on the CPU.
         """
+        each = tqdm(range(views), desc="views", leave=False, disable=None)
+        return torch.stack([self.read_view(pictures, crops, seed, view) for view in each], dim=1)
+
+    def read_view(self, pictures: Pictures, crops: Crops, seed: int, view: int) -> Tensor:
+        """One of these views, numbered from 0: [N, V], on the CPU."""
         digests = pictures.content_digests()
 
-        def load(rows: np.ndarray, view: int) -> Batches:
+        def load(rows: np.ndarray) -> Batches:
             key = seed, view
             some = pictures.select(rows)
             return view_batches(some, crops.transform, self.batch, digests[rows], key, self.workers)
 
-        each = []
-        for view in tqdm(range(views), desc="views", leave=False, disable=None):
-            name = f"{_shown(pictures, crops)}, view {view} of seed {seed}"
-            each.append(self._read(digests, name, partial(load, view=view)))
-        return torch.stack(each, dim=1)
+        name = f"{_shown(pictures, crops)}, view {view} of seed {seed}"
+        return self._read(digests, name, load)
 
     def _read(
         self, digests: np.ndarray, crops: str, load: Callable[[np.ndarray], Batches]

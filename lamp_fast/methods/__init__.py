@@ -3,13 +3,16 @@
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
+from lamp_fast.methods.clap import Clap, ZeroShotProbe
 from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
 from lamp_fast.methods.lfa import Lfa
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
+from lamp_fast.methods.prolip import ProLip
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
+from lamp_fast.methods.ss_text import SsText, SsTextPlus
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.zeroshot import ZeroShot
 
@@ -23,6 +26,11 @@ METHODS: dict[str, type[Method]] = {
     "mma": Mma,
     "lfa": Lfa,
     "candle": Candle,
+    "zs-lp": ZeroShotProbe,
+    "clap": Clap,
+    "prolip": ProLip,
+    "ss-text": SsText,
+    "ss-text+": SsTextPlus,
 }
 
 
@@ -45,6 +53,7 @@ def find_preset(name: str) -> tuple[str, Preset]:
 __all__ = [
     "METHODS",
     "Candle",
+    "Clap",
     "CoCoOp",
     "CoOp",
     "Lamp",
@@ -52,11 +61,15 @@ __all__ = [
     "MaPLe",
     "Method",
     "Mma",
+    "ProLip",
     "RunClasses",
+    "SsText",
+    "SsTextPlus",
     "Step",
     "Surroundings",
     "Tcp",
     "TrainingSet",
     "ZeroShot",
+    "ZeroShotProbe",
     "find_preset",
 ]

@@ -106,6 +106,13 @@ class TrainingSet:
             features, self.labels, self.batch, seed=self.seed, sampler=self.sampler, views=views
         )
 
+    def view(self, number: int) -> Tensor:
+        """One of :meth:`views`, from 0, for whoever needs one at a time: [N, V], likewise."""
+        if self.random_crops is None:
+            return self.features()
+        pictures = self.benchmark.train
+        return self._placed(self.reader.read_view(pictures, self.random_crops, self.seed, number))
+
     def _placed(self, features: Tensor) -> Tensor:
         return features.to(next(self.reader.clip.parameters()).device)
 

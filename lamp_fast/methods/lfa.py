@@ -11,30 +11,14 @@ from torch.nn import functional as F
 from lamp_fast.clip import Crops, FrozenClip
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
-from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.base import (
-    Criterion,
-    Method,
-    Step,
-    TrainingSet,
-    plain_text_features,
-)
+from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
+from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or, mean_text_features
 
-# A class of ImageNet and its variants is the mean of these: the few that CLIP's authors chose for
-# ImageNet, and the plain one.
-IMAGENET_TEMPLATES = (
-    "a photo of a {}.",
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
+# A class of ImageNet and its variants is the mean of these.
+EIGHT_TEMPLATES = ("a photo of a {}.", *IMAGENET_TEMPLATES)
 # Of the margin in the re-ranking loss.
 MARGIN_SCALE = 4.0
 # Cross-validation of beta: values between 0 and 1, splits of each, share that is fitted.
@@ -154,20 +138,13 @@ class Lfa(Method):
         return training.batches(crops, views="drawn")
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
-        """ImageNet's, where the names are of it and the user gave no template; else the one."""
-        named = CATALOG.get(origin.data)
-        return IMAGENET_TEMPLATES if named is not None and named.is_imagenet else (template,)
+        """ImageNet's eight, or the one."""
+        return imagenet_or(template, origin, EIGHT_TEMPLATES)
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> LfaClasses:
-        every = torch.stack(
-            [
-                F.normalize(plain_text_features(self.clip, names, each), dim=-1)
-                for each in self.templates(template, origin)
-            ]
-        )
-        trained = not origin.target and self.trained.issuperset(names)
-        return LfaClasses(F.normalize(every.mean(0), dim=-1), trained)
+        texts = mean_text_features(self.clip, names, self.templates(template, origin))
+        return LfaClasses(texts, not origin.target and self.trained.issuperset(names))
 
     def step(
         self, images: Tensor, labels: Tensor, classes: LfaClasses, criterion: Criterion

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lamp_fast.clip import (
     Block,
@@ -21,7 +22,20 @@ from lamp_fast.clip import (
     class_prompts,
     whole_prompts,
 )
+from lamp_fast.data import Origin
+from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.errors import InputError
+
+# The few that CLIP's authors chose for ImageNet from their eighty.
+IMAGENET_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 
 # By layer, from 1: (rows [N, T, Dt], forest) -> the rows that enter the layer in their place.
 Changes = Mapping[int, Callable[[Tensor, TextForest], Tensor]]
@@ -80,6 +94,23 @@ def encode(
         )
         features.append(clip.text.readout(x))
     return torch.cat(features, dim=1)[:, prompts.order]
+
+
+def imagenet_or(
+    template: str, origin: Origin, templates: tuple[str, ...] = IMAGENET_TEMPLATES
+) -> tuple[str, ...]:
+    """``templates`` where names are of ImageNet or a variant and the user gave no template; else
+    the one."""
+    named = CATALOG.get(origin.data)
+    return templates if named is not None and named.is_imagenet else (template,)
+
+
+@torch.no_grad()
+def mean_text_features(clip: FrozenClip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """CLIP's own text features of class names [C, Ds]: normalised, the mean over templates,
+    normalised again."""
+    each = [encode(clip, whole_prompts(clip, names, one, cut=True))[0] for one in templates]
+    return F.normalize(F.normalize(torch.stack(each), dim=-1).mean(0), dim=-1)
 
 
 def run_layers(
