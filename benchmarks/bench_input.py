@@ -28,7 +28,7 @@ from lamp_fast.data import DecodedCache, Pictures
 from lamp_fast.data.loading import PictureDataset
 from lamp_fast.data.pictures import EXTENSIONS, check_pictures
 from lamp_fast.data.resample import PackTransform, join, resample
-from lamp_fast.data.transforms import Preprocessing, training_transform
+from lamp_fast.data.transforms import Preprocessing, RandomCrop, training_transform
 
 MOST = 512
 ROUNDS, EACH = 9, 100
@@ -73,7 +73,7 @@ def bench_input(benchmark, pictures, tmp_path, closing):
 
     transforms = {
         "transformed on the host": training_transform(PREPROCESSING),
-        "packed": PackTransform(PREPROCESSING, random=True),
+        "packed": PackTransform(PREPROCESSING, RandomCrop()),
     }
     for where, some in (("files", pictures), ("cache", cached)):
         add_way("decoded alone", where, some.load)
@@ -94,7 +94,7 @@ def bench_input(benchmark, pictures, tmp_path, closing):
 def bench_device_transform(benchmark, pictures, closing):
     """The device's part, of a batch of 128: on a GPU where there is one."""
     device = this_device()
-    transform = PackTransform(PREPROCESSING, random=True)
+    transform = PackTransform(PREPROCESSING, RandomCrop())
     torch.manual_seed(0)
     count = min(128, len(pictures))
     batch = join([transform(pictures.load(index)) for index in range(count)])

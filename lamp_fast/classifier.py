@@ -26,7 +26,7 @@ from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data import Origin
 from lamp_fast.data.pictures import Pictures, decode
-from lamp_fast.data.transforms import evaluation_transform
+from lamp_fast.data.transforms import HostTransform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods import Method
@@ -36,7 +36,7 @@ from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import require_finite
+from lamp_fast.runs.scoring import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 
@@ -92,7 +92,8 @@ class Classifier:
         self.record = record
         self.facts = facts
         self.results = results
-        self._transform = evaluation_transform(method.clip.preprocessing)
+        views, own = config.views, method.clip.preprocessing
+        self._transform = HostTransform(views.preprocessing(own), views.testing(own.size))
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)
@@ -124,6 +125,7 @@ class Classifier:
         *,
         device: str = "auto",
         pretrained: str | os.PathLike | None = None,
+        tte: bool | None = None,
     ) -> "Classifier":
         """Load a finished run, or what :meth:`save_pretrained` wrote; no network, no training data.
 
@@ -133,6 +135,7 @@ class Classifier:
                 the kind that it ran on; float32 and float64 are kept everywhere.
             pretrained: where the CLIP's weights are, if not where the run found them; they are used
                 as the run used them.
+            tte: whether five views of each picture answer together; by default as the run tests.
 
         Raises:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
@@ -142,6 +145,8 @@ class Classifier:
         config = _on_device(saved.record.settings, device)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
+        if tte is not None:
+            config = replace(config, views=replace(config.views, tte=tte))
         method = saved.method(build_clip(config, saved.record.values["clip"]), config)
         return cls(method, config, saved.record.values, saved.facts, saved.results)
 
@@ -314,13 +319,12 @@ class Classifier:
         """Per image, the ``top`` probabilities and where their classes stand."""
         clip, method = self.method.clip, self.method
         images = images.to(self.config.machine.device, clip.dtype)
-        logits = method.logits(images, classes, bias == "adapted")
-        require_finite(logits)
+        logits = class_scores(method, images, classes, bias == "adapted")
         values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
         return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
 
     def _load(self, number: int, taken: Taken) -> Tensor | InputError:
-        """The transformed picture, float32 [3, S, S], or why there is none."""
+        """The views of a picture, float32 [3, S, S] or [5, 3, S, S], or why there are none."""
         if isinstance(taken, InputError):
             return taken
         try:

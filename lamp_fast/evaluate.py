@@ -17,6 +17,7 @@ import tyro
 from lamp_fast import cli
 from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
+from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
@@ -50,6 +51,9 @@ class EvaluateConfig:
     """Class prompt with {} for the name; by default the data set's own."""
     skip_unreadable: bool = False
     """Count unreadable pictures of --data and go on without them."""
+    tte: Tte = "as-trained"
+    """on: the mean of the logits of five crops is scored; off: one view's; by default as the run
+    tested."""
     out: Path | None = None
     """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
     default on_NAME in the run folder."""
@@ -89,6 +93,7 @@ def main(config: EvaluateConfig) -> int:
             experiment, facts = ranks.together(again, config.run, ranks)
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
+        experiment = experiment.with_tte(TTE[config.tte])
         cli.say(*experiment.describe())
         seconds = facts["seconds"]
         if target is None:

@@ -21,6 +21,7 @@ from lamp_fast import cli
 from lamp_fast.classifier import Classifier, Prediction
 from lamp_fast.data.pictures import EXTENSIONS
 from lamp_fast.data.sources.files import LeftOut, check_regular, pictures_below
+from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.files import refuse_output, write_csv, write_json
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
@@ -58,6 +59,9 @@ class PredictConfig:
     """auto, cpu, cuda, or cuda:N."""
     pretrained: Path | None = None
     """The file with the CLIP's weights, where it is not where the run found it."""
+    tte: Tte = "as-trained"
+    """on: the mean of the logits of five crops answers; off: one view's; by default as the run
+    tests."""
 
 
 def main(config: PredictConfig) -> int:
@@ -68,7 +72,9 @@ def main(config: PredictConfig) -> int:
     _check_outputs(config, files)
     if not files:
         raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
-    classifier = Classifier.load(config.run, device=config.device, pretrained=config.pretrained)
+    classifier = Classifier.load(
+        config.run, device=config.device, pretrained=config.pretrained, tte=TTE[config.tte]
+    )
     names = choose_classes(classifier, config)
     outcomes = classifier.classify_each(files, names, top=config.top, batch=config.batch)
     bias = classifier.bias_for(names)

@@ -1,6 +1,6 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
-from lamp_fast.clip.features import Crops, FeatureReader, unprojected_features
+from lamp_fast.clip.features import FeatureReader, unprojected_features
 from lamp_fast.clip.load import (
     ClipConfig,
     activation_of,
@@ -38,7 +38,6 @@ __all__ = [
     "ClassTokens",
     "ClipConfig",
     "ClipIdentity",
-    "Crops",
     "FeatureReader",
     "FrozenClip",
     "TextForest",

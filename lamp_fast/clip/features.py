@@ -6,7 +6,7 @@ start from, and all of it, since the projection is one product (:meth:`VisionTow
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -35,20 +35,6 @@ def unprojected_features(clip: FrozenClip, images: Tensor) -> Tensor:
     return clip.vision.visual.ln_post(last(x, rows=cls)[:, 0])
 
 
-@dataclass(frozen=True)
-class Crops:
-    """What the tower is shown of a picture.
-
-    Attributes:
-        name: what tells these crops from all others: all that they depend on beside the picture,
-            the CLIP's preprocessing and what is drawn.
-        transform: of one picture, to [3, S, S] or [crops, 3, S, S]; it may draw.
-    """
-
-    name: str
-    transform: Transform
-
-
 class FeatureReader:
     """Features of pictures: from the cache where it has them, else computed and kept.
 
@@ -73,12 +59,12 @@ class FeatureReader:
         # Of a CLIP that was wrapped directly nothing is known that could name its features.
         self.cache = None if clip.identity is None else cache
 
-    def read(self, pictures: Pictures, crops: Crops) -> Tensor:
-        """Features before the projection of pictures as ``crops`` shows them, in order.
+    def read(self, pictures: Pictures, transform: Transform) -> Tensor:
+        """Features before the projection of pictures under a transform, in order.
 
         Args:
             pictures: N of them.
-            crops: which do not draw.
+            transform: to one view or to several, without anything that is drawn.
 
         Returns:
             [N, V] or [N, crops, V], on the CPU, in the tower's dtype.
@@ -89,32 +75,32 @@ class FeatureReader:
 
         def load(rows: np.ndarray) -> Batches:
             some = pictures.select(rows)
-            return evaluation_batches(some, crops.transform, self.batch, workers=self.workers)
+            return evaluation_batches(some, transform, self.batch, workers=self.workers)
 
-        return self._read(pictures.content_digests(), _shown(pictures, crops), load)
+        return self._read(pictures.content_digests(), _shown(pictures, transform), load)
 
-    def read_views(self, pictures: Pictures, crops: Crops, seed: int, views: int) -> Tensor:
-        """The same of random crops, in several views with draws of their own.
+    def read_views(self, pictures: Pictures, transform: Transform, seed: int, views: int) -> Tensor:
+        """The same of a random transform, in several views with draws of their own.
 
-        What is drawn of a picture depends on ``seed``, the view and its content alone.
+        What is drawn of a picture depends on ``seed``, the view and its content alone. A transform
+        that changes from epoch to epoch shows epoch e in view e.
 
         Returns:
             [N, views, V], on the CPU.
         """
         each = tqdm(range(views), desc="views", leave=False, disable=None)
-        return torch.stack([self.read_view(pictures, crops, seed, view) for view in each], dim=1)
+        every = [self.read_view(pictures, transform, seed, view) for view in each]
+        return torch.stack(every, dim=1)
 
-    def read_view(self, pictures: Pictures, crops: Crops, seed: int, view: int) -> Tensor:
-        """One of these views, numbered from 0: [N, V], on the CPU."""
-        digests = pictures.content_digests()
+    def read_view(self, pictures: Pictures, transform: Transform, seed: int, view: int) -> Tensor:
+        """One of these views, from 0: [N, V], on the CPU."""
+        digests, seen = pictures.content_digests(), transform.for_epoch(view)
 
         def load(rows: np.ndarray) -> Batches:
-            key = seed, view
-            some = pictures.select(rows)
-            return view_batches(some, crops.transform, self.batch, digests[rows], key, self.workers)
+            some, key = pictures.select(rows), (seed, view)
+            return view_batches(some, seen, self.batch, digests[rows], key, self.workers)
 
-        name = f"{_shown(pictures, crops)}, view {view} of seed {seed}"
-        return self._read(digests, name, load)
+        return self._read(digests, f"{_shown(pictures, seen)}, view {view} of seed {seed}", load)
 
     def _read(
         self, digests: np.ndarray, crops: str, load: Callable[[np.ndarray], Batches]
@@ -180,6 +166,7 @@ class FeatureReader:
         )
 
 
-def _shown(pictures: Pictures, crops: Crops) -> str:
-    small = "" if pictures.downscale is None else f", scaled down to {pictures.downscale}"
-    return f"{crops.name}{small}"
+def _shown(pictures: Pictures, transform: Transform) -> str:
+    """What a transform shows of pictures, in words that differ where that does."""
+    small = "" if pictures.downscale is None else f"scaled down to {pictures.downscale}, "
+    return f"{small}{type(transform).__name__}: {transform.views}, {transform.preprocessing}"

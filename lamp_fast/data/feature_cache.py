@@ -76,7 +76,7 @@ class FeatureCache(DiskCache):
         """
         if not self._writes or not len(digests):
             return
-        pictures = torch.from_numpy(np.ascontiguousarray(digests))
+        pictures = torch.from_numpy(np.array(digests))
         content = to_safetensors({_PICTURES: pictures, _FEATURES: features.contiguous().cpu()})
         name = _prefix(kind) + hashlib.sha256(content).hexdigest()[:_KIND_LETTERS]
         self._write(self.folder / name[:2] / name, content)

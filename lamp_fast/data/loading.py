@@ -96,9 +96,9 @@ class PictureDataset(Dataset):
 
     Args:
         pictures: N labelled pictures.
-        transform: uint8 [3, H, W] -> float32 [3, S, S], or :class:`Packed` for a device to go on
-            with; may draw from torch's global generator, which is seeded for every picture and
-            restored after it.
+        transform: uint8 [3, H, W] -> float32 [3, S, S] or [5, 3, S, S], or :class:`Packed` for a
+            device to go on with; may draw from torch's global generator, which is seeded for every
+            picture and restored after it. One that changes from epoch to epoch has ``for_epoch``.
         seed: the run's seed.
     """
 
@@ -114,13 +114,15 @@ class PictureDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor | Packed, int, int]:
         """The picture, its label and its index."""
-        index = draw[1]
-        picture = self.pictures.load(index)
+        epoch, index = draw[:2]
+        picture, transform = self.pictures.load(index), self.transform
+        if hasattr(transform, "for_epoch"):
+            transform = transform.for_epoch(epoch)
         state = np.random.SeedSequence(self.entropy(draw)).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reseed the GPU's generator, which is not restored.
             torch.default_generator.manual_seed(int(state[0]))
-            picture = self.transform(picture)
+            picture = transform(picture)
         return picture, int(self.pictures.labels[index]), index
 
 
@@ -311,7 +313,8 @@ def evaluation_batches(
 def move_batches(
     batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
 ) -> Iterator[list[Tensor]]:
-    """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S] in ``dtype``.
+    """Batches as :class:`Batches` gives them, on a device: images [b, 3, S, S], or
+    [b, 5, 3, S, S], in ``dtype``.
 
     Features [b, Ds] that a method trains on keep their own.
 
@@ -339,7 +342,7 @@ def _move(batch: Batch, device: torch.device, dtype: torch.dtype) -> list[Tensor
     if isinstance(images, Packed):
         images = resample(images, device, dtype)
     else:
-        kept = dtype if images.ndim == 4 else images.dtype
+        kept = dtype if images.ndim >= 4 else images.dtype
         images = images.to(device, kept, non_blocking=True)
     return [images, *(each.to(device, non_blocking=True) for each in others)]
 

@@ -18,10 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
-from lamp_fast.data.transforms import Preprocessing, View, centre_view, draw_view, middle
+from lamp_fast.data.transforms import Preprocessing, View, Views, cut, middle, with_views
 
 # Pixels of a table row.
 STRIP = 64
@@ -36,14 +34,17 @@ class Packed(NamedTuple):
     Attributes:
         pixels: uint8 [strips, 64]; for each picture, channel and column of its crop, from top to
             bottom, the last strip padded.
-        views: int64 [B, 7]: height and width of the crop, rows and columns that it is scaled to,
-            top and left of the window, 1 where it is mirrored.
+        views: int64 [B, 7], or [5 B, 7] where all five of a picture follow one another: height and
+            width of the crop, rows and columns that it is scaled to, top and left of the window,
+            1 where it is mirrored.
         preprocessing: size, filter and normalisation.
+        views_each: 1, or 5 of the same pixels.
     """
 
     pixels: Tensor
     views: Tensor
     preprocessing: Preprocessing
+    views_each: int = 1
 
 
 class PackTransform:
@@ -51,40 +52,46 @@ class PackTransform:
 
     Args:
         preprocessing: of the CLIP.
-        random: draw the training view; else the test view.
+        views: which are shown.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, random: bool) -> None:
-        self.preprocessing, self.random = preprocessing, random
+    def __init__(self, preprocessing: Preprocessing, views: Views) -> None:
+        self.preprocessing, self.views = preprocessing, views
+
+    def for_epoch(self, epoch: int) -> "PackTransform":
+        """The transform of an epoch, from 0."""
+        return with_views(self, self.views.for_epoch(epoch))
 
     def __call__(self, picture: Tensor) -> Packed:
-        if self.random:
-            view = draw_view(picture, self.preprocessing.size)
-        else:
-            view = centre_view(picture, self.preprocessing)
-            if view.crop != middle(*picture.shape[-2:]):
-                # Thin and squashed as a whole: as strips it could take 64 times its own size.
-                mode = InterpolationMode(self.preprocessing.interpolation)
-                picture = resize(picture, list(view.scaled), mode, antialias=True)
-                view = View((0, 0, *view.scaled), view.scaled)
-        return pack(picture, view, self.preprocessing)
+        views = self.views(picture, self.preprocessing)
+        _, _, height, width = views[0].crop
+        thin = middle(height, width)[2:] != (height, width)
+        if thin or any(view.crop != views[0].crop for view in views):
+            # Thin and squashed as a whole: as strips it could take 64 times its own size. Or five
+            # crops from both ends of a thin one. Cut here, one below the other, they are windows
+            # of one picture that is scaled by 1, which no filter changes.
+            squares = cut(picture, views, self.preprocessing)
+            size, picture = self.preprocessing.size, torch.cat(squares, dim=-2)
+            whole = len(views) * size, size
+            views = [View((0, 0, *whole), whole, (size * n, 0)) for n in range(len(views))]
+        return pack(picture, views, self.preprocessing)
 
 
-def pack(picture: Tensor, view: View, preprocessing: Preprocessing) -> Packed:
-    """One picture, uint8 [3, H, W], as a batch of one."""
-    top, left, height, width = view.crop
+def pack(picture: Tensor, views: Sequence[View], preprocessing: Preprocessing) -> Packed:
+    """One picture, uint8 [3, H, W], as a batch of one; its views have one crop."""
+    top, left, height, width = views[0].crop
     pixels = np.zeros((CHANNELS, width, -(-height // STRIP) * STRIP), dtype=np.uint8)
     crop = picture[:, top : top + height, left : left + width]
     pixels[:, :, :height] = crop.numpy().transpose(0, 2, 1)
-    facts = [height, width, *view.scaled, *view.corner, int(view.flip)]
+    facts = [[height, width, *each.scaled, *each.corner, int(each.flip)] for each in views]
     strips = torch.from_numpy(pixels).view(-1, STRIP)
-    return Packed(strips, torch.tensor([facts]), preprocessing)
+    return Packed(strips, torch.tensor(facts), preprocessing, len(views))
 
 
 def join(pictures: Sequence[Packed]) -> Packed:
     """Several batches as one."""
     pixels = torch.cat([each.pixels for each in pictures])
-    return Packed(pixels, torch.cat([each.views for each in pictures]), pictures[0].preprocessing)
+    return pictures[0]._replace(pixels=pixels, views=torch.cat([each.views for each in pictures]))
 
 
 def resample(packed: Packed, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -96,8 +103,8 @@ def resample(packed: Packed, device: torch.device, dtype: torch.dtype) -> Tensor
         dtype: of the result; it is computed in float32.
 
     Returns:
-        [B, 3, size, size]. Within one step of 255 of torchvision's uint8 result almost everywhere:
-        its weights have fewer bits.
+        [B, 3, size, size], or [B, 5, 3, size, size]. Within one step of 255 of torchvision's uint8
+        result almost everywhere: its weights have fewer bits.
     """
     preprocessing, size = packed.preprocessing, packed.preprocessing.size
     reach = _REACH[preprocessing.interpolation]
@@ -112,10 +119,13 @@ def resample(packed: Packed, device: torch.device, dtype: torch.dtype) -> Tensor
 
     # A group is one picture, channel and strip; they come in this order.
     groups_of = CHANNELS * strips
+    # Where a view's pixels begin.
+    sharing = packed.views_each
+    begin = _start((groups_of * width)[::sharing]).repeat_interleave(sharing)
     picture = torch.repeat_interleave(groups_of, output_size=groups)  # [G]
     within = torch.arange(groups, device=device) - _start(groups_of)[picture]
     channel, strip = within // strips[picture], within % strips[picture]
-    first = _start(groups_of * width)[picture] + channel * (width * strips)[picture] + strip
+    first = begin[picture] + channel * (width * strips)[picture] + strip
 
     index, weight = _taps(width, columns, left, flip, size, taps_x, reach)  # [B, size, taps]
     index = first[:, None, None] + index[picture] * strips[picture, None, None]
@@ -129,10 +139,11 @@ def resample(packed: Packed, device: torch.device, dtype: torch.dtype) -> Tensor
     index = start[:, :, None, None] + index[:, None]  # [B, 3, size, taps]
     scaled = _weighted_sums(scaled, index, weight[:, None].expand_as(index))
     scaled = scaled.round_().clamp_(0, 255)  # [B, 3, size, size]
-    gain = [1 / (255 * each) for each in preprocessing.std]
+    gain = [1 / (255 * std) for std in preprocessing.std]
     shift = [-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)]
-    gain, shift = (_constant(each, device) for each in (gain, shift))
-    return torch.addcmul(shift, scaled, gain).to(dtype)
+    gain, shift = (_constant(values, device) for values in (gain, shift))
+    pictures = torch.addcmul(shift, scaled, gain).to(dtype)
+    return pictures if sharing == 1 else pictures.unflatten(0, (-1, sharing))
 
 
 def _most_taps(pixels: Tensor, scaled: Tensor, reach: float) -> int:

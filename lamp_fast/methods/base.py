@@ -9,16 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lamp_fast.clip import (
-    Crops,
-    FeatureReader,
-    FrozenClip,
-    unprojected_features,
-    whole_prompts,
-)
+from lamp_fast.clip import FeatureReader, FrozenClip, unprojected_features, whole_prompts
 from lamp_fast.data import NOWHERE, Benchmark, DataConfig, Origin
 from lamp_fast.data.feature_batches import FeatureBatches, Views
-from lamp_fast.data.loading import Batches, Sampling
+from lamp_fast.data.loading import Batches, Sampling, Transform
+from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
@@ -37,8 +32,8 @@ class TrainingSet:
     Attributes:
         benchmark: of which only ``train``, ``val``, counts and class names may be used here.
         reader: of features, over the frozen CLIP.
-        test_crops: how pictures are shown in testing.
-        random_crops: how they are shown in training; None where crops would spoil them.
+        centre: the one deterministic view of a picture.
+        random: the views of training pictures; None where these, too, are the one.
         batch: rows of a training batch, over all pieces and ranks.
         seed: the run's.
         sampler: which pictures an epoch holds.
@@ -46,8 +41,8 @@ class TrainingSet:
 
     benchmark: Benchmark
     reader: FeatureReader
-    test_crops: Crops
-    random_crops: Crops | None
+    centre: Transform
+    random: Transform | None
     batch: int
     seed: int
     sampler: Sampling = "shuffle"
@@ -62,30 +57,35 @@ class TrainingSet:
         """int64 [C_base], training pictures a class."""
         return torch.from_numpy(self.benchmark.counts)
 
-    def features(self, crops: Crops | None = None) -> Tensor:
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of the CLIP, with the run's filter."""
+        return self.centre.preprocessing
+
+    def features(self, transform: Transform | None = None) -> Tensor:
         """Features before the projection of every training picture, in order.
 
         Args:
-            crops: by default as in testing.
+            transform: by default to the one deterministic view.
 
         Returns:
             [N, V] or [N, crops, V], on the CLIP's device.
         """
-        return self._placed(self.reader.read(self.benchmark.train, crops or self.test_crops))
+        return self._placed(self.reader.read(self.benchmark.train, transform or self.centre))
 
     def views(self, count: int) -> Tensor:
-        """The same of ``count`` random crops of each; of one in testing where crops would spoil it.
+        """The same of ``count`` random views of each; of the deterministic one where none is drawn.
 
         Returns:
             [N, views, V], on the CLIP's device.
         """
-        if self.random_crops is None:
+        if self.random is None:
             return self.features()[:, None]
         pictures = self.benchmark.train
-        return self._placed(self.reader.read_views(pictures, self.random_crops, self.seed, count))
+        return self._placed(self.reader.read_views(pictures, self.random, self.seed, count))
 
     def validation(self) -> tuple[Tensor, Tensor]:
-        """Features [M, V] of the validation pictures, as shown in testing, and labels int64 [M].
+        """Features [M, V] of the validation pictures, of one view, and labels int64 [M].
 
         For methods that say so by :meth:`Method.uses_validation`.
 
@@ -97,7 +97,7 @@ class TrainingSet:
             raise InputError(
                 f"--data {self.benchmark.name}: has no validation picture to choose settings on"
             )
-        features = self._placed(self.reader.read(pictures, self.test_crops))
+        features = self._placed(self.reader.read(pictures, self.centre))
         return features, torch.from_numpy(pictures.labels.copy()).to(features.device)
 
     def batches(self, features: Tensor, views: Views = "in turn") -> FeatureBatches:
@@ -108,10 +108,10 @@ class TrainingSet:
 
     def view(self, number: int) -> Tensor:
         """One of :meth:`views`, from 0, for whoever needs one at a time: [N, V], likewise."""
-        if self.random_crops is None:
+        if self.random is None:
             return self.features()
         pictures = self.benchmark.train
-        return self._placed(self.reader.read_view(pictures, self.random_crops, self.seed, number))
+        return self._placed(self.reader.read_view(pictures, self.random, self.seed, number))
 
     def _placed(self, features: Tensor) -> Tensor:
         return features.to(next(self.reader.clip.parameters()).device)

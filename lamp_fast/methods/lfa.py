@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Crops, FrozenClip
+from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.transforms import five_crop_transform
@@ -124,7 +124,7 @@ class Lfa(Method):
     def read_training_set(self, training: TrainingSet) -> FeatureBatches:
         """Encode the training set, start W, and train on the features."""
         benchmark = training.benchmark
-        five = Crops("five crops", five_crop_transform(self.clip.preprocessing))
+        five = five_crop_transform(training.preprocessing)
         crops = self.clip.vision.project(training.features(five))
         crops = F.normalize(crops, dim=-1)  # [N, 5, Ds]
         labels = training.labels.to(crops.device)

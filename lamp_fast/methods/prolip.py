@@ -61,7 +61,8 @@ class ProLip(Method):
                 "epochs": 300,
                 "warmup_epochs": 0,
                 "batch": 1 << 20,
-            }
+            },
+            views={"crop_area": 0.5},
         )
     }
 
@@ -83,7 +84,7 @@ class ProLip(Method):
         """Take lambda from the class sizes; pictures are encoded when a step asks for them."""
         if self.config.prolip_lambda is None:
             self.strength = len(training.counts) / float(training.counts.sum())
-        views = self.config.prolip_views if training.random_crops is not None else 1
+        views = self.config.prolip_views if training.random is not None else 1
         return ViewsInTurn(training, views)
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:

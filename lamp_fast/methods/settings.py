@@ -30,12 +30,14 @@ class Preset:
         own: of the method, by the names of its settings.
         by_data: further ones of the optimisation, by the name of a data set.
         by_shots: the same by pictures a class, for data sets without their own.
+        views: of how pictures are cropped, by the names of its settings.
     """
 
     optim: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_shots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    views: Mapping[str, Any] = field(default_factory=dict)
 
     def optim_for(self, data: str, shots: int | None) -> dict[str, Any]:
         """Those of the optimisation for a data set and pictures a class."""

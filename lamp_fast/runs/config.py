@@ -14,6 +14,7 @@ import tyro
 from lamp_fast import cli
 from lamp_fast.clip import ClipConfig, Trimming
 from lamp_fast.data import DataConfig
+from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, from_json, peek, to_json
 from lamp_fast.files import read_json
@@ -49,6 +50,7 @@ class TrainConfig(Generic[Own]):
     """Also write each epoch as TensorBoard events (needs the tensorboard extra)."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
     own: Own = None  # of the method, see __post_init__
     optim: OptimConfig = field(default_factory=OptimConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -129,7 +131,8 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
     clip = given.get("clip", base.clip.clip)
     name = METHODS[method].default_preset(method, clip, data)
     if name is None:
-        return replace(base, method=method, preset=None, own=None, optim=OptimConfig())
+        plain = {"optim": OptimConfig(), "views": ViewConfig()}
+        return replace(base, method=method, preset=None, own=None, **plain)
     optim = METHODS[method].presets[name].optim_for(data.data, shots)
     return replace(apply_preset(base, name), optim=OptimConfig(**optim))
 
@@ -147,6 +150,7 @@ def apply_preset(config: TrainConfig, name: str) -> TrainConfig:
         preset=name,
         own=settings_of(method)(**preset.own),
         optim=OptimConfig(**preset.optim),
+        views=ViewConfig(**preset.views),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import Crops, FeatureReader, FrozenClip, check_distinct, tokenise
+from lamp_fast.clip import FeatureReader, FrozenClip, check_distinct, tokenise
 from lamp_fast.data import (
     Benchmark,
     DataConfig,
@@ -32,7 +32,8 @@ from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.data.loading import Batch, Transform
 from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.sources import catalog
-from lamp_fast.data.transforms import evaluation_transform, training_transform
+from lamp_fast.data.transforms import CentreCrop, HostTransform, Views
+from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
@@ -69,51 +70,56 @@ class Experiment:
     reader: FeatureReader
     block: int | None = None
 
-    @property
-    def test_crops(self) -> Crops:
-        """What the frozen tower is shown of a test picture."""
-        return Crops(f"test, on the {self.config.machine.transforms}", self.test_transform)
-
-    @property
-    def random_crops(self) -> Crops | None:
-        """What it is shown of a training picture; None for data that crops would spoil."""
-        if not self.benchmark.augment:
-            return None
-        return Crops(f"random, on the {self.config.machine.transforms}", self.train_transform)
-
     def training_set(self, batch: int) -> TrainingSet:
         """What the method may look at before the first step.
 
         Args:
             batch: rows of a training batch.
         """
+        drawn = self.train_transform
         return TrainingSet(
             self.benchmark,
             self.reader,
-            self.test_crops,
-            self.random_crops,
-            batch,
-            self.config.seed,
+            centre=self.centre_transform,
+            random=None if isinstance(drawn.views, CentreCrop) else drawn,
+            batch=batch,
+            seed=self.config.seed,
         )
 
     @property
     def test_transform(self) -> Transform:
-        return self._transform(random=False)
+        """The views that pictures are scored on: one, or five."""
+        return self._transform(self.config.views.testing(self._size))
+
+    @property
+    def centre_transform(self) -> Transform:
+        """The one deterministic view, also where scores are of five."""
+        return self._transform(self.config.views.centre(self._size))
 
     @property
     def train_transform(self) -> Transform:
-        """Random crops and flips, or the test transform for data that they would spoil (digits)."""
-        return self._transform(random=self.benchmark.augment)
+        """The random views of training, or the centre."""
+        views, epochs = self.config.views, self.config.optim.epochs
+        return self._transform(views.training(self._size, epochs, croppable=self.benchmark.augment))
+
+    def with_tte(self, tte: bool | None) -> "Experiment":
+        """The same, scored on five views or on one; None leaves it as the run has it."""
+        if tte is None:
+            return self
+        views = replace(self.config.views, tte=tte)
+        return replace(self, config=replace(self.config, views=views))
 
     def move_batches(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
         """:func:`lamp_fast.data.move_batches` to what this run's device and CLIP want."""
         return move_batches(batches, self.device, self.clip.dtype)
 
-    def _transform(self, *, random: bool) -> Transform:
-        if self.config.machine.transforms == "device":
-            return PackTransform(self.clip.preprocessing, random=random)
-        transform = training_transform if random else evaluation_transform
-        return transform(self.clip.preprocessing)
+    @property
+    def _size(self) -> int:
+        return self.clip.preprocessing.size
+
+    def _transform(self, views: Views) -> Transform:
+        kind = PackTransform if self.config.machine.transforms == "device" else HostTransform
+        return kind(self.config.views.preprocessing(self.clip.preprocessing), views)
 
     def describe(self) -> list[str]:
         """The first lines of a run: what CLIP, what data, what method."""
@@ -128,6 +134,8 @@ class Experiment:
             lines.append(
                 f"data    skipped {len(self.unreadable)} unreadable, first {self.unreadable[0]}"
             )
+        if config.views != ViewConfig():
+            lines.append(f"views   {config.views.describe()}")
         method = f"method  {config.method}, {self.method.trainable_parameters():,} parameters"
         if config.preset is not None:
             optim = {name: getattr(config.optim, name) for name in ("optimiser", "lr", "batch")}
@@ -179,6 +187,7 @@ def assemble(
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
     clip = build_clip(config, None if record is None else record.values["clip"])
+    config.views.check_size(clip.preprocessing.size)
     listed = checked[0] if checked else load_benchmark(config)
     torch.manual_seed(config.seed)
     if saved is None:

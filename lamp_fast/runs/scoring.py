@@ -154,6 +154,7 @@ def hold_transfer(
         "root": None if target.root is None else str(expand_path(target.root).absolute()),
         "table": None if target.table is None else str(expand_path(target.table).absolute()),
         "unreadable": list(experiment.unreadable),
+        "tte": experiment.config.views.tte,
         **{name: program[name] for name in ("version", "commit", "torch")},
     }
     write_json(folder / TARGET, record)
@@ -203,48 +204,57 @@ def _predict(
     benchmark = experiment.benchmark
     classes = method.prepare(names, benchmark.template, benchmark.origin)
     predicted = [torch.empty(0, dtype=torch.int64)]
-    for logits in _logits(experiment, method, classes, pictures, ranks, adapted):
-        require_finite(logits)
+    for images in _inputs(experiment, method, pictures, ranks):
+        logits = class_scores(method, images, classes, adapted)
         predicted.append(logits.argmax(1).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 
 
-def _logits(
-    experiment: Experiment,
-    method: Method,
-    classes: Any,
-    pictures: Pictures,
-    ranks: Ranks,
-    adapted: bool,
+def _inputs(
+    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks
 ) -> Iterator[torch.Tensor]:
-    """Class scores of every picture, a batch at a time; from features where these suffice."""
+    """Batches as :func:`class_scores` takes them: features, from the cache, where these suffice."""
     machine = experiment.config.machine
     if method.reads_features:
         if len(pictures):
-            features = experiment.reader.read(pictures, experiment.test_crops)
-            for some in features.split(machine.test_batch):
-                yield method.feature_logits(some.to(experiment.device), classes, adapted)
+            features = experiment.reader.read(pictures, experiment.test_transform)
+            yield from (each.to(experiment.device) for each in features.split(machine.test_batch))
         return
     batches = evaluation_batches(
         pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
     )
     quiet = None if ranks.first else True
     bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-    for images, _, _ in experiment.move_batches(bar):
-        yield method.logits(images, classes, adapted)
+    yield from (images for images, _, _ in experiment.move_batches(bar))
 
 
-def require_finite(logits: torch.Tensor) -> None:
-    """Refuse class scores that say nothing, and would yet have a largest one.
+@torch.no_grad()
+def class_scores(
+    method: Method, images: torch.Tensor, classes: Any, adapted: bool = False
+) -> torch.Tensor:
+    """The logits [B, C] of pictures, of which the largest is the answer.
+
+    Args:
+        method: any.
+        images: [B, 3, S, S], or views [B, 5, 3, S, S], whose logits' mean is taken; one view of
+            every picture is encoded at once, so memory is that of one. Or features before the
+            projection, [B, V] or [B, 5, V], of a method that reads these.
+        classes, adapted: as :meth:`Method.logits` takes them.
 
     Raises:
-        InputError: any is NaN or infinite.
+        InputError: any is NaN or infinite: they would say nothing, and yet have a largest one.
     """
+    are_features = images.ndim < 4
+    score = method.feature_logits if are_features else method.logits
+    several = images.ndim == (3 if are_features else 5)
+    views = images.unbind(1) if several else (images,)
+    logits = sum(score(view, classes, adapted) for view in views) / len(views)
     if not bool(torch.isfinite(logits).all()):
         raise InputError(
             "the method's class scores are not finite: its weights or settings are beyond what"
             " it can be computed with"
         )
+    return logits
 
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:
@@ -261,7 +271,8 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 count = int(benchmark.counts[index])
                 head = benchmark.head
                 group = "n/a" if head is None else "head" if head[index] else "tail"
-            accuracies = (f"{getattr(each, half).per_class[index]:.6f}" for each in rows)
+            halves = [getattr(each, half) for each in rows]
+            accuracies = ("" if each is None else f"{each.per_class[index]:.6f}" for each in halves)
             shown = half if benchmark.new_names else "all"
             lines.append([shown, name, count, int(test), group, *accuracies])
     write_csv(file, header, lines)

@@ -55,15 +55,16 @@ class Trainer:
         self.classes = self.method.prepare(
             benchmark.base_names, benchmark.template, benchmark.origin
         )
-        self.batches = batches or training_batches(
-            benchmark.train,
-            experiment.train_transform,
-            self.optim.batch,
-            seed=config.seed,
-            workers=machine.workers,
-        )
-        self.batch_sizes = [rows] * len(self.batches)
-        self.batches = ranks.share(self.batches)
+        if batches is None:
+            batches = training_batches(
+                benchmark.train,
+                experiment.train_transform,
+                self.optim.batch,
+                seed=config.seed,
+                workers=machine.workers,
+            )
+        self.batch_sizes = [rows] * len(batches)
+        self.batches = ranks.share(batches)
         self.planned_steps = self.optim.epochs * len(self.batch_sizes)
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
         # t / T of the step that is taken, where a captured step can read it.
@@ -260,7 +261,7 @@ class Trainer:
 def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict | None:
     """Run the method's adaptation over the unlabelled training pictures of the new classes."""
     benchmark = experiment.benchmark
-    if not len(benchmark.adapt):
+    if not len(benchmark.adapt) or experiment.method.no_new_names:
         return None
     classes = experiment.method.prepare(benchmark.new_names, benchmark.template, benchmark.origin)
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
@@ -276,7 +277,7 @@ class _Images:
         self.batches = ranks.share(
             evaluation_batches(
                 pictures,
-                experiment.test_transform,
+                experiment.centre_transform,
                 config.optim.batch,
                 workers=config.machine.workers,
             )

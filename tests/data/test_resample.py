@@ -12,10 +12,10 @@ from lamp_fast import train
 from lamp_fast.data import DataConfig, move_batches
 from lamp_fast.data.resample import Packed, PackTransform, join, pack, resample
 from lamp_fast.data.transforms import (
+    CentreCrop,
     Preprocessing,
+    RandomCrop,
     View,
-    centre_view,
-    draw_view,
     evaluation_transform,
     training_transform,
 )
@@ -104,7 +104,7 @@ def test_the_device_agrees_with_the_host(random):
     a half may round the other way, which 0.05 steps in the mean allow for one in twenty.
     """
     host = (training_transform if random else evaluation_transform)(PREPROCESSING)
-    device = PackTransform(PREPROCESSING, random=random)
+    device = PackTransform(PREPROCESSING, host.views)
     for seed in range(4 if random else 1):
         expected, packed = [], []
         for picture in pictures():
@@ -124,7 +124,7 @@ def test_every_kind_of_test_transform(interpolation, resize_mode):
     preprocessing = Preprocessing(SIZE, interpolation=interpolation, resize_mode=resize_mode)
     transform, whole = (
         evaluation_transform(preprocessing),
-        PackTransform(preprocessing, random=False),
+        PackTransform(preprocessing, CentreCrop()),
     )
     expected = torch.stack([transform(each) for each in pictures()])
     got = resample(join([whole(each) for each in pictures()]), CPU, torch.float32)
@@ -133,7 +133,7 @@ def test_every_kind_of_test_transform(interpolation, resize_mode):
 
 def test_a_batch_does_not_change_a_picture():
     """Neighbours decide how many taps are computed, never what they weigh."""
-    packed = [PackTransform(PREPROCESSING, random=False)(each) for each in pictures()]
+    packed = [PackTransform(PREPROCESSING, CentreCrop())(each) for each in pictures()]
     together = resample(join(packed), CPU, torch.float32)
     for index, each in enumerate(packed):
         assert torch.equal(resample(each, CPU, torch.float32)[0], together[index])
@@ -143,14 +143,14 @@ def test_mirroring_and_dtype():
     picture = binary_noise(40, 50)
     plain = View((3, 4, 30, 40), (SIZE, SIZE))
     flipped = View((3, 4, 30, 40), (SIZE, SIZE), flip=True)
-    one, other = (pack(picture, each, PREPROCESSING) for each in (plain, flipped))
+    one, other = (pack(picture, [each], PREPROCESSING) for each in (plain, flipped))
     got = resample(join([one, other]), CPU, torch.bfloat16)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got[0], got[1].flip(-1))
 
 
 def test_the_padding_of_a_strip_is_never_seen():
-    packed = pack(binary_noise(70, 40), View((0, 0, 70, 40), (SIZE, SIZE)), PREPROCESSING)
+    packed = pack(binary_noise(70, 40), [View((0, 0, 70, 40), (SIZE, SIZE))], PREPROCESSING)
     dirty = packed.pixels.view(3, 40, 128).clone()
     dirty[:, :, 70:] = 255
     other = packed._replace(pixels=dirty.view(-1, 64))
@@ -160,8 +160,8 @@ def test_the_padding_of_a_strip_is_never_seen():
 def test_only_the_crop_is_packed():
     picture = binary_noise(400, 300)
     torch.manual_seed(1)
-    view = draw_view(picture, SIZE)
-    packed = pack(picture, view, PREPROCESSING)
+    (view,) = RandomCrop()(picture, PREPROCESSING)
+    packed = pack(picture, [view], PREPROCESSING)
     _, _, height, width = view.crop
     assert packed.pixels.numel() == 3 * width * -(-height // 64) * 64
     assert packed.views.tolist() == [[height, width, SIZE, SIZE, 0, 0, int(view.flip)]]
@@ -169,7 +169,7 @@ def test_only_the_crop_is_packed():
 
 @pytest.mark.parametrize("shape", [(100, 133), (133, 100), (56, 56), (57, 57), (301, 97)])
 def test_the_centre_view_is_torchvisions(shape):
-    view = centre_view(torch.zeros(3, *shape), PREPROCESSING)
+    (view,) = CentreCrop()(torch.zeros(3, *shape), PREPROCESSING)
     resized = v2.Resize(SIZE)(torch.arange(shape[0] * shape[1]).float().view(1, *shape))
     assert view.scaled == resized.shape[-2:]
     expected = v2.CenterCrop(SIZE)(resized)
@@ -257,7 +257,7 @@ def test_features_keep_their_precision_on_the_way_to_a_clip_of_less():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 def test_a_gpu_computes_what_the_cpu_does():
-    packed = join([PackTransform(PREPROCESSING, random=False)(each) for each in pictures()])
+    packed = join([PackTransform(PREPROCESSING, CentreCrop())(each) for each in pictures()])
     host = resample(packed, CPU, torch.float32)
     on_gpu = resample(packed, torch.device("cuda"), torch.float32).cpu()
     assert error(on_gpu, host).max() < 0.05

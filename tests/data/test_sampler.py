@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lamp_fast.data import Pictures, training_batches
-from lamp_fast.data.loading import class_shares, crop_feature_batches, earlier_draws, epoch_order
+from lamp_fast.data.feature_batches import FeatureBatches
+from lamp_fast.data.loading import class_shares, earlier_draws, epoch_order
 from lamp_fast.runs.ranks import Ranks, batch_sizes
 
 SAMPLERS = ("shuffle", "balanced", "sqrt")
@@ -155,7 +156,7 @@ def test_workers_ranks_and_history_change_nothing(sampler):
 def test_features_are_drawn_in_the_same_order():
     labels = labels_of((8, 2))
     features = torch.arange(10.0)[:, None, None]
-    (batch,) = crop_feature_batches(
+    (batch,) = FeatureBatches(
         features, torch.from_numpy(labels), 10, seed=4, sampler="balanced"
     ).epoch(3)
     order = epoch_order(labels, "balanced", seed=4, epoch=3)

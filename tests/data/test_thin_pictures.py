@@ -7,8 +7,8 @@ from torchvision.transforms import InterpolationMode, v2
 from lamp_fast.data.resample import PackTransform, resample
 from lamp_fast.data.transforms import (
     THIN,
+    CentreCrop,
     Preprocessing,
-    centre_view,
     evaluation_transform,
     five_crop_transform,
     middle,
@@ -44,15 +44,15 @@ def torchvisions(size=SIZE, crops=v2.CenterCrop):
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Shapes that torchvision's Resize was asked for."""
-    shapes, forward = [], v2.Resize.forward
+    """Shapes that torchvision was asked to scale to."""
+    shapes, resize = [], v2.functional.resize
 
-    def remembered(self, *inputs):
-        result = forward(self, *inputs)
+    def remembered(picture, *arguments, **options):
+        result = resize(picture, *arguments, **options)
         shapes.append(tuple(result.shape))
         return result
 
-    monkeypatch.setattr(v2.Resize, "forward", remembered)
+    monkeypatch.setattr(v2.functional, "resize", remembered)
     return shapes
 
 
@@ -64,7 +64,7 @@ def test_other_pictures_keep_torchvisions_bits(shape):
     assert torch.equal(evaluation_transform(PREPROCESSING)(picture), torchvisions()(picture))
     five = five_crop_transform(PREPROCESSING)
     assert torch.equal(five(picture), torchvisions(crops=v2.FiveCrop)(picture))
-    assert centre_view(picture, PREPROCESSING).crop == (0, 0, *shape)
+    assert CentreCrop()(picture, PREPROCESSING)[0].crop == (0, 0, *shape)
 
 
 @pytest.mark.parametrize("shape", THIN_SHAPES)
@@ -83,7 +83,7 @@ def test_no_more_is_scaled_than_the_middle(shape, build, scaled):
 def test_no_more_travels_to_a_device_than_the_middle(shape, resize_mode):
     picture = torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, *shape)
     preprocessing = Preprocessing(size=SIZE, resize_mode=resize_mode)
-    packed = PackTransform(preprocessing, random=False)(picture)
+    packed = PackTransform(preprocessing, CentreCrop())(picture)
     shorter = min(shape)
     # Whole strips of 64 pixels, in each of three channels, for every column.
     longest = max(THIN * shorter + 1, SIZE)
@@ -124,7 +124,7 @@ def test_device_and_host_see_the_same(shape, resize_mode):
     """Within the rounding that tests/data/test_resample.py derives."""
     preprocessing = Preprocessing(size=SIZE, resize_mode=resize_mode)
     picture = noise(*shape)
-    packed = PackTransform(preprocessing, random=False)(picture)
+    packed = PackTransform(preprocessing, CentreCrop())(picture)
     got = resample(packed, torch.device("cpu"), torch.float32)[0]
     expected = evaluation_transform(preprocessing)(picture)
     steps = (got - expected).abs() * 255 * torch.tensor(preprocessing.std)[:, None, None]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lamp_fast import train
+from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS
@@ -29,7 +30,7 @@ def test_a_run_saves_the_groups_that_it_reads_and_no_other(method):
     config = default_config({"method": method})
     values = json.loads(json.dumps(to_saved(config)))
     groups = {name for name, each in values.items() if isinstance(each, dict)}
-    assert groups == {"clip", "data", method, "optim", "machine", "trim"}
+    assert groups == {"clip", "data", "views", method, "optim", "machine", "trim"}
     assert values[method] == to_json(config.own)
     assert from_saved(values, "config.json") == config
     assert type(config.own) is METHODS[method].Settings
@@ -42,6 +43,7 @@ def test_every_preset_is_of_its_method_and_within_bounds(method, name):
     validate(config)
     kind, preset = METHODS[method], METHODS[method].presets[name]
     assert config.own == replace(kind.Settings(), **preset.own)
+    assert config.views == replace(ViewConfig(), **preset.views)
     for changes in (*preset.by_data.values(), *preset.by_shots.values()):
         validate(replace(config, optim=replace(config.optim, **changes)))
 
