@@ -28,12 +28,16 @@ from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import assemble, load_run
 from lamp_fast.runs.folder import LEARNED
 from lamp_fast.runs.optimisation import OptimConfig, build_optimiser, learning_rate
+from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import evaluate_rows
 from lamp_fast.runs.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("bread", "cheese", "ham", "salad")  # two base, two new
 COMPARED = sorted(set(METHODS) - {"lamp", "zeroshot"})
+# What they learn is computed when they read the training set; there are no epochs.
+CLOSED_FORM = ("ss-text", "ss-text+")
+STEPPED = [method for method in COMPARED if method not in CLOSED_FORM]
 SHORT = ("--epochs", "2", "--batch", "3", "--warmup-epochs", "0", "--threads", "1")
 
 
@@ -86,7 +90,7 @@ def learned(folder):
     return load_tensors(folder / LEARNED)[0]
 
 
-@pytest.mark.parametrize("method", COMPARED)
+@pytest.mark.parametrize("method", STEPPED)
 def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
     folder = finished(method)
     saved = learned(folder)
@@ -98,13 +102,14 @@ def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
     parameters = sum(
         each.numel()
         for name, each in saved.items()
-        if name not in ("ema", "visual", "counts")  # what is kept beside what is learned
+        if name not in ("ema", "visual", "counts", "strength")  # kept beside what is learned
     )
     assert rows[1]["parameters"] == parameters
     fresh = Classifier.load(folder).method
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        start = build_method(fresh.clip, settings.load_config(folder / "config.json"))
+        run = load(folder)
+        start = build_method(fresh.clip, run.record.settings, run.classes)
     moved = [
         name
         for name, each in start.named_parameters()
@@ -113,7 +118,18 @@ def test_a_run_changes_its_weights_and_saves_no_others(method, finished):
     assert moved
 
 
-@pytest.mark.parametrize("method", COMPARED)
+@pytest.mark.parametrize("method", CLOSED_FORM)
+def test_a_closed_form_has_no_epochs(method, finished):
+    folder = finished(method)
+    assert (folder / "metrics.jsonl").read_text() == ""
+    weight = learned(folder)["weight"]
+    assert (weight.norm(dim=1) > 0).all()
+    rows = json.loads((folder / "result.json").read_text())
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", METHODS[method].title]
+    assert rows[1]["parameters"] == weight.numel()
+
+
+@pytest.mark.parametrize("method", STEPPED)
 def test_a_stopped_run_goes_on_to_the_same_bits(method, finished, pictures, tmp_path, monkeypatch):
     config = parse(method, pictures, tmp_path / "run")
     epoch = Trainer._epoch
@@ -154,7 +170,7 @@ def test_evaluation_and_prediction_come_from_the_saved_files(method, finished, p
     assert [sorted(answer.names) for answer in answers] == [sorted(wanted)] * len(files)
 
 
-@pytest.mark.parametrize("method", COMPARED)
+@pytest.mark.parametrize("method", STEPPED)
 def test_saved_settings_say_what_ran(method, finished):
     config = settings.load_config(finished(method) / "config.json")
     assert (config.method, config.preset, config.optim.epochs) == (method, method, 2)
@@ -177,7 +193,7 @@ def test_another_methods_state_is_refused(finished, tmp_path):
 
 def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path):
     """Another loss from the first step on."""
-    for method in ("coop", "tcp"):
+    for method in ("coop", "tcp", "zs-lp", "clap", "prolip"):
         losses = []
         for flags in ((), ("--logit-adjustment",)):
             config = parse(method, pictures, tmp_path / f"{method}{len(flags)}", *flags)
@@ -207,6 +223,9 @@ def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path)
         ("--method lfa --data caltech101", {"epochs": 40, "lr_end": 1e-7, "warmup_epochs": 0}),
         ("--method lfa --data folder", {"epochs": 200}),
         ("--method candle", {"lr": 3e-4, "batch": 128, "epochs": 50}),
+        ("--method zs-lp", {"optimiser": "sgd", "lr": 0.1, "batch": 256, "weight_decay": 0.0}),
+        ("--method clap --split all --data imagenet", {"epochs": 300, "warmup_epochs": 1}),
+        ("--method prolip", {"optimiser": "adam", "lr": 1e-5, "epochs": 300, "warmup_epochs": 0}),
         ("--method zeroshot", {"lr": 3e-3}),
     ],
 )

@@ -54,6 +54,9 @@ SMALL = {
     "mma": {"adapter_layers": (2, 4), "adapter_width": 5, "adapter_scale": 0.25},
     "lfa": {},
     "candle": {"fusion_heads": 3, "fusion_dropout": 0.0, "prototype_scale": 0.7},
+    "zs-lp": {},
+    "clap": {},
+    "prolip": {},
 }
 COMPARED = sorted(SMALL)
 
@@ -725,6 +728,7 @@ PARAMETERS = {
     "mma": 674_560,
     "candle": 1_575_937 + 7 * 512,
     "lfa": 262_144,
+    "prolip": 393_216,
     "table16-imb": 456_960,
 }
 
@@ -750,7 +754,9 @@ def test_info_prints_the_parameters(monkeypatch, capsys):
 
 
 def test_every_method_is_compared_here():
-    assert set(METHODS) - {"lamp", "zeroshot"} == set(COMPARED)
+    """But for those with a file of their own."""
+    elsewhere = {"lamp", "zeroshot", "ss-text", "ss-text+"}
+    assert set(METHODS) - elsewhere == set(COMPARED)
 
 
 @pytest.mark.parametrize("name", COMPARED)
