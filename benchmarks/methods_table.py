@@ -28,8 +28,8 @@ from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import CONFIG, RESULT
 
-# LFA's epochs are iterations over features, which cost next to nothing.
-WHOLE = ("lfa",)
+# Their epochs are over features, which cost next to nothing.
+WHOLE = ("lfa", "zs-lp", "clap")
 SHORTER_SIDE = 64
 MARKS = ("<!-- methods_table -->", "<!-- end of methods_table -->")
 COLUMNS = {"acc_base": "acc base", "acc_new": "acc new", "hm_a": "HM-A", "hm_m": "HM-M"}

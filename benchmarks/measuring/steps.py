@@ -104,9 +104,14 @@ class Cell:
         images = torch.randn(batch, 3, size, size, generator=generator)
         self.labels = torch.randint(classes, (batch,), generator=generator).to(device)
         self.inputs = self.images = images.to(device, clip.dtype)
-        if method == "lfa":
-            features = torch.randn(batch, clip.vision.visual.proj.shape[1], generator=generator)
+        width, joint = clip.vision.visual.proj.shape
+        if method in ("lfa", "zs-lp", "clap"):
+            features = torch.randn(batch, joint, generator=generator)
             self.inputs = F.normalize(features, dim=-1).to(device)
+        if method == "prolip":
+            self.inputs = torch.randn(batch, width, generator=generator).to(device, clip.dtype)
+        if method in ("zs-lp", "clap"):
+            torch.nn.init.normal_(self.method.weight)
         if method == "candle":
             with torch.no_grad():
                 for each in (self.method.visual, self.method.virtual):

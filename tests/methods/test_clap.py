@@ -134,12 +134,14 @@ def test_an_epoch_is_as_many_rows_as_pictures_of_all_their_crops(small_clip, dig
     assert again != [index for index, _ in rows]
 
 
-def test_the_first_steps_of_a_run_move_as_sgd_would(small_clip, digits):
-    """An epoch at the warm-up rate, then the cosine's first: momentum 0.9, no weight decay."""
-    config = default_config({"method": "clap"})
+@pytest.mark.parametrize("name", METHODS)
+def test_published_settings(name):
+    """An epoch at the warm-up rate, then the cosine's; momentum 0.9 is sgd's own."""
+    config = default_config({"method": name})
     assert config.optim == OptimConfig(
         optimiser="sgd", lr=0.1, weight_decay=0.0, epochs=300, batch=256, warmup_epochs=1
     )
+    assert config.optim.warmup_lr == 1e-5
     assert config.own.feature_views == 20
 
 
