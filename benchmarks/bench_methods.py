@@ -4,8 +4,9 @@
 medians over rounds in which the image forward (no_grad, same batch) runs before and after each;
 trainable parameters; and what a step keeps for backward. ``--all`` adds both with
 ``--as-published`` (77 tokens, text anew for every evaluation batch where the peers' code does so).
-ViT-B-16-quickgelu with random weights, float32, B=4, C=10: Caltech101's first names. Candle and LFA
-look at random features; LFA's step is one of its iterations over a batch of features.
+ViT-B-16-quickgelu with random weights, float32, B=4, C=10: Caltech101's first names. Methods that
+look at the training set look at random features; a step of one that trains on features is over a
+batch of them. A closed form has no step.
 """
 
 import pytest
@@ -30,7 +31,8 @@ def bench_method(benchmark, clip, closing, name, trim):
     # Two of them: a step would make the evaluation compute again what it keeps of the text.
     trained, evaluated = (Cell(clip, BATCH, CLASSES, name, trim=trim) for _ in range(2))
     pieces, facts = {"evaluate": evaluated.evaluate}, {}
-    if parameters := trained.method.trainable_parameters():
+    if list(trained.method.parameters()):
+        parameters = trained.method.trainable_parameters()
         pieces = {"train": trained.train, **pieces}
         kept = kept_for_backward(trained)
         facts["train"] = f"{parameters:,} parameters, {kept / 2**20:.0f} MiB kept for backward"

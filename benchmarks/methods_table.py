@@ -29,7 +29,7 @@ from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import CONFIG, RESULT
 
 # Their epochs are over features, and cost next to nothing.
-WHOLE = ("lfa", "tip-f", "clip-adapter")
+WHOLE = ("lfa", "tip-f", "clip-adapter", "zs-lp", "clap")
 SHORTER_SIDE = 64
 MARKS = ("<!-- methods_table -->", "<!-- end of methods_table -->")
 COLUMNS = {"acc_base": "acc base", "acc_new": "acc new", "hm_a": "HM-A", "hm_m": "HM-M"}

@@ -65,7 +65,7 @@ def random_clip(
 
 
 # Their steps take features in place of pictures.
-ON_FEATURES = ("lfa", "tip-f", "clip-adapter")
+ON_FEATURES = ("lfa", "tip-f", "clip-adapter", "zs-lp", "clap")
 # Training pictures a class, where a method keeps something of each.
 SHOTS = 16
 
@@ -122,6 +122,11 @@ class Cell:
             self.method.labels.copy_(torch.arange(classes).repeat_interleave(SHOTS))
             self.method.alpha.fill_(1)
             self.method.beta.fill_(1)
+        if method == "prolip":
+            width = clip.vision.visual.proj.shape[0]
+            self.inputs = torch.randn(batch, width, generator=generator).to(device, clip.dtype)
+        if method in ("zs-lp", "clap"):
+            torch.nn.init.normal_(self.method.weight)
         if method == "candle":
             with torch.no_grad():
                 for each in (self.method.visual, self.method.virtual):

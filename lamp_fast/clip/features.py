@@ -7,7 +7,6 @@ start from, and all of it, since the projection is one product (:meth:`VisionTow
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 import torch
@@ -89,17 +88,19 @@ class FeatureReader:
         Returns:
             [N, views, V], on the CPU.
         """
-        digests = pictures.content_digests()
+        each = tqdm(range(views), desc="views", leave=False, disable=None)
+        every = [self.read_view(pictures, transform, seed, view) for view in each]
+        return torch.stack(every, dim=1)
 
-        def load(rows: np.ndarray, view: int) -> Batches:
-            some, key, seen = pictures.select(rows), (seed, view), transform.for_epoch(view)
+    def read_view(self, pictures: Pictures, transform: Transform, seed: int, view: int) -> Tensor:
+        """One of these views, from 0: [N, V], on the CPU."""
+        digests, seen = pictures.content_digests(), transform.for_epoch(view)
+
+        def load(rows: np.ndarray) -> Batches:
+            some, key = pictures.select(rows), (seed, view)
             return view_batches(some, seen, self.batch, digests[rows], key, self.workers)
 
-        each = []
-        for view in tqdm(range(views), desc="views", leave=False, disable=None):
-            name = f"{_shown(pictures, transform.for_epoch(view))}, view {view} of seed {seed}"
-            each.append(self._read(digests, name, partial(load, view=view)))
-        return torch.stack(each, dim=1)
+        return self._read(digests, f"{_shown(pictures, seen)}, view {view} of seed {seed}", load)
 
     def _read(
         self, digests: np.ndarray, crops: str, load: Callable[[np.ndarray], Batches]

@@ -3,6 +3,7 @@
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
+from lamp_fast.methods.clap import Clap, ZeroShotProbe
 from lamp_fast.methods.clip_adapter import ClipAdapter
 from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
@@ -13,7 +14,9 @@ from lamp_fast.methods.linear_probe import LinearProbe
 from lamp_fast.methods.lp_plus_plus import LpPlusPlus
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
+from lamp_fast.methods.prolip import ProLip
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
+from lamp_fast.methods.ss_text import SsText, SsTextPlus
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.tip import Tip, TipF
 from lamp_fast.methods.zeroshot import ZeroShot
@@ -35,6 +38,11 @@ METHODS: dict[str, type[Method]] = {
     "tip": Tip,
     "tip-f": TipF,
     "clip-adapter": ClipAdapter,
+    "zs-lp": ZeroShotProbe,
+    "clap": Clap,
+    "prolip": ProLip,
+    "ss-text": SsText,
+    "ss-text+": SsTextPlus,
 }
 
 
@@ -57,6 +65,7 @@ def find_preset(name: str) -> tuple[str, Preset]:
 __all__ = [
     "METHODS",
     "Candle",
+    "Clap",
     "ClipAdapter",
     "CoCoOp",
     "CoOp",
@@ -69,7 +78,10 @@ __all__ = [
     "MaPLe",
     "Method",
     "Mma",
+    "ProLip",
     "RunClasses",
+    "SsText",
+    "SsTextPlus",
     "Step",
     "Surroundings",
     "Tcp",
@@ -77,5 +89,6 @@ __all__ = [
     "TipF",
     "TrainingSet",
     "ZeroShot",
+    "ZeroShotProbe",
     "find_preset",
 ]

@@ -74,7 +74,10 @@ class RunClasses:
         """Where each name stands among the trained ones, None where it does not.
 
         Classes may share a name (ImageNet has two "missile"): each name asked for is another one.
+        The new ones as a whole are none of the trained ones, whatever they are called.
         """
+        if tuple(names) == self.new:
+            return [None] * len(names)
         free: dict[str, deque[int]] = defaultdict(deque)
         for column, name in enumerate(self.base):
             free[name].append(column)

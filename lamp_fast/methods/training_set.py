@@ -72,6 +72,13 @@ class TrainingSet:
         pictures = self.benchmark.train
         return self._placed(self.reader.read_views(pictures, self.random, self.seed, count))
 
+    def view(self, number: int) -> Tensor:
+        """One of :meth:`views`, from 0, for whoever needs one at a time: [N, V], likewise."""
+        if self.random is None:
+            return self.features()
+        pictures = self.benchmark.train
+        return self._placed(self.reader.read_view(pictures, self.random, self.seed, number))
+
     def validation(self) -> tuple[Tensor, Tensor]:
         """Features [M, V] of the validation pictures, of one view, and labels int64 [M].
 

@@ -190,16 +190,20 @@ def code_identity(method: str) -> str:
     and the files of other methods: to add a method, or to change how a table looks, repeats
     nothing. A changed comment counts; ``--code-of`` keeps results that are known to stand.
     """
-    # LIFT and LIFT+ are one file.
-    module = METHODS[method].__module__
-    others = (name for name, kind in METHODS.items() if kind.__module__ != module)
-    aside = [*_WITHOUT_INFLUENCE, *(f"methods/{name}" for name in others)]
+    others = {_file_of(each) for each in METHODS} - {_file_of(method)}
+    aside = [*_WITHOUT_INFLUENCE, *others]
     digest = hashlib.sha256()
     for name, file in sorted(_sources().items()):
         stem = f"{name.removesuffix(file.suffix)}/"
         if not any(stem.startswith(f"{each}/") for each in aside):
             digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _file_of(method: str) -> str:
+    """The file or folder that a method is in, alone or with others: ``methods/NAME``."""
+    name = METHODS[method].__module__.removeprefix("lamp_fast.methods.").partition(".")[0]
+    return f"methods/{name}"
 
 
 def _sources() -> dict[str, Path]:

@@ -57,6 +57,9 @@ SMALL = {
     "tip": {"tip_alpha": 1.0, "tip_beta": 1.0},
     "tip-f": {"tip_alpha": 1.0, "tip_beta": 1.0},
     "clip-adapter": {},
+    "zs-lp": {},
+    "clap": {},
+    "prolip": {},
 }
 COMPARED = sorted(SMALL)
 TRAINED = sorted(SMALL.keys() - {"tip"})
@@ -741,6 +744,7 @@ PARAMETERS = {
     "tip": 0,
     "tip-f": 0,  # 512 a training picture, of which there are none here
     "clip-adapter": 131_072,
+    "prolip": 393_216,
     "table16-imb": 456_960,
 }
 
@@ -767,7 +771,7 @@ def test_info_prints_the_parameters(monkeypatch, capsys):
 
 def test_every_method_is_compared_here():
     """But for those with a file of their own."""
-    elsewhere = {"lamp", "zeroshot", "lift", "lift+", "linear-probe", "lp++"}
+    elsewhere = {"lamp", "zeroshot", "lift", "lift+", "linear-probe", "lp++", "ss-text", "ss-text+"}
     assert set(METHODS) - elsewhere == set(COMPARED)
 
 
