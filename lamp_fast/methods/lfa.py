@@ -22,6 +22,7 @@ from lamp_fast.methods.base import (
     frozen_image_features,
     plain_text_features,
 )
+from lamp_fast.methods.fixed import Sides
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
 
 # A class of ImageNet and its variants is the mean of these: the few that CLIP's authors chose for
@@ -113,6 +114,7 @@ class Lfa(Method):
     """
 
     title = "LFA"
+    no_class_matrix = None
     Settings = LfaSettings
     presets: ClassVar = {
         "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
@@ -195,6 +197,21 @@ class Lfa(Method):
         weight = self.weight if classes.trained else self.ema
         mapped = F.normalize(frozen_image_features(self.clip, images) @ weight, dim=-1)
         return self.clip.logit_scale * mapped @ classes.texts.T
+
+    @torch.no_grad()
+    def fixed_sides(self, clip: FrozenClip, classes: LfaClasses, adapted: bool = False) -> Sides:
+        """Pictures under both maps, side by side; classes stand in one half, with zeros in the
+        other, so that one graph serves class lists of either kind."""
+        trained, average = self.weight.detach(), self.ema.clone()
+
+        def pictures(images: Tensor) -> Tensor:
+            features = frozen_image_features(clip, images)
+            halves = (F.normalize(features @ weight, dim=-1) for weight in (trained, average))
+            return torch.cat(tuple(halves), dim=-1)
+
+        half = torch.zeros_like(classes.texts)
+        texts = (classes.texts, half) if classes.trained else (half, classes.texts)
+        return Sides(pictures, torch.cat(texts, dim=-1))
 
 
 def procrustes(features: Tensor, targets: Tensor, beta: float) -> Tensor:

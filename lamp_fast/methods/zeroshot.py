@@ -1,6 +1,7 @@
 """CLIP as it comes: cosine between a picture and each class prompt (Eq. 3)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
+from lamp_fast.methods.fixed import Sides
 from lamp_fast.methods.settings import MethodSettings, Surroundings
 
 
@@ -16,6 +18,7 @@ class ZeroShot(Method):
     """No parameters; ``classes`` is the normalised text features [C, Ds]."""
 
     title = "CLIP zero-shot"
+    no_class_matrix = None
 
     @classmethod
     def build(
@@ -29,3 +32,6 @@ class ZeroShot(Method):
     @torch.no_grad()
     def logits(self, images: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
         return self.clip.logit_scale * frozen_image_features(self.clip, images) @ classes.T
+
+    def fixed_sides(self, clip: FrozenClip, classes: Tensor, adapted: bool = False) -> Sides:
+        return Sides(partial(frozen_image_features, clip), classes)
