@@ -119,9 +119,7 @@ def check_text_side(classifier: Classifier, classes: tuple[str, ...], text_side:
     method, name = classifier.method, classifier.config.method
     reason = method.no_class_matrix
     if text_side != "inside" and reason is not None:
-        raise InputError(
-            f"--text-side {text_side}: expected inside; of --method {name} {reason}"
-        )
+        raise InputError(f"--text-side {text_side}: expected inside; of --method {name} {reason}")
     if method.text_per_picture and len(classes) > MAX_CLASSES:
         raise InputError(
             f"--classes: {len(classes)}, expected at most {MAX_CLASSES} with --method {name},"
