@@ -15,6 +15,7 @@ from lamp_fast.data import NOWHERE, DataConfig, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
+from lamp_fast.methods.fixed import Fixable, Sides, fixed_copy
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
 from lamp_fast.methods.text import encode
 from lamp_fast.methods.training_set import TrainingSet
@@ -70,7 +71,7 @@ class Step:
         return replace(self, loss=self.loss.detach(), logits=self.logits.detach())
 
 
-class Method(nn.Module):
+class Method(Fixable):
     """A way to classify pictures by class names with a frozen CLIP.
 
     The frozen CLIP is held outside the module tree, so ``state_dict`` and ``parameters`` are the
@@ -351,6 +352,8 @@ class TwoTowers(Method):
             changes.
     """
 
+    no_class_matrix = None
+
     def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
         super().__init__(clip)
         self.keep_text = keep_text
@@ -366,6 +369,10 @@ class TwoTowers(Method):
     def image_features(self, images: Tensor) -> Tensor:
         """[B, Ds], normalised; of the frozen tower unless a method learns in it."""
         return frozen_image_features(self.clip, images)
+
+    @torch.no_grad()
+    def fixed_sides(self, clip: FrozenClip, classes: Any, adapted: bool = False) -> Sides:
+        return Sides(fixed_copy(self, clip).image_features, self.text_features(classes))
 
     def regularisation(self, text: Tensor, classes: Any) -> dict[str, Tensor]:
         """Named, weighted scalars that are added to the criterion's loss."""

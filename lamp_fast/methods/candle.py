@@ -223,6 +223,10 @@ class Candle(Method):
             _cosine(fused, texts) + self.config.prototype_scale * _cosine(fused, visual)
         )
 
+    def logit_slope(self) -> float:
+        """A logit is a sum of two cosines."""
+        return float(self.clip.logit_scale) * (1 + self.config.prototype_scale)
+
     def _features(self, images: Tensor) -> Tensor:
         return plain_image_features(self.clip, images) @ self.image_projection
 

@@ -1,6 +1,6 @@
 """CoCoOp (Zhou et al., CVPR 2022): CoOp whose context words every image shifts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.methods.base import Criterion, Method, Step, frozen_image_features
 from lamp_fast.methods.coop import ContextSettings
+from lamp_fast.methods.fixed import cast_floating, fixed_copy
 from lamp_fast.methods.settings import Preset, Surroundings, sgd
 from lamp_fast.methods.text import (
     context_start,
@@ -41,6 +42,8 @@ class CoCoOp(Method):
     title = "CoCoOp"
     Settings = ContextSettings
     own_prompt = True
+    text_per_picture = True
+    no_class_matrix = "every picture has its own text"
     presets: ClassVar = {"cocoop": Preset(sgd(2e-3, 10, 1))}
 
     def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
@@ -78,6 +81,18 @@ class CoCoOp(Method):
     @torch.no_grad()
     def logits(self, images: Tensor, classes: ClassPrompts, adapted: bool = False) -> Tensor:
         return self(images, classes)
+
+    def fixed_logits(
+        self, clip: FrozenClip, classes: ClassPrompts, adapted: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        """In one piece: the number of pieces depends on B."""
+        fixed, classes = fixed_copy(self, clip), cast_floating(classes, clip.dtype)
+
+        def logits(images: Tensor) -> Tensor:
+            features = frozen_image_features(clip, images)
+            return clip.logit_scale * fixed._cosine(features, classes)
+
+        return logits
 
     def forward(self, images: Tensor, classes: ClassPrompts) -> Tensor:
         """Class scores [B, C]."""

@@ -13,7 +13,8 @@ from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
+from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet, frozen_image_features
+from lamp_fast.methods.fixed import Sides
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
 from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or, mean_text_features
 
@@ -96,6 +97,7 @@ class Lfa(Method):
     """
 
     title = "LFA"
+    no_class_matrix = None
     Settings = LfaSettings
     presets: ClassVar = {
         "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
@@ -175,6 +177,21 @@ class Lfa(Method):
         weight = self.weight if classes.trained else self.ema
         features = F.normalize(self.clip.vision.project(features), dim=-1)
         return self.clip.logit_scale * F.normalize(features @ weight, dim=-1) @ classes.texts.T
+
+    @torch.no_grad()
+    def fixed_sides(self, clip: FrozenClip, classes: LfaClasses, adapted: bool = False) -> Sides:
+        """Pictures under both maps, side by side; classes stand in one half, with zeros in the
+        other, so that one graph serves class lists of either kind."""
+        trained, average = self.weight.detach(), self.ema.clone()
+
+        def pictures(images: Tensor) -> Tensor:
+            features = frozen_image_features(clip, images)
+            halves = (F.normalize(features @ weight, dim=-1) for weight in (trained, average))
+            return torch.cat(tuple(halves), dim=-1)
+
+        half = torch.zeros_like(classes.texts)
+        texts = (classes.texts, half) if classes.trained else (half, classes.texts)
+        return Sides(pictures, torch.cat(texts, dim=-1))
 
 
 def procrustes(features: Tensor, targets: Tensor, beta: float) -> Tensor:

@@ -1,6 +1,7 @@
 """CLIP as it comes: cosine between a picture and each class prompt (Eq. 3)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.methods.base import Method, plain_text_features
+from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
+from lamp_fast.methods.fixed import Sides
 from lamp_fast.methods.settings import MethodSettings, Surroundings
 
 
@@ -18,6 +20,7 @@ class ZeroShot(Method):
 
     title = "CLIP zero-shot"
     reads_features = True
+    no_class_matrix = None
 
     @classmethod
     def build(
@@ -35,3 +38,6 @@ class ZeroShot(Method):
     def feature_logits(self, features: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
         features = F.normalize(self.clip.vision.project(features), dim=-1)
         return self.clip.logit_scale * features @ classes.T
+
+    def fixed_sides(self, clip: FrozenClip, classes: Tensor, adapted: bool = False) -> Sides:
+        return Sides(partial(frozen_image_features, clip), classes)

@@ -22,7 +22,6 @@ from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
 from lamp_fast.export import build_module
 from lamp_fast.files import load_tensors, save_tensors
-from lamp_fast.methods import Lamp, ZeroShot
 from lamp_fast.report import page
 from lamp_fast.runs import experiment, hub
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, METRICS, RESULT
@@ -191,7 +190,7 @@ def use(folder, export):
     (answer,) = loaded.classify([PICTURE], top=len(loaded.trained_names))
     assert sum(answer.probabilities) == pytest.approx(1, abs=1e-5)
     hub.model_card(hub.portable(loaded.record), loaded.results)
-    if export and isinstance(loaded.method, (Lamp, ZeroShot)):
+    if export:
         build_module(loaded, loaded.trained_names)
 
 

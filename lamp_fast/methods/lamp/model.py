@@ -13,6 +13,7 @@ from lamp_fast.data import NOWHERE, DataConfig, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import Criterion, Method, Step, SumOverRanks, backward_in_pieces
+from lamp_fast.methods.fixed import Sides, cast_floating
 from lamp_fast.methods.lamp import literal
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.exact import (
@@ -23,6 +24,7 @@ from lamp_fast.methods.lamp.exact import (
     TextEncoder,
     project,
 )
+from lamp_fast.methods.lamp.export import apart
 from lamp_fast.methods.lamp.memory import affordable_block, free_memory
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.settings import PRESETS, LampSettings, default_preset
@@ -107,6 +109,15 @@ class Lamp(Method):
     @property
     def shares_routes(self) -> bool:
         return self.trimming.share_routes and self.config.text_query == "image"
+
+    @property
+    def text_per_picture(self) -> bool:
+        return self.config.text_query == "image"
+
+    @property
+    def no_class_matrix(self) -> str | None:
+        own = "every picture has its own text with --text-query image"
+        return own if self.text_per_picture else None
 
     def choose_block(self, names: Sequence[str], template: str) -> int:
         """What a step can keep for backward within half of the memory that is free now."""
@@ -247,6 +258,22 @@ class Lamp(Method):
         compute = partial(self.class_texts, classes, bias)
         text = self._kept.get(classes, (bias, *self.parameters()), compute)
         return self.exact(classes, adapted, text=text)(images).logits
+
+    @torch.no_grad()
+    def fixed_sides(self, clip: FrozenClip, classes: ClassPrompts, adapted: bool = False) -> Sides:
+        """One picture side serves the class lists of one bias."""
+        exact = apart(self.exact(classes, adapted, fixed_shapes=True, clip=clip))
+        return Sides(lambda pictures: exact.images(pictures).features, exact.text.features)
+
+    @torch.no_grad()
+    def fixed_logits(
+        self, clip: FrozenClip, classes: ClassPrompts, adapted: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        if self.no_class_matrix is None:
+            return super().fixed_logits(clip, classes, adapted)
+        classes = cast_floating(classes, clip.dtype)
+        exact = apart(self.exact(classes, adapted, fixed_shapes=True, clip=clip))
+        return lambda pictures: exact(pictures).logits
 
     @torch.no_grad()
     def routes(self, images: Tensor) -> list[Tensor]:
