@@ -52,7 +52,7 @@ class OptimConfig:
     logit_adjustment: bool = False
     """The same as --loss la (Menon et al. 2020): the tables' "+LA"."""
     tau: Annotated[float, Bounds(0, 1_000_000)] = 1.0
-    """Of la: 0 is ce, 1 is right where test classes are of one size."""
+    """Of la, and of Candle's loss: 0 is ce, 1 is right where test classes are of one size."""
     loss_max_margin: Annotated[float, Bounds(0, 1_000)] = 0.5
     """Of ldam: the smallest class's margin, as a cosine; others have n^(-1/4) of it."""
     loss_beta: Annotated[float, Bounds(0, below=1)] = 0.9999
