@@ -16,6 +16,8 @@ from lamp_fast.runs.config import TrainConfig
 def parameter_lines(config: TrainConfig, new_classes: int = 0) -> list[str]:
     """``trainable parameters: N`` of the method and CLIP of ``config``, then N by part.
 
+    Where each trained class has some of its own, the first line says how many; N is without them.
+
     Args:
         config: the settings; weights are neither needed nor made.
         new_classes: how many classes are tested without being trained on; Candle has parameters
@@ -25,11 +27,16 @@ def parameter_lines(config: TrainConfig, new_classes: int = 0) -> list[str]:
         InputError: an unknown method or CLIP, or settings that do not fit.
     """
     names = tuple(f"new class {number}" for number in range(1, new_classes + 1))
-    method = build_method(shapes_of(config.clip.clip), config, RunClasses(new=names))
+    clip = shapes_of(config.clip.clip)
+    method = build_method(clip, config, RunClasses(new=names))
+    two = build_method(clip, config, RunClasses(("one", "two"), names))
     parts: Counter[str] = Counter()
     for name, each in method.named_parameters():
         parts[name.partition(".")[0]] += each.numel()
-    total = f"trainable parameters: {method.trainable_parameters()}"
+    count = method.trainable_parameters()
+    total = f"trainable parameters: {count}"
+    if a_class := (two.trainable_parameters() - count) // 2:
+        total += f" + {a_class} a trained class"
     return [total, *(f"  {part}: {count}" for part, count in parts.items())]
 
 

@@ -262,8 +262,9 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
                 head = benchmark.head
                 group = "n/a" if head is None else "head" if head[index] else "tail"
             halves = (getattr(each, half) for each in rows)
-            accuracies = ("n/a" if it is None else f"{it.per_class[index]:.6f}" for it in halves)
+            shares = (np.nan if each is None else each.per_class[index] for each in halves)
             shown = half if benchmark.new_names else "all"
+            accuracies = (f"{share:.6f}" for share in shares)
             lines.append([shown, name, count, int(test), group, *accuracies])
     write_csv(file, header, lines)
 
