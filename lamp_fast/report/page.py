@@ -98,7 +98,12 @@ def build_page(run: Path) -> str:
         why_not = str(error)
     else:
         # By place, for classes may share a name: the trained ones first, as in per_class.csv.
-        worst = sorted(range(len(classes)), key=lambda place: _trained_accuracy(classes[place]))
+        accuracies = [_trained_accuracy(each) for each in classes]
+        worst = [
+            place
+            for place in np.argsort(accuracies, kind="stable").tolist()
+            if not np.isnan(accuracies[place])
+        ]
         examples = _examples(experiment, worst[:MAX_CLASSES_WITH_EXAMPLES])
         routes = _routes(experiment)
     environment = jinja2.Environment(
@@ -186,9 +191,9 @@ def _read_classes(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _trained_accuracy(row: Mapping[str, Any]) -> float:
-    """Of the trained method with b_base, the second row of the table; last without a picture."""
-    value = list(row["accuracies"].values())[:2][-1]
-    return 2.0 if np.isnan(value) else value
+    """Of the trained method with b_base, the second row of the table; NaN without a picture, and
+    where the method has no score for the class."""
+    return list(row["accuracies"].values())[:2][-1]
 
 
 def _svgs(

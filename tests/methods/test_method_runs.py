@@ -21,6 +21,7 @@ from lamp_fast.fields import flag_of, validate
 from lamp_fast.files import load_tensors
 from lamp_fast.methods import METHODS, Method
 from lamp_fast.methods.mma import MmaSettings
+from lamp_fast.report.page import build_page
 from lamp_fast.runs import config as settings
 from lamp_fast.runs import figures
 from lamp_fast.runs.building import build_method
@@ -216,6 +217,14 @@ def test_names_that_were_not_trained_are_refused_before_another_data_set_is_scor
     own = json.loads((finished("linear-probe") / "result.json").read_text())
     there = json.loads((tmp_path / "out" / "result.json").read_text())
     assert there[1]["acc_base"] == own[1]["acc_base"]
+
+
+def test_the_page_of_a_run_without_scores_of_new_names(finished):
+    """Every class has so few pictures that examples of all are shown, where there are answers."""
+    page = build_page(finished("linear-probe"))
+    assert "Linear probe" in page
+    lines = (finished("linear-probe") / "per_class.csv").read_text().splitlines()
+    assert [line.split(",")[-1] for line in lines if line.startswith("new")] == ["nan", "nan"]
 
 
 def test_another_methods_state_is_refused(finished, tmp_path):

@@ -760,6 +760,14 @@ def test_trainable_parameters_on_vit_b_16(monkeypatch):
         assert sum(int(line.rpartition(" ")[2]) for line in parts) == expected
 
 
+@pytest.mark.parametrize(("name", "each"), [("linear-probe", 513), ("lp++", 514)])
+def test_parameters_of_each_trained_class(name, each):
+    config = default_config({"method": name})
+    config = replace(config, clip=replace(config.clip, clip="ViT-B-16"))
+    first, *_ = parameters.parameter_lines(config, trained_classes=50)
+    assert first == f"trainable parameters: {50 * each}"
+
+
 def test_info_prints_the_parameters(monkeypatch, capsys):
     assert info.main(info.InfoConfig(method="coop", clip="tiny")) == 0
     assert capsys.readouterr().out.splitlines()[0] == "trainable parameters: 256"
