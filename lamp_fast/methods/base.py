@@ -335,7 +335,8 @@ def backward_in_pieces(
     steps = []
     for some, their in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
         taken = step(some, their)
-        scale(taken.loss * (len(their) / len(labels))).backward()
+        share = len(their) / len(labels)
+        scale(taken.loss if share == 1 else taken.loss * share).backward()
         steps.append(taken.detached())
     return steps
 

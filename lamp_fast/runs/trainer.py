@@ -180,9 +180,10 @@ class Trainer:
             outcomes.append(torch.stack(list(outcome.values())))
             if len(outcomes) % every == 0:
                 self._check_finite(outcomes, every, epoch)
-                waiting = waited / (time.perf_counter() - started)
-                loss = f"{outcomes[-1][0].item():.3f}"
-                bar.set_postfix(loss=loss, waiting_for_data=f"{waiting:.0%}", refresh=False)
+                if not bar.disable:
+                    waiting = waited / (time.perf_counter() - started)
+                    loss = f"{outcomes[-1][0].item():.3f}"
+                    bar.set_postfix(loss=loss, waiting_for_data=f"{waiting:.0%}", refresh=False)
             asked = time.perf_counter()
         self._check_finite(outcomes, every, epoch)
         columns = dict(zip(names, torch.stack(outcomes).T.contiguous(), strict=True))
@@ -242,7 +243,7 @@ class Trainer:
         share = len(labels) / rows
 
         def scale(loss: Tensor) -> Tensor:
-            return self.scaler.scale(loss * share)
+            return self.scaler.scale(loss if share == 1 else loss * share)
 
         pieces = []
         if len(labels):
