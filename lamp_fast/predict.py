@@ -19,14 +19,13 @@ from tqdm import tqdm
 
 from lamp_fast import cli
 from lamp_fast.classifier import Classifier, Prediction
-from lamp_fast.data.pictures import EXTENSIONS
-from lamp_fast.data.sources.files import LeftOut, check_regular, pictures_below
+from lamp_fast.data.sources.files import LeftOut
+from lamp_fast.data.sources.given import list_pictures
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.files import refuse_output, write_csv, write_json
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 
-TABLE_SUFFIX = ".csv"
 # In place of a file: standard output.
 STDOUT = Path("-")
 
@@ -68,7 +67,11 @@ def main(config: PredictConfig) -> int:
     """Classify every picture; print or write the result."""
     _check_outputs(config, config.sources)
     left_out = LeftOut(skip_unreadable=True)
-    files = [file for source in config.sources for file in list_pictures(source, config, left_out)]
+    files = [
+        file
+        for source in config.sources
+        for file in list_pictures(source, config.path_column, left_out)
+    ]
     _check_outputs(config, files)
     if not files:
         raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
@@ -113,30 +116,6 @@ def main(config: PredictConfig) -> int:
     return 1 if unreadable or left_out.looks_like_pictures else 0
 
 
-def list_pictures(source: Path, config: PredictConfig, left_out: LeftOut) -> list[Path]:
-    """The picture files that an argument means, in order; no picture is read yet.
-
-    A folder is listed as training lists the folder of a class; what is in it and is not taken is
-    counted in ``left_out``.
-
-    Raises:
-        InputError: no such file or folder, a folder without pictures, a malformed .csv file.
-    """
-    if source.is_dir():
-        found = pictures_below(source, left_out)
-        if not found:
-            beside = "; ".join(left_out.lines())
-            raise InputError(
-                f"{source}: holds no pictures ({', '.join(EXTENSIONS)}){beside and '; ' + beside}"
-            )
-        return sorted(source / each for each in found)
-    if not source.exists():
-        raise InputError(f"{source}: does not exist, expected a picture, a folder or a .csv file")
-    if source.suffix.lower() == TABLE_SUFFIX:
-        return _listed(source, config.path_column)
-    return [source]
-
-
 def choose_classes(classifier: Classifier, config: PredictConfig) -> tuple[str, ...]:
     """The class names that ``--classes`` and ``--add`` mean.
 
@@ -156,30 +135,6 @@ def _names(flag: str, text: str) -> tuple[str, ...]:
     if not names or not all(names):
         raise InputError(f"{flag} {text!r}: expected NAME,NAME,...")
     return names
-
-
-def _listed(file: Path, column: str) -> list[Path]:
-    try:
-        check_regular(file)
-        # The signature that spreadsheets write before UTF-8 is no part of the first column's name.
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.DictReader(stream, skipinitialspace=True, strict=True)
-            if column not in (rows.fieldnames or ()):
-                has = ", ".join(map(repr, (rows.fieldnames or ())[:12])) or "none"
-                raise InputError(
-                    f"--path-column {column}: expected such a column in {file}; it has {has}"
-                )
-            paths = [row[column] for row in rows]
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not a UTF-8 .csv file ({error})") from None
-    for number, path in enumerate(paths, start=1):
-        if not path or "\0" in path:
-            raise InputError(f"{file}: row {number} has no path")
-    if not paths:
-        raise InputError(f"{file}: has no rows, expected a row a picture")
-    return [file.parent / path for path in paths]
 
 
 def _check_outputs(config: PredictConfig, inputs: Sequence[Path]) -> None:

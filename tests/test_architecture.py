@@ -23,7 +23,10 @@ HOUSE = (
     (
         "commands",
         (
-            *(f"lamp_fast.{name}" for name in ("train", "evaluate", "predict", "export")),
+            *(
+                f"lamp_fast.{name}"
+                for name in ("train", "evaluate", "predict", "features", "export")
+            ),
             *(f"lamp_fast.{name}" for name in ("info", "cache", "pretrain")),
             "lamp_fast.data.__main__",
         ),

@@ -5,10 +5,17 @@ from typing import Any
 
 import torch
 
-from lamp_fast.clip import FrozenClip, load_clip, warn_if_random
+from lamp_fast.clip import FeatureReader, FrozenClip, load_clip, warn_if_random
+from lamp_fast.data.disk_cache import default_folder
+from lamp_fast.data.feature_cache import FeatureCache
+from lamp_fast.data.loading import Transform
+from lamp_fast.data.resample import PackTransform
+from lamp_fast.data.transforms import HostTransform, Views
+from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, Method, RunClasses, Surroundings
 from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.machine import MachineConfig
 
 DTYPES = {
     "fp32": torch.float32,
@@ -43,6 +50,22 @@ def build_method(
         tau=config.optim.tau,
     )
     return kind.build(clip, config.own, surroundings)
+
+
+def build_transform(
+    clip: FrozenClip, views: ViewConfig, machine: MachineConfig, shown: Views
+) -> Transform:
+    """What a resolved machine does to pictures before the tower: all of it, or the host's part."""
+    kind = PackTransform if machine.transforms == "device" else HostTransform
+    return kind(views.preprocessing(clip.preprocessing), shown)
+
+
+def build_reader(clip: FrozenClip, machine: MachineConfig) -> FeatureReader:
+    """What reads features on a resolved machine, through the cache unless there is none."""
+    cache = None
+    if machine.cache_size:
+        cache = FeatureCache(default_folder(), round(machine.cache_size * 1e9))
+    return FeatureReader(clip, cache, machine.test_batch, machine.workers)
 
 
 def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:

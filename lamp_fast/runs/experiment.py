@@ -28,16 +28,14 @@ from lamp_fast.data import (
     transfer_benchmark,
 )
 from lamp_fast.data.disk_cache import default_folder
-from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.data.loading import Batch, Transform
-from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.sources import catalog
-from lamp_fast.data.transforms import CentreCrop, HostTransform, Views
+from lamp_fast.data.transforms import CentreCrop, Views
 from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
-from lamp_fast.runs.building import build_clip, build_method
+from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.ranks import ALONE, Ranks, place
@@ -118,8 +116,7 @@ class Experiment:
         return self.clip.preprocessing.size
 
     def _transform(self, views: Views) -> Transform:
-        kind = PackTransform if self.config.machine.transforms == "device" else HostTransform
-        return kind(self.config.views.preprocessing(self.clip.preprocessing), views)
+        return build_transform(self.clip, self.config.views, self.config.machine, views)
 
     def describe(self) -> list[str]:
         """The first lines of a run: what CLIP, what data, what method."""
@@ -199,14 +196,11 @@ def assemble(
     own = begun is not None or (saved is not None and checked is None)
     check_class_prompts(method, listed, distinct=not own)
     benchmark, unreadable, data_hash = checked or _check_pictures(listed, config)
-    pictures, features = None, None
-    if config.machine.cache_size:
-        limit = round(config.machine.cache_size * 1e9)
-        features = FeatureCache(default_folder(), limit)
-        if benchmark.train.arrays is None:
-            pictures = DecodedCache(default_folder(), limit)
-    benchmark = decode_through(benchmark, pictures, config.data.downscale)
-    reader = FeatureReader(clip, features, machine.test_batch, machine.workers)
+    cache = None
+    if config.machine.cache_size and benchmark.train.arrays is None:
+        cache = DecodedCache(default_folder(), round(config.machine.cache_size * 1e9))
+    benchmark = decode_through(benchmark, cache, config.data.downscale)
+    reader = build_reader(clip, config.machine)
     names = max(benchmark.base_names, benchmark.new_names, key=len)
     block = config.trim.block or (None if record is None else record.block)
     if block is None:

@@ -25,8 +25,9 @@ class MachineConfig:
     workers: Annotated[int, Bounds(0, 4096)] = 0
     """Processes that load pictures; 0 loads in the main one."""
     cache_size: Annotated[float, Bounds(0, 1_000_000)] = 10.0
-    """Gigabytes of decoded pictures to keep between epochs and runs, in $LAMP_FAST_CACHE or
-    ~/.cache/lamp_fast; 0 keeps none. python -m lamp_fast.cache shows and clears them."""
+    """Gigabytes of decoded pictures to keep between epochs and runs, and as many of features, in
+    $LAMP_FAST_CACHE or ~/.cache/lamp_fast; 0 keeps none. python -m lamp_fast.cache shows and clears
+    them."""
     transforms: Literal["auto", "host", "device"] = "auto"
     """Where pictures are cropped, scaled and normalised: by torchvision where they are loaded, or a
     batch at a time on the device, with the same crops and within a step of 255 of the same pixels;
