@@ -29,8 +29,8 @@ MAX_ITERATIONS = 1000
 GRID, REACH, HALVINGS = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0), 1.0, 8
 # Each halving brings one new C, the first two; the middle of the second is the grid's best.
 FITS = len(GRID) + HALVINGS
-# Smaller products than of so many multiplications are one thread's: where other programs are busy,
-# threads wait for each other longer than those take.
+# A product of fewer multiplications is left to one thread: on a busy machine several would wait for
+# each other longer than it takes.
 THREADED = 10**8
 
 

@@ -144,7 +144,8 @@ class LpPlusPlus(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> LpClasses:
-        """
+        """Texts and parameters of the names.
+
         Raises:
             InputError: a name that was not trained.
         """
