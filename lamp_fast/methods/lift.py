@@ -116,6 +116,10 @@ class Lift(Method):
     def build(cls, clip: FrozenClip, settings: LiftSettings, surroundings: Surroundings) -> "Lift":
         return cls(clip, settings, surroundings.classes, surroundings.trimming)
 
+    @property
+    def cosine_scale(self) -> float:
+        return SCALE
+
     @torch.no_grad()
     def read_training_set(self, training: TrainingSet) -> None:
         """Start the head from the class names; of the pictures nothing is read."""

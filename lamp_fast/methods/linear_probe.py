@@ -106,6 +106,10 @@ class LinearProbe(Method):
     def uses_validation(cls, settings: LinearProbeSettings) -> bool:
         return settings.probe_c is None
 
+    def implied_prior(self, counts: np.ndarray) -> np.ndarray:
+        """Those of training, unless the fit has weighed classes alike."""
+        return counts if self.config.probe_class_weight == "none" else np.ones(len(counts))
+
     def trainable_parameters(self) -> int:
         """Those of scikit-learn's model, in a row for every class."""
         return self.weight.numel() + self.bias.numel()

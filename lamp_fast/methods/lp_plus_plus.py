@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,6 +106,10 @@ class LpPlusPlus(Method):
     @classmethod
     def uses_validation(cls, settings: LpPlusPlusSettings) -> bool:
         return True
+
+    def implied_prior(self, counts: np.ndarray) -> np.ndarray:
+        """Those of training: it descends plain cross-entropy."""
+        return counts
 
     def trainable_parameters(self) -> int:
         return sum(each.numel() for each in self.head)

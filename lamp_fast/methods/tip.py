@@ -20,6 +20,8 @@ from lamp_fast.methods.text import imagenet_or, mean_text_features
 BETAS, ALPHAS, LEAST = 200, 20, 0.1
 # Numbers that the search holds at once.
 _AT_ONCE = 1 << 24
+# Random crops show at least half of a picture.
+VIEWS = {"crop_area": 0.5}
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Tip(Method):
 
     title = "Tip-Adapter"
     Settings = TipSettings
-    presets: ClassVar = {"tip": Preset()}
+    presets: ClassVar = {"tip": Preset(views=VIEWS)}
     reads_features = True
     own_loss = "Tip-Adapter trains nothing, so it has no loss to adjust"
 
@@ -274,6 +276,7 @@ class TipF(Tip):
                 "warmup_epochs": 0,
             },
             by_data={"eurosat": {"epochs": 100}},
+            views=VIEWS,
         )
     }
     own_loss = None

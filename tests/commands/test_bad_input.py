@@ -110,6 +110,8 @@ BAD_INPUT = [
     ("pretrain", "--lr nan --out {place}/new", "--lr nan"),
     ("pretrain", "--seed -1 --out {place}/new", "--seed -1"),
     ("pretrain", "--out {run}", "--out {run}: expected a new or empty folder"),
+    ("features", "{place}/nothing.png --out {place}/embeddings", "does not exist"),
+    ("features", "{place}/cat.png --out {place}", "--out {place}: is there already"),
     ("predict", "", "run"),
     ("predict", "{run}", "expected at least one picture"),
     ("predict", "{run} {place}/none.png", "{place}/none.png: does not exist"),

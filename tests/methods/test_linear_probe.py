@@ -227,3 +227,11 @@ def test_a_clip_in_bfloat16_leaves_it_in_float32(small_clip, digits):
     logits = method.feature_logits(torch.randn(3, 32).bfloat16(), classes)
     assert logits.dtype == torch.float32
     assert method.trainable_parameters() == 5 * (12 + 1)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [("none", [3, 1]), ("balanced", [1, 1])])
+def test_the_shares_that_it_implies_are_trainings_unless_classes_weigh_alike(
+    small_clip, digits, weights, expected
+):
+    method = build(small_clip(), digits, probe_class_weight=weights)
+    assert method.implied_prior(np.array([3, 1])).tolist() == expected
