@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from lamp_fast.reproduce import stats
 from lamp_fast.reproduce.jobs import Job
+from lamp_fast.reproduce.layout import AVERAGE, METHOD, ZEROSHOT, Metric, Panel, Row
 from lamp_fast.reproduce.paper import paper_figure
 from lamp_fast.reproduce.plan import Plan
-from lamp_fast.reproduce.tables import AVERAGE, METHOD, ZEROSHOT, Metric, Panel, Row
 
 JobResult = Mapping[str, Any]
 Key = tuple[str, str, str, str]
@@ -79,6 +80,9 @@ def read_cells(plan: Plan, outcome: Callable[[Job], JobResult | None]) -> dict[K
                 if table.averaged:
                     key = (panel.title, row.title, AVERAGE, metric.key)
                     cells[key] = _average(cells, plan, panel, row, metric)
+        for title, column, metric in product(table.published, table.columns, table.metrics):
+            key = panel.title, title, column.key, metric.key
+            cells[key] = Cell({}, {}, asked=0, drawn=False)
     return {key: _beside_paper(plan, key, cell) for key, cell in cells.items()}
 
 
@@ -109,10 +113,10 @@ def _average(cells: Mapping[Key, Cell], plan: Plan, panel: Panel, row: Row, metr
 
 def _beside_paper(plan: Plan, key: Key, cell: Cell) -> Cell:
     panel, title, column, metric = key
-    row = next(each for each in plan.table.rows if each.title == title)
     if column == AVERAGE and not plan.whole:
         return cell
-    return replace(cell, paper=paper_figure(plan.table.name, panel, row.paper, column, metric))
+    row = plan.table.paper_rows[title]
+    return replace(cell, paper=paper_figure(plan.table.name, panel, row, column, metric))
 
 
 def compare(
