@@ -98,7 +98,7 @@ def describe(plan: Plan, queue: Queue, tasks: Sequence[Task]) -> list[str]:
     lines = [
         f"table   {table.name}: {table.caption}",
         f"preset  {table.preset} for LAMP; other methods as they were published",
-        f"size    {len(table.rows)} rows, {len(table.columns)} data sets,"
+        f"size    {len(table.rows)} rows, {len(table.columns)} columns,"
         f" {', '.join(panel.title for panel in table.panels)},"
         f" seeds {' '.join(map(str, plan.seeds))}: {len(tasks)} jobs, {done} done",
         f"queue   {queue.folder}",

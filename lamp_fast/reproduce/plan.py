@@ -144,13 +144,14 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
                         too_deep = format_layers(trained.own.layers)
                         continue
                     validate(trained)
+                    part = panel.title if column.imb is None else f"imb {column.imb:g}"
                     target = trained.data if row.tte else None
                     if column.target is not None:
                         target = build.data(column.target, "all")
                     jobs[panel.title, row.title, column.key, seed] = Job(
                         trained,
                         target,
-                        f"{row.title}, {panel.title if column.imb is None else column.key}",
+                        f"{row.title}, {part}",
                         tte=row.tte,
                         by_size=by_size and row.method == ZEROSHOT,
                     )

@@ -1,4 +1,4 @@
-"""What each table and figure is: rows, columns and settings of the paper's, and nothing else.
+"""What each table and figure of the paper is: rows, columns and settings, and nothing else.
 
 A table is panels x rows x columns x seeds. Every combination is one job, see :mod:`.jobs`; a cell
 is a metric of the jobs of its row and column over the seeds. The presets and the grids of the
