@@ -122,15 +122,18 @@ def _beside_paper(plan: Plan, key: Key, cell: Cell) -> Cell:
 def compare(
     plan: Plan, cells: Mapping[Key, Cell], first: str, second: str
 ) -> dict[tuple[str, str], stats.PairedTest | None]:
-    """Paired tests of two rows by (panel, metric key), over data sets and seeds."""
-    table = plan.table
-    columns = table.averaged or tuple(each.key for each in table.columns)
+    """Paired tests of two rows by (panel, metric key), over data sets and seeds.
 
-    def values(panel: str, row: str, metric: str) -> dict[tuple[str, int], float]:
+    A data set that has a column for each of several ratios is one data set.
+    """
+    table = plan.table
+    columns = [each for each in table.columns if each.key in table.averaged] or table.columns
+
+    def values(panel: str, row: str, metric: str) -> dict[tuple[str, tuple[float, int]], float]:
         return {
-            (column, seed): value
+            (column.target or column.data, (column.imb or 0.0, seed)): value
             for column in columns
-            for seed, value in cells[panel, row, column, metric].by_seed.items()
+            for seed, value in cells[panel, row, column.key, metric].by_seed.items()
         }
 
     return {

@@ -16,7 +16,7 @@ from lamp_fast.reproduce import attempt, jobs, paper, render
 from lamp_fast.reproduce.__main__ import main
 from lamp_fast.reproduce.jobs import Identities, change
 from lamp_fast.reproduce.plan import ReproduceConfig, make_plan
-from lamp_fast.reproduce.results import read_cells
+from lamp_fast.reproduce.results import compare, read_cells
 from lamp_fast.reproduce.tables import TABLES
 from lamp_fast.runs.config import default_config
 
@@ -171,6 +171,22 @@ def test_published_rows_are_left_out_where_none_of_their_columns_is_shown():
     markdown = render.markdown(render.Rendered(plan, read_cells(plan, outcome), {}, []))
     assert "VL-LTR" not in markdown
     assert "published" not in markdown
+
+
+def test_a_data_set_at_several_ratios_is_one_for_a_paired_test():
+    """LIFT is 10 better on CIFAR-100-LT at each of three ratios, 4 worse on Places-LT."""
+    plan = plan_of(methods=("lift", "ss-text"), data=("cifar100_lt", "places_lt"), seeds=(1, 2))
+
+    def found(job):
+        gain = 0.1 if job.settings.data.data == "cifar100_lt" else -0.04
+        row = {"acc_base": 0.5 + gain * (job.settings.method == "lift")}
+        return {"run": f"{job.settings.seed}", "rows": {"method": row}, "figures": {}}
+
+    tests = compare(plan, read_cells(plan, found), "LIFT", "SS-Text")
+    test = tests[PANEL, "acc"]
+    assert (test.pairs, test.data_sets) == (3 * 2 + 2, 2)
+    assert test.difference == pytest.approx((10 - 4) / 2)
+    assert tests[PANEL, "many"] is None
 
 
 # --- runs -------------------------------------------------------------------------------------
