@@ -128,7 +128,8 @@ def remarks_on(
     remarks.append(
         f"Mean ± standard deviation (n - 1) over {len(plan.seeds)} seeds; zero-shot CLIP is one run"
         " whatever the seed. Bold: the best of a column, transductive rows aside. LAMP's preset:"
-        f" {plan.table.preset}; other methods as published."
+        f" {plan.table.preset}; other methods as published"
+        + (", but for what is said below." if plan.table.defaults else ".")
     )
     remarks += plan.remarks
     for name, title in (

@@ -237,6 +237,7 @@ def test_the_long_tails_table_from_one_command(tmp_path, capsys):
                                 "pictures": 35, "most": 20, "least": 5}]  # fmt: skip
     markdown = (tables / "lt.md").read_text()
     assert "**Not comparable with the published figures.**" in markdown
+    assert "other methods as published, but for what is said below." in markdown
     assert "OLTR counts 100 with many" in markdown
     with open(tables / "lt.csv", newline="") as file:
         rows = {each["row"] for each in csv.DictReader(file)}
