@@ -16,12 +16,12 @@ from lamp_fast.files import read_json
 from lamp_fast.reproduce import attempt
 from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job
-from lamp_fast.reproduce.paper import paper_clip
+from lamp_fast.reproduce.layout import TRANSDUCTIVE, ZEROSHOT
+from lamp_fast.reproduce.paper import origin
 from lamp_fast.reproduce.plan import Plan, ReproduceConfig, make_plan
 from lamp_fast.reproduce.queue import Failure, Queue, Task
 from lamp_fast.reproduce.render import Drawn, Rendered, write_table
 from lamp_fast.reproduce.results import compare, default_pairs, read_cells
-from lamp_fast.reproduce.tables import TITLES, TRANSDUCTIVE, ZEROSHOT
 
 TABLES_FOLDER = "tables"
 
@@ -98,7 +98,7 @@ def describe(plan: Plan, queue: Queue, tasks: Sequence[Task]) -> list[str]:
     lines = [
         f"table   {table.name}: {table.caption}",
         f"preset  {table.preset} for LAMP; other methods as they were published",
-        f"size    {len(table.rows)} rows, {len(table.columns)} data sets,"
+        f"size    {len(table.rows)} rows, {len(table.columns)} columns,"
         f" {', '.join(panel.title for panel in table.panels)},"
         f" seeds {' '.join(map(str, plan.seeds))}: {len(tasks)} jobs, {done} done",
         f"queue   {queue.folder}",
@@ -114,9 +114,11 @@ def remarks_on(
     of_paper = plan.clip.clip.startswith("ViT-B-16") and plan.clip.pretrained == "openai"
     if not of_paper:
         weights = plan.clip.pretrained or "the package's own weights"
+        theirs = origin(plan.table.name)
         remarks.append(
-            f"**Not comparable with the paper.** Its figures are of {paper_clip()}; these runs used"
-            f" the CLIP {plan.clip.clip} with {weights}. The paper's figures show the layout alone."
+            f"**Not comparable with {theirs.name}.** The figures beside ours are of {theirs.clip};"
+            f" these runs used the CLIP {plan.clip.clip} with {weights}. Those figures show the"
+            " layout alone."
         )
     if any(row.reading == TRANSDUCTIVE for row in plan.table.rows):
         remarks.append(
@@ -126,7 +128,8 @@ def remarks_on(
     remarks.append(
         f"Mean ± standard deviation (n - 1) over {len(plan.seeds)} seeds; zero-shot CLIP is one run"
         " whatever the seed. Bold: the best of a column, transductive rows aside. LAMP's preset:"
-        f" {plan.table.preset}; other methods as published."
+        f" {plan.table.preset}; other methods as published"
+        + (", but for what is said below." if plan.table.defaults else ".")
     )
     remarks += plan.remarks
     for name, title in (
@@ -163,11 +166,13 @@ def drawn_pictures(plan: Plan, outcome_of: Mapping[Job, Any]) -> list[Drawn]:
     """What each panel's training sets were, by the first run of each that there is."""
     found = []
     for panel in plan.table.panels:
-        for data in dict.fromkeys(column.data for column in plan.table.columns):
+        # Targets share what their source was trained on.
+        for trained in dict.fromkeys(column.trained for column in plan.table.columns):
+            keys = {each.key for each in plan.table.columns if each.trained == trained}
             jobs = (
                 job.trained
-                for (of, _, _, _), job in plan.jobs.items()
-                if of == panel.title and job.settings.data.data == data
+                for (of, _, column, _), job in plan.jobs.items()
+                if of == panel.title and column in keys
             )
             records = (
                 outcome_of[job]["record"]
@@ -175,7 +180,7 @@ def drawn_pictures(plan: Plan, outcome_of: Mapping[Job, Any]) -> list[Drawn]:
                 if job.settings.method != ZEROSHOT and outcome_of.get(job) is not None
             )
             if (record := next(records, None)) is not None:
-                found.append(Drawn(panel.title, TITLES.get(data, data), **record["drawn"]))
+                found.append(Drawn(panel.title, trained, **record["drawn"]))
     return found
 
 

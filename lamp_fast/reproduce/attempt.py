@@ -58,7 +58,8 @@ def main(config: AttemptConfig) -> int:
         outcome = _train(trained, config.job, config.attempt)
     else:
         target = from_json(DataConfig, task["target"], str(config.job / TASK))
-        outcome = _score(trained, target, _trained_run(config.job.parent, task["needs"][0]))
+        run = _trained_run(config.job.parent, task["needs"][0])
+        outcome = _score(trained, target, run, tte=task.get("tte", False))
     if outcome is None:
         return 1
     write_json(folder / OUTCOME, outcome)
@@ -91,13 +92,17 @@ def _train(config: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | Non
     }
 
 
-def _score(config: TrainConfig, target: DataConfig, run: Path) -> dict[str, Any]:
-    """One pass over test pictures; over the run's own a second one, which is timed."""
+def _score(
+    config: TrainConfig, target: DataConfig, run: Path, *, tte: bool = False
+) -> dict[str, Any]:
+    """One pass over test pictures; over the run's own a second one, which is timed, but for
+    ``tte``, a score on five crops."""
     own = target.data == config.data.data
     experiment, facts = load_run(run) if own else load_run_on(run, target)
+    experiment = experiment.with_tte(True if tte else None)
     row = score_method(experiment, experiment.method, target.data, facts["seconds"])
     seconds = None
-    if own:
+    if own and not tte:
         started = time.perf_counter()
         score_method(experiment, experiment.method, target.data, facts["seconds"])
         seconds = time.perf_counter() - started

@@ -64,22 +64,29 @@ class Job:
         target: the data set to score the trained run on; None trains, and scores on the test
             pictures of the run's own data.
         label: of the row and the panel, for progress lines.
+        tte: the score is of five crops, see ``--tte``.
+        by_size: groups of classes by their training pictures are read of it, so what is drawn
+            counts although nothing is trained on it.
     """
 
     settings: TrainConfig
     target: DataConfig | None = None
     label: str = field(default="", compare=False)
+    tte: bool = False
+    by_size: bool = False
 
     @property
     def trained(self) -> "Job":
         """The job that trains what this one scores."""
-        return replace(self, target=None)
+        return replace(self, target=None, tte=False)
 
     @property
     def title(self) -> str:
         """What a progress line calls it."""
         seed = "" if self.settings.method == ZEROSHOT else f", seed {self.settings.seed}"
         scored = "" if self.target is None else f", scored on {self.target.data}"
+        if self.tte:
+            scored = ", scored on five crops"
         return f"{self.label}, {self.settings.data.data}{seed}{scored}"
 
 
@@ -110,28 +117,37 @@ class Identities:
                 "identity": identity,
                 "settings": to_saved(job.settings),
                 "target": None if job.target is None else to_json(job.target),
+                "tte": job.tte,
             },
             needs=needs,
         )
 
     def _identity(self, job: Job) -> dict[str, Any]:
         clip, _ = describe_clip(job.settings.clip)
-        return {
-            "settings": read_settings(job.settings),
+        identity = {
+            "settings": read_settings(job.settings, by_size=job.by_size),
             "data": data_identity(job.settings.data),
             "target": None if job.target is None else data_identity(job.target),
             "clip": [clip.name, clip.activation, clip.fingerprint, to_json(clip.preprocessing)],
             "code": self.code(job.settings.method),
         }
+        return identity | {"tte": True} if job.tte else identity
 
 
-def read_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings, as JSON values, that a run's result depends on."""
+def read_settings(config: TrainConfig, *, by_size: bool = False) -> dict[str, Any]:
+    """The settings, as JSON values, that a run's result depends on.
+
+    Args:
+        config: of the run.
+        by_size: see :class:`Job`.
+    """
     values = to_saved(config)
     aside, aside_of = list(_ASIDE), {name: list(each) for name, each in _ASIDE_OF.items()}
     if config.method == ZEROSHOT:
         aside += _UNTRAINED
         for name, each in _UNTRAINED_OF.items():
+            if name == "data" and by_size:
+                continue
             aside_of[name] = [*aside_of.get(name, ()), *each]
     for name in aside:
         values.pop(name, None)

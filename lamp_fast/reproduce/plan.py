@@ -9,23 +9,25 @@ import tyro
 
 from lamp_fast.clip import ClipConfig
 from lamp_fast.data import DataConfig
+from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.data.sources.catalog import find
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, format_layers, validate
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.jobs import Job, change, describe_clip
-from lamp_fast.reproduce.tables import (
+from lamp_fast.reproduce.layout import (
     ADJUSTED,
-    SEEDS,
-    TABLES,
+    ZEROSHOT,
     Column,
     Metric,
     Panel,
     PaperTable,
     Row,
     imbalance_panels,
+    is_drawn,
     shot_panels,
 )
+from lamp_fast.reproduce.tables import SEEDS, TABLES
 from lamp_fast.runs.config import TrainConfig, default_config, parse_flags
 
 
@@ -35,7 +37,7 @@ class ReproduceConfig:
     whose method has them, after the preset and before what the table itself varies."""
 
     table: Annotated[str, tyro.conf.Positional]
-    """table1 to table7, table9 to table11, or figure3a to figure3d."""
+    """table1 to table7, table9 to table11, figure3a to figure3d, or lt (the long-tail field's)."""
     methods: tuple[str, ...] = ()
     """Rows of these methods alone; by default all of the table."""
     data: tuple[str, ...] = ()
@@ -46,7 +48,8 @@ class ReproduceConfig:
     """The folder that holds the data sets' folders."""
     seeds: tuple[int, ...] = SEEDS
     imb: tuple[float, ...] = ()
-    """Imbalance ratios, a part of the table each; by default the paper's."""
+    """Imbalance ratios, a part of the table each (for lt a column of each data set whose long tail
+    is drawn); by default the paper's, or 100, 50 and 10."""
     shots: tuple[int, ...] = ()
     """For table2: pictures a class, a part of the table each; by default 16."""
     preset: str | None = None
@@ -130,6 +133,7 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
     jobs, kept = {}, []
     build = _Settings(config, table, tuple(flags))
     depth = describe_clip(build.clip)[1]
+    by_size = any(metric.key in SIZE_GROUPS for metric in table.metrics)
     for row in table.rows:
         too_deep = None
         for panel in table.panels:
@@ -140,11 +144,16 @@ def make_plan(config: ReproduceConfig, flags: Sequence[str] = ()) -> Plan:
                         too_deep = format_layers(trained.own.layers)
                         continue
                     validate(trained)
-                    target = None
+                    part = panel.title if column.imb is None else f"imb {column.imb:g}"
+                    target = trained.data if row.tte else None
                     if column.target is not None:
                         target = build.data(column.target, "all")
                     jobs[panel.title, row.title, column.key, seed] = Job(
-                        trained, target, f"{row.title}, {panel.title}"
+                        trained,
+                        target,
+                        f"{row.title}, {part}",
+                        tte=row.tte,
+                        by_size=by_size and row.method == ZEROSHOT,
                     )
         if too_deep is None:
             kept.append(row)
@@ -191,6 +200,8 @@ class _Settings:
         changes: dict[str, Any] = {"seed": seed, "clip": self.clip, "data": data}
         if self.config.epochs is not None:
             changes["optim.epochs"] = self.config.epochs
+        if column.imb is not None:
+            changes["data.imb"] = column.imb
         config = change(base, changes | dict(panel.settings) | dict(row.settings))
         return replace(config, data=config.data.resolved())
 
@@ -208,6 +219,8 @@ class _Settings:
                     "preset": self.table.preset if method == "lamp" else None,
                 }
             )
+            if method != "lamp" or self.config.preset is None:
+                base = change(base, self.table.defaults.get(method, {}))
             flags = self._flags_for(method)
             self._bases[key] = parse_flags(flags, base) if flags else base
         return self._bases[key]
@@ -254,9 +267,19 @@ def _narrow(config: ReproduceConfig) -> tuple[PaperTable, list[str]]:
     if absent := tuple(dict.fromkeys(row.title for row in rows if row.method not in METHODS)):
         remarks.append(f"Not implemented, so left out: {', '.join(absent)}.")
         rows = tuple(row for row in rows if row.method in METHODS)
-    panels = table.panels
+    panels, ratios = table.panels, table.ratios
+    data = tuple(map(_known, config.data)) or table.data
+    if ratios and config.imb:
+        if not any(map(is_drawn, data)):
+            raise InputError(
+                f"--imb {config.imb[0]:g}: {', '.join(data)} are long-tailed as they are, expected"
+                " --data whose long tail is drawn"
+            )
+        ratios = tuple(dict.fromkeys(map(float, config.imb)))
+    if table.remark is not None:
+        remarks.append(table.remark)
     for flag, values, name, build in (
-        ("--imb", config.imb, "data.imb", imbalance_panels),
+        ("--imb", () if ratios else config.imb, "data.imb", imbalance_panels),
         ("--shots", config.shots, "data.shots", shot_panels),
     ):
         if values and name not in panels[0].settings:
@@ -269,7 +292,8 @@ def _narrow(config: ReproduceConfig) -> tuple[PaperTable, list[str]]:
             table,
             rows=rows,
             panels=panels,
-            data=tuple(map(_known, config.data)) or table.data,
+            data=data,
+            ratios=ratios,
             source=_known(config.source) if config.source else table.source,
             preset=config.preset or table.preset,
         ),

@@ -15,14 +15,14 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 from lamp_fast.fields import format_layers
 from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.reproduce import paper
+from lamp_fast.reproduce.layout import AVERAGE, AVERAGE_TITLE, METHOD, Metric, Panel, Plot, Row
 from lamp_fast.reproduce.plan import Plan
 from lamp_fast.reproduce.results import Cell, Key, best
 from lamp_fast.reproduce.stats import PairedTest
-from lamp_fast.reproduce.tables import AVERAGE, AVERAGE_TITLE, METHOD, Metric, Panel, Plot, Row
 from lamp_fast.runs.figures import save_figure
 
-# The paper prints so many data sets beside each other.
-COLUMNS_ABREAST = 6
+# The paper prints so many data sets beside each other, and so many figures of them.
+COLUMNS_ABREAST, FIGURES_ABREAST = 6, 18
 NOTHING = "-"
 
 Tests = Mapping[tuple[str, str], Mapping[tuple[str, str], PairedTest | None]]
@@ -71,7 +71,7 @@ class Rendered:
     def notes(self) -> list[dict[str, str]]:
         """Footnotes about figures of the paper that are shown."""
         shown = [key for key, cell in self.cells.items() if cell.paper is not None]
-        names = {row.title: row.paper for row in self.plan.table.rows}
+        names = self.plan.table.paper_rows
         return [
             note
             for note in paper.footnotes(self.plan.table.name)
@@ -82,10 +82,8 @@ class Rendered:
         """Numbers, from 1, of the footnotes about a cell's paper figure."""
         if self.cells[key].paper is None:
             return []
-        row = next(each for each in self.plan.table.rows if each.title == key[1])
-        return [
-            number for number, note in enumerate(self.notes, 1) if _is_about(note, key, row.paper)
-        ]
+        row = self.plan.table.paper_rows[key[1]]
+        return [number for number, note in enumerate(self.notes, 1) if _is_about(note, key, row)]
 
 
 def _is_about(note: Mapping[str, str], key: Key, paper_row: str | None) -> bool:
@@ -115,7 +113,7 @@ def markdown(rendered: Rendered) -> str:
     parts = [f"# {_headline(rendered)}"]
     for panel in table.panels:
         parts.append(f"## {panel.title}")
-        for columns in _blocks(rendered.columns):
+        for columns in _blocks(rendered.columns, len(table.metrics)):
             titles = [f"{title}<br>{each.title}" for (_, title), each in product(columns, metrics)]
             body = _body(rendered, panel, columns, partial(_markdown_cell, rendered, bold))
             parts.append(_github(["", *titles], body))
@@ -173,14 +171,16 @@ def _github(header: Sequence[str], body: Sequence[Sequence[str]], texts: int = 1
 
 
 def _headline(rendered: Rendered) -> str:
-    name = rendered.plan.table.name
-    number = f"{name[:5].rstrip('f').capitalize()} {name[5:]}" if name[0] == "t" else ""
-    return f"{number or f'Figure {name[6:]}'}: {rendered.plan.table.caption}"
+    table = rendered.plan.table
+    for kind in ("table", "figure"):
+        if table.name.startswith(kind):
+            return f"{kind.capitalize()} {table.name.removeprefix(kind)}: {table.caption}"
+    return table.caption
 
 
-def _blocks(columns: Sequence[tuple[str, str]]) -> list[Sequence[tuple[str, str]]]:
-    starts = range(0, len(columns), COLUMNS_ABREAST)
-    return [columns[start : start + COLUMNS_ABREAST] for start in starts]
+def _blocks(columns: Sequence[tuple[str, str]], metrics: int) -> list[Sequence[tuple[str, str]]]:
+    abreast = min(COLUMNS_ABREAST, max(1, FIGURES_ABREAST // metrics))
+    return [columns[start : start + abreast] for start in range(0, len(columns), abreast)]
 
 
 def _body(
@@ -189,14 +189,20 @@ def _body(
     columns: Sequence[tuple[str, str]],
     show: Callable[[Key, Metric], str],
 ) -> list[list[str]]:
-    """Of each row its title, and what is shown of its cells."""
-    crossed = list(product(columns, rendered.plan.table.metrics))
+    """Of each row its title, and what is shown of its cells; of published rows those with any."""
+    table = rendered.plan.table
+    crossed = list(product(columns, table.metrics))
+
+    def keys(row: str) -> list[Key]:
+        return [(panel.title, row, column, metric.key) for (column, _), metric in crossed]
+
+    rows = {title: keys(title) for title in table.paper_rows}
+    for title in table.published:
+        if all(rendered.cells[key].paper is None for key in rows[title]):
+            del rows[title]
     return [
-        [
-            row.title,
-            *(show((panel.title, row.title, key, each.key), each) for (key, _), each in crossed),
-        ]
-        for row in rendered.plan.table.rows
+        [title, *(show(key, metric) for key, (_, metric) in zip(each, crossed, strict=True))]
+        for title, each in rows.items()
     ]
 
 
@@ -224,7 +230,8 @@ def _markdown_cell(rendered: Rendered, bold: set[Key], key: Key, metric: Metric)
             shown += f" ({cell.asked - cell.missing} of {cell.asked} seeds)"
     if cell.paper is not None:
         marks = "".join(f" [{number}]" for number in rendered.marks(key))
-        shown += f" (paper {_number(cell.paper, metric)}{marks})"
+        word = paper.origin(rendered.plan.table.name).word
+        shown += f" ({word} {_number(cell.paper, metric)}{marks})"
     return shown
 
 
@@ -241,7 +248,7 @@ def latex(rendered: Rendered) -> str:
     metrics = [_escape(each.title) for each in table.metrics]
     count = len(metrics)
     for panel in table.panels:
-        for columns in _blocks(rendered.columns):
+        for columns in _blocks(rendered.columns, len(table.metrics)):
             heads = [f"\\multicolumn{{{count}}}{{c}}{{{_escape(title)}}}" for _, title in columns]
             starts = range(2, 2 + count * len(columns), count)
             lines += [
@@ -298,10 +305,10 @@ CSV_HEADER = (
 def flat(rendered: Rendered) -> tuple[Sequence[str], list[list[Any]]]:
     """Header and one line a cell."""
     table = rendered.plan.table
-    rows = {row.title: row for row in table.rows}
+    methods = {row.title: row.method for row in table.rows}
     units = {metric.key: metric.unit for metric in table.metrics}
     lines = [
-        [table.name, panel, row, rows[row].method, column, metric, units[metric],
+        [table.name, panel, row, methods.get(row, ""), column, metric, units[metric],
          _rounded(cell.mean), _rounded(cell.spread), len(cell.values),
          "" if cell.paper is None else cell.paper]
         for (panel, row, column, metric), cell in rendered.cells.items()

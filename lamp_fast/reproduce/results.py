@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from lamp_fast.reproduce import stats
 from lamp_fast.reproduce.jobs import Job
+from lamp_fast.reproduce.layout import AVERAGE, METHOD, ZEROSHOT, Metric, Panel, Row
 from lamp_fast.reproduce.paper import paper_figure
 from lamp_fast.reproduce.plan import Plan
-from lamp_fast.reproduce.tables import AVERAGE, METHOD, ZEROSHOT, Metric, Panel, Row
 
 JobResult = Mapping[str, Any]
 Key = tuple[str, str, str, str]
@@ -79,6 +80,9 @@ def read_cells(plan: Plan, outcome: Callable[[Job], JobResult | None]) -> dict[K
                 if table.averaged:
                     key = (panel.title, row.title, AVERAGE, metric.key)
                     cells[key] = _average(cells, plan, panel, row, metric)
+        for title, column, metric in product(table.published, table.columns, table.metrics):
+            key = panel.title, title, column.key, metric.key
+            cells[key] = Cell({}, {}, asked=0, drawn=False)
     return {key: _beside_paper(plan, key, cell) for key, cell in cells.items()}
 
 
@@ -109,24 +113,27 @@ def _average(cells: Mapping[Key, Cell], plan: Plan, panel: Panel, row: Row, metr
 
 def _beside_paper(plan: Plan, key: Key, cell: Cell) -> Cell:
     panel, title, column, metric = key
-    row = next(each for each in plan.table.rows if each.title == title)
     if column == AVERAGE and not plan.whole:
         return cell
-    return replace(cell, paper=paper_figure(plan.table.name, panel, row.paper, column, metric))
+    row = plan.table.paper_rows[title]
+    return replace(cell, paper=paper_figure(plan.table.name, panel, row, column, metric))
 
 
 def compare(
     plan: Plan, cells: Mapping[Key, Cell], first: str, second: str
 ) -> dict[tuple[str, str], stats.PairedTest | None]:
-    """Paired tests of two rows by (panel, metric key), over data sets and seeds."""
-    table = plan.table
-    columns = table.averaged or tuple(each.key for each in table.columns)
+    """Paired tests of two rows by (panel, metric key), over data sets and seeds.
 
-    def values(panel: str, row: str, metric: str) -> dict[tuple[str, int], float]:
+    A data set that has a column for each of several ratios is one data set.
+    """
+    table = plan.table
+    columns = [each for each in table.columns if each.key in table.averaged] or table.columns
+
+    def values(panel: str, row: str, metric: str) -> dict[tuple[str, tuple[float, int]], float]:
         return {
-            (column, seed): value
+            (column.target or column.data, (column.imb or 0.0, seed)): value
             for column in columns
-            for seed, value in cells[panel, row, column, metric].by_seed.items()
+            for seed, value in cells[panel, row, column.key, metric].by_seed.items()
         }
 
     return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -45,9 +46,10 @@ class PairedTest:
 
 
 def paired_test(
-    first: Mapping[tuple[str, int], float], second: Mapping[tuple[str, int], float]
+    first: Mapping[tuple[str, Any], float], second: Mapping[tuple[str, Any], float]
 ) -> PairedTest | None:
-    """Compare values by (data set, seed); None where the two have no such pair in common."""
+    """Compare values by (data set, seed), or whatever else numbers the draws of a data set; None
+    where the two have no such pair in common."""
     common = sorted(first.keys() & second.keys())
     if not common:
         return None

@@ -5,69 +5,32 @@ is a metric of the jobs of its row and column over the seeds. The presets and th
 ablations are written here; the paper gives neither grid, only plots.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from lamp_fast.fields import format_layers
+from lamp_fast.reproduce.layout import (
+    ADJUSTED,
+    MARK,
+    METHOD,
+    TRANSDUCTIVE,
+    ZEROSHOT,
+    Metric,
+    PaperTable,
+    Plot,
+    Row,
+    imbalance_panels,
+    shot_panels,
+)
+from lamp_fast.reproduce.long_tail import LONG_TAIL
 
 ELEVEN = (
     "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft",
     "sun397", "dtd", "eurosat", "ucf101", "imagenet",
 )  # fmt: skip
-TITLES = {
-    "caltech101": "Caltech101",
-    "oxford_pets": "OxfordPets",
-    "stanford_cars": "StanfordCars",
-    "flowers102": "Flowers102",
-    "food101": "Food101",
-    "fgvc_aircraft": "FGVCAircraft",
-    "sun397": "SUN397",
-    "dtd": "DTD",
-    "eurosat": "EuroSAT",
-    "ucf101": "UCF101",
-    "imagenet": "ImageNet",
-    "imagenetv2": "ImageNet-V2",
-    "imagenet_sketch": "ImageNet-S",
-    "imagenet_a": "ImageNet-A",
-    "imagenet_r": "ImageNet-R",
-    "imagenet_lt": "ImageNet-LT",
-    "places_lt": "Places-LT",
-    "inaturalist2018": "iNaturalist 2018",
-    "cifar100_lt": "CIFAR-100-LT",
-    "digits": "Digits",
-}
 SEEDS = (1, 2, 3, 4, 5)
-
-AVERAGE = "average"
-AVERAGE_TITLE = "Average"
-ZEROSHOT = "zeroshot"
-
-METHOD, TRANSDUCTIVE = "method", "transductive"
-MARK = "b_new on new (transductive)"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure of a job's outcome.
-
-    Attributes:
-        key: its name in outcomes and in the paper's file.
-        title: the column's heading.
-        sources: what it is the mean of; by default the key itself.
-        unit: "%" of values in 0..1, "s", "MiB" or "" (a count).
-        timed: read from a separate pass over the test pictures, which is a job of its own.
-        lowest: whether less is better.
-    """
-
-    key: str
-    title: str
-    sources: tuple[str, ...] = ()
-    unit: str = "%"
-    timed: bool = False
-    lowest: bool = False
-
 
 HM_A, HM_M = Metric("hm_a", "HM-A"), Metric("hm_m", "HM-M")
 HM_MEAN = Metric("hm_mean", "Avg.", sources=("hm_a", "hm_m"))
@@ -87,136 +50,6 @@ EFFICIENCY = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        title: as shown.
-        method: as ``--method`` names it.
-        settings: what the row changes, by dotted name.
-        reading: which of a run's rows: METHOD, or TRANSDUCTIVE for the bias adapted on unlabelled
-            pictures of the new classes, which only LAMP gets.
-        paper: the row of the paper's table beside it.
-    """
-
-    title: str
-    method: str = "lamp"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    reading: str = METHOD
-    paper: str | None = None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A part of a table: one imbalance ratio, or one number of shots."""
-
-    title: str
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A data set, or the same trained run on another one.
-
-    Attributes:
-        key: its name in the paper's file.
-        data: trained on.
-        target: scored on; None for the test pictures of ``data``.
-    """
-
-    key: str
-    data: str
-    target: str | None = None
-
-    @property
-    def title(self) -> str:
-        """As shown."""
-        return TITLES.get(self.key, self.key)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """How a figure of the paper is drawn.
-
-    Attributes:
-        label: of the horizontal axis.
-        axis: the setting along it.
-        vertical: the second setting of a grid; none draws lines.
-    """
-
-    label: str
-    axis: str
-    vertical: str | None = None
-    vertical_label: str = ""
-
-
-@dataclass(frozen=True)
-class PaperTable:
-    """One table or figure of the paper.
-
-    Attributes:
-        name: on the command line.
-        caption: above it.
-        preset: LAMP's settings; other methods have their own, as published.
-        panels: of the paper.
-        rows: the paper's, and ours between them.
-        data: its columns; for a table of transfer its targets.
-        metrics: under each column.
-        source: trained on, where the columns are targets.
-        split: "base-new" or "all", see ``--split``.
-        every_method: whether further methods may be asked for.
-        logit_adjusted: further methods are trained with logit adjustment, as the paper's are.
-        average: whether the last column averages the others.
-        plot: of a figure.
-    """
-
-    name: str
-    caption: str
-    preset: str
-    panels: tuple[Panel, ...]
-    rows: tuple[Row, ...]
-    data: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-    source: str | None = None
-    split: str = "base-new"
-    every_method: bool = False
-    logit_adjusted: bool = False
-    average: bool = False
-    plot: Plot | None = None
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """One a data set; the source first where there is one."""
-        if self.source is None:
-            return tuple(Column(each, each) for each in self.data)
-        targets = (Column(each, self.source, each) for each in self.data if each != self.source)
-        return (Column(self.source, self.source), *targets)
-
-    @property
-    def averaged(self) -> tuple[str, ...]:
-        """Keys of the columns that the last one averages, never the source; none without one."""
-        keys = tuple(each.key for each in self.columns if each.key != self.source)
-        return keys if self.average and len(keys) > 1 else ()
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Of its rows, each once."""
-        return tuple(dict.fromkeys(row.method for row in self.rows))
-
-
-def imbalance_panels(*ratios: float) -> tuple[Panel, ...]:
-    """One panel an imbalance ratio."""
-    return tuple(Panel(f"imb {each:g}", {"data.imb": float(each)}) for each in ratios)
-
-
-def shot_panels(*numbers: int) -> tuple[Panel, ...]:
-    """One panel a number of pictures a class."""
-    return tuple(
-        Panel(f"{each} shot{'s' if each > 1 else ''}", {"data.shots": each}) for each in numbers
-    )
-
-
 def _lamp(title: str, paper: str | None = None, **changes: Any) -> tuple[Row, ...]:
     """LAMP with b_base for both halves, and marked, with b_new on the new half (as the paper)."""
     settings = {name.replace("__", "."): value for name, value in changes.items()}
@@ -226,7 +59,6 @@ def _lamp(title: str, paper: str | None = None, **changes: Any) -> tuple[Row, ..
     return base, Row(f"{title}, {MARK}", settings=settings, reading=TRANSDUCTIVE, paper=paper)
 
 
-ADJUSTED = {"optim.logit_adjustment": True}
 CLIP_ROW = Row("CLIP", ZEROSHOT)
 # The paper adds logit adjustment to these; LFA and Candle come with a loss of their own.
 LONG_TAILED_PEERS = (
@@ -437,5 +269,6 @@ TABLES = {
             plot=Plot("gamma", "lamp.gamma"),
             **_ABLATION,
         ),
+        LONG_TAIL,
     )
 }
