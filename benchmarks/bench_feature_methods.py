@@ -2,8 +2,8 @@
 
 ``LAMP_FAST_BENCH_CALTECH=DIR pytest benchmarks/bench_feature_methods.py --benchmark-only`` reads
 DIR/caltech-101 and, where the cache does not have them yet, encodes its pictures once (of ProLIP
-300 views each; LAMP_FAST_CACHE says where the cache lies). Without it features are drawn at that size: 50
-classes, at most 100 pictures each, imbalance ratio 10, as wide as those of the carried CLIP.
+300 views each; LAMP_FAST_CACHE says where the cache lies). Without it features are drawn at that
+size: 50 classes, at most 100 pictures each, imbalance ratio 10, as wide as the carried CLIP's.
 Settings as published, two threads; what is imported, read and encoded before does not count. LAMP's
 seconds are those of one of its steps times their number. No floor stands beside them: the
 arithmetic of such steps is microseconds, and what they take is Python's. ``--all`` takes the median

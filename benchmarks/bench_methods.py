@@ -2,9 +2,9 @@
 
 ``pytest benchmarks/bench_methods.py --benchmark-only``: a training step and an evaluation batch,
 medians over rounds in which the image forward (no_grad, same batch) runs before and after each;
-trainable parameters; and what a step keeps for backward. ``--all`` adds the methods whose step costs
-as one of these or, over features, next to nothing, and all with ``--as-published`` (77 tokens, text
-anew for every evaluation batch where the peers' code does so).
+trainable parameters; and what a step keeps for backward. ``--all`` adds the methods whose step
+costs as one of these or, over features, next to nothing, and the peers with ``--as-published`` (77
+tokens, text anew for every evaluation batch where their code does so).
 ViT-B-16-quickgelu with random weights, float32, B=4, C=10: Caltech101's first names. Methods that
 look at the training set look at random features; a step of one that trains on features is over a
 batch of them. A closed form has no step.

@@ -4,8 +4,8 @@
 GPU, float32 on a CPU unless ``--bfloat16``), B = 4 and 32, C = 10, 50, 200 and 1,000; a training
 step and an evaluation batch in units of open_clip's image forward of the batch, which runs before
 and after each; medians. Rivals go through torch.compile, which takes minutes a point on a CPU and
-hours for the whole grid; ``--batches 4 --classes 10 50 --no-compiled`` is a quarter of an hour. Points
-that do not fit the memory of a GPU say so.
+hours for the whole grid; ``--batches 4 --classes 10 50 --no-compiled`` is ten minutes. Points that
+do not fit the memory of a GPU say so.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A rival's training step and evaluation on one batch, as :class:`measuring.steps.Cell` has ours."""
+"""A rival's training step and evaluation on one batch."""
 
 from collections.abc import Sequence
 
