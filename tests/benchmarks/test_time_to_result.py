@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_curve_ends_where_the_run_itself_does(tmp_path, name):
     rows = json.loads((tmp_path / "run" / RESULT).read_text())
     assert curve[-1][1] == rows[1]["hm_a"]
     assert len(curve) == (1 if name == "ss-text" else 3)
-    assert all(before < after for (before, _), (after, _) in zip(curve, curve[1:]))
+    assert all(before < after for (before, _), (after, _) in pairwise(curve))
 
 
 def test_a_goal_is_reached_when_the_curve_first_gets_there():
