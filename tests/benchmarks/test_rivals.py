@@ -186,3 +186,21 @@ def test_a_point_without_memory_says_so():
     results = {line.title: {(2, 3): point} for line in LINES}
     assert "no more" in rivals_growth.table(results)
     rivals_growth.draw("title", results)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_torch_compile_takes_a_rival_whole(small_clip, batch, name):
+    """No break in the graphs of the loss and of the scores: ``fullgraph`` raises at the first."""
+    images, labels = batch
+    rival = felt(RIVALS[name](small_clip(2, 2), NAMES))
+    options = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
+    rival.loss(images, labels).backward()
+    expected = [each.grad for each in rival.own()]
+    rival.zero_grad(set_to_none=True)
+    torch.compile(rival.loss, **options)(images, labels).backward()
+    for each, gradient in zip(rival.own(), expected, strict=True):
+        torch.testing.assert_close(each.grad, gradient, **TOLERANCE)
+    with torch.no_grad():
+        text = rival.text()
+        scores = torch.compile(rival.scores, **options)(images, text)
+        torch.testing.assert_close(scores, rival.scores(images, text), **TOLERANCE)
