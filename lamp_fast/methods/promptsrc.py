@@ -196,13 +196,13 @@ class PromptSrc(DeepPrompts):
         plain_features = frozen_image_features(self.clip, images)
         plain_logits = self._scores(plain_features, plain_text)
         divergence = F.kl_div(
-            logits.log_softmax(-1), plain_logits.log_softmax(-1), reduction="mean", log_target=True
+            logits.log_softmax(-1), plain_logits.log_softmax(-1), reduction="sum", log_target=True
         )
         terms = {
             "cross_entropy": criterion(logits, labels),
             "text_distance": self.settings.text_weight * (text - plain_text).abs().mean(),
             "image_distance": self.settings.image_weight * (features - plain_features).abs().mean(),
-            "divergence": divergence,
+            "divergence": divergence / logits.numel(),
         }
         loss = sum(terms.values())
         return Step(loss, logits, {name: each.detach() for name, each in terms.items()})
