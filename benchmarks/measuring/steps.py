@@ -26,7 +26,7 @@ from lamp_fast.runs.graph import CapturedStep, Recorder
 from lamp_fast.runs.optimisation import build_optimiser
 
 # LAMP's own slow path is of the equations, not of anybody's code; the others have nothing to trim.
-AS_PUBLISHED = ("coop", "cocoop", "maple", "tcp", "mma")
+AS_PUBLISHED = ("coop", "cocoop", "maple", "tcp", "mma", "promptsrc", "mmrl", "mmrl++")
 # Sharing pays by how many pictures retrieved alike, which random ones cannot tell.
 DISTINCT = Trimming(share_routes=False)
 SMALL = {

@@ -14,7 +14,9 @@ from lamp_fast.methods.linear_probe import LinearProbe
 from lamp_fast.methods.lp_plus_plus import LpPlusPlus
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
+from lamp_fast.methods.mmrl import Mmrl, MmrlPlusPlus
 from lamp_fast.methods.prolip import ProLip
+from lamp_fast.methods.promptsrc import PromptSrc
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
 from lamp_fast.methods.ss_text import SsText, SsTextPlus
 from lamp_fast.methods.tcp import Tcp
@@ -43,6 +45,9 @@ METHODS: dict[str, type[Method]] = {
     "prolip": ProLip,
     "ss-text": SsText,
     "ss-text+": SsTextPlus,
+    "promptsrc": PromptSrc,
+    "mmrl": Mmrl,
+    "mmrl++": MmrlPlusPlus,
 }
 
 
@@ -78,7 +83,10 @@ __all__ = [
     "MaPLe",
     "Method",
     "Mma",
+    "Mmrl",
+    "MmrlPlusPlus",
     "ProLip",
+    "PromptSrc",
     "RunClasses",
     "SsText",
     "SsTextPlus",

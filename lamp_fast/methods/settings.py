@@ -31,6 +31,7 @@ class Preset:
         by_data: further ones of the optimisation, by the name of a data set.
         by_shots: the same by pictures a class, for data sets without their own.
         views: of how pictures are cropped, by the names of its settings.
+        own_by_data: further ones of the method, by the name of a data set.
     """
 
     optim: Mapping[str, Any] = field(default_factory=dict)
@@ -38,11 +39,16 @@ class Preset:
     by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_shots: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
+    own_by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def optim_for(self, data: str, shots: int | None) -> dict[str, Any]:
         """Those of the optimisation for a data set and pictures a class."""
         changes = self.by_data.get(data) or self.by_shots.get(shots, {})
         return {**self.optim, **changes}
+
+    def own_for(self, data: str) -> dict[str, Any]:
+        """Those of the method for a data set."""
+        return {**self.own, **self.own_by_data.get(data, {})}
 
 
 def sgd(lr: float, epochs: int, batch: int, warmup_epochs: int = 1) -> dict[str, Any]:

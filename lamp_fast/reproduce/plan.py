@@ -262,6 +262,8 @@ def _narrow(config: ReproduceConfig) -> tuple[PaperTable, list[str]]:
             rows += (
                 Row(f"{title}+LA" if adjusted else title, method, ADJUSTED if adjusted else {}),
             )
+    if further := tuple(row.title for row in rows[len(table.rows) :]):
+        remarks.append(f"Not in the published table: {', '.join(further)}.")
     if config.methods:
         rows = tuple(row for row in rows if row.method in config.methods)
     if absent := tuple(dict.fromkeys(row.title for row in rows if row.method not in METHODS)):

@@ -133,8 +133,12 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
     if name is None:
         plain = {"optim": OptimConfig(), "views": ViewConfig()}
         return replace(base, method=method, preset=None, own=None, **plain)
-    optim = METHODS[method].presets[name].optim_for(data.data, shots)
-    return replace(apply_preset(base, name), optim=OptimConfig(**optim))
+    preset = METHODS[method].presets[name]
+    return replace(
+        apply_preset(base, name),
+        own=settings_of(method)(**preset.own_for(data.data)),
+        optim=OptimConfig(**preset.optim_for(data.data, shots)),
+    )
 
 
 def apply_preset(config: TrainConfig, name: str) -> TrainConfig:

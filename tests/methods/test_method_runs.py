@@ -41,7 +41,7 @@ STEPPED = {name for name, kind in METHODS.items() if kind.step is not Method.ste
 # Tip-Adapter learns nothing: it keeps the training pictures' keys.
 LEARNING = sorted(set(COMPARED) - {"tip"})
 # What is kept beside what is learned.
-BESIDE = ("ema", "visual", "counts", "c", "best_step", "labels", "strength")
+BESIDE = ("ema", "visual", "counts", "c", "best_step", "labels", "strength", "average", "epoch")
 SHORT = ("--epochs", "2", "--batch", "3", "--warmup-epochs", "0", "--threads", "1")
 
 
@@ -192,8 +192,10 @@ def test_saved_settings_say_what_ran(method, finished):
     published = {} if preset is None else preset.optim
     assert config.optim.optimiser == published.get("optimiser", "adamw")
     # Cut to the six layers of the carried CLIP.
-    if method == "maple":
+    if method in ("maple", "promptsrc"):
         assert config.own.depth == 6
+    if method in ("mmrl", "mmrl++"):
+        assert config.own.rep_layers == (3, 4, 5, 6)
     if method == "mma":
         assert config.own.adapter_layers == (5, 6)
     if method == "tcp":
@@ -236,7 +238,7 @@ def test_another_methods_state_is_refused(finished, tmp_path):
 
 def test_logit_adjustment_reaches_every_method_that_takes_it(pictures, tmp_path):
     """Another loss from the first step on."""
-    for method in ("coop", "tcp", "zs-lp", "clap", "prolip"):
+    for method in ("coop", "tcp", "zs-lp", "clap", "prolip", "promptsrc", "mmrl", "mmrl++"):
         losses = []
         for flags in ((), ("--logit-adjustment",)):
             config = parse(method, pictures, tmp_path / f"{method}{len(flags)}", *flags)

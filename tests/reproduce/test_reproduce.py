@@ -228,6 +228,20 @@ def test_another_method_of_the_registry_joins_a_table(monkeypatch):
     plan = plan_of("table1", methods=("lamp", "mine"), imb=(10,), seeds=(1,))
     assert plan.table.rows[-1].title == "Mine+LA"
     assert plan.jobs["imb 10", "Mine+LA", "digits", 1].settings.optim.logit_adjustment
+    assert "Not in the published table: Mine+LA." in plan.remarks
+    assert not any("Not in the published" in each for each in plan_of("table1", seeds=(1,)).remarks)
+
+
+@pytest.mark.parametrize("method", ["promptsrc", "mmrl", "mmrl++"])
+def test_recent_methods_join_the_tables_as_rows_that_the_paper_lacks(method):
+    """With their own published settings of the data set, and without a figure beside them."""
+    plan = plan_of("table1", methods=(method,), imb=(10,), seeds=(1,), data=("dtd",))
+    (job,) = plan.jobs.values()
+    own = METHODS[method].presets[method].own_for("dtd")
+    assert {name: getattr(job.settings.own, name) for name in own} == own
+    (row,) = plan.table.rows
+    assert row.paper is None
+    assert plan.remarks[0] == f"Not in the published table: {METHODS[method].title}+LA."
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lamp_fast import train
+from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.data.views import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
@@ -46,6 +47,20 @@ def test_every_preset_is_of_its_method_and_within_bounds(method, name):
     assert config.views == replace(ViewConfig(), **preset.views)
     for changes in (*preset.by_data.values(), *preset.by_shots.values()):
         validate(replace(config, optim=replace(config.optim, **changes)))
+    for data, changes in preset.own_by_data.items():
+        assert data in CATALOG
+        validate(replace(config, own=replace(config.own, **changes)))
+
+
+def test_a_methods_own_values_follow_the_data_set_unless_they_are_given():
+    """As the optimisation's do: of a preset that is taken unasked."""
+    kind = METHODS["mmrl"]
+    own = kind.presets["mmrl"].own_by_data["eurosat"]
+    assert own
+    assert default_config({"method": "mmrl", "data": "EuroSAT"}).own == kind.Settings(**own)
+    assert default_config({"method": "mmrl", "data": "digits"}).own == kind.Settings()
+    named = default_config({"preset": "mmrl", "data": "EuroSAT"})
+    assert named.own == kind.Settings()
 
 
 def test_groups_of_0_1_0_become_the_methods_own():
