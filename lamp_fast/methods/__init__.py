@@ -5,6 +5,7 @@ from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
 from lamp_fast.methods.clap import Clap, ZeroShotProbe
 from lamp_fast.methods.clip_adapter import ClipAdapter
+from lamp_fast.methods.clip_lora import ClipLora
 from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "prolip": ProLip,
     "ss-text": SsText,
     "ss-text+": SsTextPlus,
+    "clip-lora": ClipLora,
 }
 
 
@@ -67,6 +69,7 @@ __all__ = [
     "Candle",
     "Clap",
     "ClipAdapter",
+    "ClipLora",
     "CoCoOp",
     "CoOp",
     "Lamp",
