@@ -20,6 +20,7 @@ from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
 from lamp_fast.methods.ss_text import SsText, SsTextPlus
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.tip import Tip, TipF
+from lamp_fast.methods.two_stage import TwoStage
 from lamp_fast.methods.zeroshot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "ss-text": SsText,
     "ss-text+": SsTextPlus,
     "clip-lora": ClipLora,
+    "2sfs": TwoStage,
 }
 
 
@@ -91,6 +93,7 @@ __all__ = [
     "Tip",
     "TipF",
     "TrainingSet",
+    "TwoStage",
     "ZeroShot",
     "ZeroShotProbe",
     "find_preset",
