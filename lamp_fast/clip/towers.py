@@ -218,7 +218,13 @@ class TextTower:
 
     @torch.no_grad()
     def bot_prefix(self, bot: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [1, heads, d] of the bot token in every block.
+        """Keys and values [1, heads, d] of the bot token in every block; see :meth:`bot_rows`."""
+        rows = self.bot_rows(bot)
+        return [block.prefix(row) for block, row in zip(self.blocks, rows, strict=True)]
+
+    @torch.no_grad()
+    def bot_rows(self, bot: Tensor) -> list[Tensor]:
+        """Rows [1, width] of the bot token as they enter every block.
 
         bot is first and the mask causal, so it sees only itself, never a prompt: a constant.
 
@@ -226,11 +232,11 @@ class TextTower:
             bot: its token id, int64 scalar.
         """
         x = self.embed_at(bot[None], torch.zeros_like(bot[None]))[None]  # [1, 1, width]
-        prefixes = []
+        rows = []
         for block in self.blocks:
-            prefixes.append(block.prefix(x[0]))
+            rows.append(x[0])
             x = block(x)
-        return prefixes
+        return rows
 
     def readout(self, eot: Tensor) -> Tensor:
         """Joint-space feature of the last eot row: [..., width] -> [..., Ds], not normalised.

@@ -16,6 +16,7 @@ from lamp_fast.methods.lp_plus_plus import LpPlusPlus
 from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.prolip import ProLip
+from lamp_fast.methods.promptlt import PromptLt
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
 from lamp_fast.methods.ss_text import SsText, SsTextPlus
 from lamp_fast.methods.tcp import Tcp
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "ss-text+": SsTextPlus,
     "clip-lora": ClipLora,
     "2sfs": TwoStage,
+    "promptlt": PromptLt,
 }
 
 
@@ -84,6 +86,7 @@ __all__ = [
     "Method",
     "Mma",
     "ProLip",
+    "PromptLt",
     "RunClasses",
     "SsText",
     "SsTextPlus",
