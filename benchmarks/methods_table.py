@@ -58,8 +58,12 @@ def run_config(data: str, root: Path | None, imb: float, method: str, seed: int)
     config = settings.default_config({"method": method, "data": data})
     if data != "digits":
         if method not in WHOLE:
-            epochs = max(1, config.optim.epochs // 20)
-            config = replace(config, optim=replace(config.optim, epochs=epochs))
+            if config.optim.epochs is None:
+                own = replace(config.own, steps_per_shot=config.own.steps_per_shot // 20)
+                config = replace(config, own=own)
+            else:
+                epochs = max(1, config.optim.epochs // 20)
+                config = replace(config, optim=replace(config.optim, epochs=epochs))
     else:
         root = None
     return replace(

@@ -56,6 +56,7 @@ class Block:
     def __init__(self, source: ResidualAttentionBlock, *, fold: bool = False) -> None:
         self.source = source
         self.heads = source.attn.num_heads
+        self.qkv = (source.attn.in_proj_weight, source.attn.in_proj_bias)
         widen, narrow = source.mlp.c_fc, source.mlp.c_proj
         self.widen = (widen.weight, widen.bias)
         self.narrow = (narrow.weight, narrow.bias)
@@ -75,13 +76,9 @@ class Block:
         A prompt needs nothing else (docs/mathematics.md, fact 1): its query, output and MLP
         would only feed an output that is dropped before the next layer.
         """
-        attention = self.source.attn
-        width = attention.embed_dim
-        keys_values = F.linear(
-            self.source.ln_1(prompts),
-            attention.in_proj_weight[width:],
-            attention.in_proj_bias[width:],
-        )
+        weight, bias = self.qkv
+        width = self.source.attn.embed_dim
+        keys_values = F.linear(self.source.ln_1(prompts), weight[width:], bias[width:])
         keys, values = keys_values.unflatten(-1, (2, self.heads, -1)).unbind(-3)
         return keys, values
 
@@ -93,8 +90,10 @@ class Block:
             update: the same shape, from the last :meth:`advance`; None at the start.
         """
         norm = self.source.ln_1
-        if update is None:
-            return x, norm(x)
+        return (x, norm(x)) if update is None else self.add_norm(x, update, norm)
+
+    def add_norm(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """x + update, and ``norm`` of it."""
         return ops.add_layer_norm(x, update, norm.weight, norm.bias, norm.eps)
 
     def advance(
@@ -117,7 +116,7 @@ class Block:
             mask: bool [L or R, P + L], what each row sees of prefix and sequence.
             rows: int64 [R]; compute these rows alone and return [N, R, width] twice.
         """
-        source, norm = self.source, self.source.ln_2
+        source = self.source
         q, k, v = self._project(normed, rows)
         if prefix is None:
             prefix = (k[:1, :, :0].transpose(1, 2), v[:1, :, :0].transpose(1, 2))
@@ -126,7 +125,7 @@ class Block:
         if rows is not None:
             x = x[:, rows]
         update = source.attn.out_proj(attended.transpose(1, 2).flatten(-2))
-        x, normed = ops.add_layer_norm(x, update, norm.weight, norm.bias, norm.eps)
+        x, normed = self.add_norm(x, update, source.ln_2)
         hidden = self.activation(F.linear(normed, *self.widen))
         return x, F.linear(hidden, *self.narrow)
 
@@ -137,7 +136,7 @@ class Block:
 
     def _project(self, normed: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q [N, H, L or R, d], k and v [N, H, L, d]: strided views of fused projections."""
-        weight, bias = self.source.attn.in_proj_weight, self.source.attn.in_proj_bias
+        weight, bias = self.qkv
         if rows is None:
             qkv = F.linear(normed, weight, bias).unflatten(-1, (3, self.heads, -1))
             return qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -178,10 +177,14 @@ class VisionTower:
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens entering layer 1, cls first: images [B, 3, S, S] -> [B, L, width]."""
+        return self.visual.ln_pre(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The same before the first LayerNorm."""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).mT
         cls = visual.class_embedding.expand(len(images), 1, -1)
-        return visual.ln_pre(torch.cat([cls, patches], dim=1) + visual.positional_embedding)
+        return torch.cat([cls, patches], dim=1) + visual.positional_embedding
 
     def readout(self, cls: Tensor) -> Tensor:
         """Joint-space feature of the last cls row: [..., width] -> [..., Ds], not normalised.
@@ -215,7 +218,13 @@ class TextTower:
 
     @torch.no_grad()
     def bot_prefix(self, bot: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [1, heads, d] of the bot token in every block.
+        """Keys and values [1, heads, d] of the bot token in every block; see :meth:`bot_rows`."""
+        rows = self.bot_rows(bot)
+        return [block.prefix(row) for block, row in zip(self.blocks, rows, strict=True)]
+
+    @torch.no_grad()
+    def bot_rows(self, bot: Tensor) -> list[Tensor]:
+        """Rows [1, width] of the bot token as they enter every block.
 
         bot is first and the mask causal, so it sees only itself, never a prompt: a constant.
 
@@ -223,18 +232,22 @@ class TextTower:
             bot: its token id, int64 scalar.
         """
         x = self.embed_at(bot[None], torch.zeros_like(bot[None]))[None]  # [1, 1, width]
-        prefixes = []
+        rows = []
         for block in self.blocks:
-            prefixes.append(block.prefix(x[0]))
+            rows.append(x[0])
             x = block(x)
-        return prefixes
+        return rows
 
     def readout(self, eot: Tensor) -> Tensor:
         """Joint-space feature of the last eot row: [..., width] -> [..., Ds], not normalised.
 
         At least float32 whatever the tower computes in; see :func:`at_least_float32`.
         """
-        rows, projection = self.text.ln_final(eot), self.text.text_projection
+        return self.project(self.text.ln_final(eot))
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Joint-space features of rows behind ln_final: [..., width] -> [..., Ds], as readout."""
+        projection = self.text.text_projection
         linear = isinstance(projection, nn.Linear)
         return at_least_float32(projection(rows) if linear else rows @ projection)
 

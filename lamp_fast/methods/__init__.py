@@ -5,6 +5,7 @@ from lamp_fast.methods.base import Method, Step, TrainingSet
 from lamp_fast.methods.candle import Candle
 from lamp_fast.methods.clap import Clap, ZeroShotProbe
 from lamp_fast.methods.clip_adapter import ClipAdapter
+from lamp_fast.methods.clip_lora import ClipLora
 from lamp_fast.methods.cocoop import CoCoOp
 from lamp_fast.methods.coop import CoOp
 from lamp_fast.methods.lamp import Lamp
@@ -16,11 +17,13 @@ from lamp_fast.methods.maple import MaPLe
 from lamp_fast.methods.mma import Mma
 from lamp_fast.methods.mmrl import Mmrl, MmrlPlusPlus
 from lamp_fast.methods.prolip import ProLip
+from lamp_fast.methods.promptlt import PromptLt
 from lamp_fast.methods.promptsrc import PromptSrc
 from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
 from lamp_fast.methods.ss_text import SsText, SsTextPlus
 from lamp_fast.methods.tcp import Tcp
 from lamp_fast.methods.tip import Tip, TipF
+from lamp_fast.methods.two_stage import TwoStage
 from lamp_fast.methods.zeroshot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -48,6 +51,9 @@ METHODS: dict[str, type[Method]] = {
     "promptsrc": PromptSrc,
     "mmrl": Mmrl,
     "mmrl++": MmrlPlusPlus,
+    "clip-lora": ClipLora,
+    "2sfs": TwoStage,
+    "promptlt": PromptLt,
 }
 
 
@@ -72,6 +78,7 @@ __all__ = [
     "Candle",
     "Clap",
     "ClipAdapter",
+    "ClipLora",
     "CoCoOp",
     "CoOp",
     "Lamp",
@@ -86,6 +93,7 @@ __all__ = [
     "Mmrl",
     "MmrlPlusPlus",
     "ProLip",
+    "PromptLt",
     "PromptSrc",
     "RunClasses",
     "SsText",
@@ -96,6 +104,7 @@ __all__ = [
     "Tip",
     "TipF",
     "TrainingSet",
+    "TwoStage",
     "ZeroShot",
     "ZeroShotProbe",
     "find_preset",

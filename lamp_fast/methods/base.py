@@ -263,6 +263,23 @@ class Method(Fixable):
         """Drop what evaluation keeps of a class list."""
         self._kept.forget()
 
+    def stages(self, epochs: int) -> tuple[int, ...]:
+        """How the epochs of a run divide into stages, each with a rate curve of its own."""
+        return (epochs,)
+
+    def enter_stage(self, number: int, classes: Any, first_epoch: bool) -> None:
+        """Called when a run comes to a stage, before :meth:`start_epoch`; also when a resumed run,
+        whose state is loaded by then, goes on inside one.
+
+        Parameters that want no gradient afterwards stay as they are, whatever the optimiser would
+        do to them, and so does its state of them.
+
+        Args:
+            number: of the stage, from 0; those of no epoch are left out.
+            classes: the trained ones, of :meth:`prepare`.
+            first_epoch: false where the run goes on inside the stage.
+        """
+
     def start_epoch(self) -> None:
         """Called before each epoch's first batch."""
 

@@ -3,10 +3,11 @@
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lamp_fast.clip import Trimming
 from lamp_fast.errors import InputError
+from lamp_fast.fields import Bounds
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,38 @@ class MethodSettings:
         Raises:
             InputError: naming the first such flag, its value and what was expected.
         """
+
+
+@dataclass(frozen=True)
+class SteppedSettings(MethodSettings):
+    """Of a method whose published length is a number of optimiser steps for each shot."""
+
+    steps_per_shot: Annotated[int, Bounds(1, 1_000_000)] = 500
+    """With --epochs none: optimiser steps for each picture that a class has, in the mean over
+    classes where they differ; rounded to whole epochs. A number of --epochs is taken instead."""
+
+    def epochs(self, pictures: int, classes: int, batch: int) -> int:
+        """Epochs of the published length, at least 1.
+
+        Args:
+            pictures, classes: trained.
+            batch: pictures an optimiser step; a batch that is not full counts where it is the only
+                one of an epoch.
+        """
+        steps = self.steps_per_shot * pictures / classes
+        return max(1, round(steps / max(1, pictures // batch)))
+
+
+# What methods of so many steps a shot share: AdamW along one cosine, step by step.
+ADAMW_BY_STEPS = {
+    "lr": 2e-4,
+    "lr_end": 1e-6,
+    "lr_per": "step",
+    "weight_decay": 1e-2,
+    "epochs": None,
+    "batch": 32,
+    "warmup_epochs": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -114,12 +147,12 @@ class Surroundings:
         classes: of the run.
         trimming: what is left out of the text side.
         path: "literal" asks for the equations as they are written, where there is such a path.
-        epochs: how many the run trains.
+        epochs: how many the run trains; None where only its data would tell.
         tau: of the logit adjustment.
     """
 
     classes: RunClasses = field(default_factory=RunClasses)
     trimming: Trimming = field(default_factory=Trimming)
     path: Literal["exact", "literal"] = "exact"
-    epochs: int = 50
+    epochs: int | None = 50
     tau: float = 1.0

@@ -73,6 +73,7 @@ def encode(
     changes: Changes | None = None,
     blocks: Sequence[Block] | None = None,
     last_row: bool = True,
+    readout: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Text features, not normalised.
 
@@ -83,16 +84,17 @@ def encode(
             one, such as one an image.
         blocks: in place of the tower's own.
         last_row: in the last layer compute a forest's eot rows alone.
+        readout: in place of the tower's own.
 
     Returns:
         [N, C, Ds], N as ``changes`` made it, or 1.
     """
-    features = []
+    features, readout = [], readout or clip.text.readout
     for forest in prompts.forests:
         x = run_layers(
             clip, forest, forest.states, prompts.first_layer, changes, blocks, last_row=last_row
         )
-        features.append(clip.text.readout(x))
+        features.append(readout(x))
     return torch.cat(features, dim=1)[:, prompts.order]
 
 

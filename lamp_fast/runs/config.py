@@ -20,7 +20,7 @@ from lamp_fast.fields import Seed, from_json, peek, to_json
 from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, find_preset
 from lamp_fast.methods.coop import ContextSettings
-from lamp_fast.methods.settings import MethodSettings
+from lamp_fast.methods.settings import MethodSettings, SteppedSettings
 from lamp_fast.runs.machine import MachineConfig
 from lamp_fast.runs.optimisation import OptimConfig
 
@@ -73,6 +73,11 @@ class TrainConfig(Generic[Own]):
         method = METHODS[self.method]
         if self.trim.as_published and method.no_as_published:
             raise InputError(f"--as-published: {method.no_as_published}")
+        if self.optim.epochs is None and not isinstance(self.own, SteppedSettings):
+            raise InputError(
+                f"--epochs none: --method {self.method} has no published number of steps, expected"
+                " a number of epochs"
+            )
         if self.data.template is not None and method.own_prompt:
             raise InputError(
                 f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"

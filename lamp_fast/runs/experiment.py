@@ -39,6 +39,7 @@ from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
 from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
+from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
@@ -192,7 +193,7 @@ def assemble(
     clip = build_clip(config, None if record is None else record.values["clip"])
     listed = checked[0] if checked else load_benchmark(config)
     if saved is None:
-        config = replace(config, optim=config.optim.resolved(listed.base_names))
+        config = replace(config, optim=_optimisation(config, listed))
     torch.manual_seed(config.seed)
     if saved is None:
         counts = tuple(listed.counts.tolist())
@@ -217,6 +218,15 @@ def assemble(
     return Experiment(
         config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
     )
+
+
+def _optimisation(config: TrainConfig, benchmark: Benchmark) -> OptimConfig:
+    """The optimisation with what depends on the data filled in, as it is saved."""
+    optim = config.optim.resolved(benchmark.base_names)
+    if optim.epochs is not None:
+        return optim
+    pictures, classes = len(benchmark.train), len(benchmark.base_names)
+    return replace(optim, epochs=config.own.epochs(pictures, classes, optim.batch))
 
 
 def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool) -> None:

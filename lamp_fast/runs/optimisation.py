@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lamp_fast.data.loading import Sampling
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds, FloatOrNone
+from lamp_fast.fields import Bounds, FloatOrNone, IntOrNone
 from lamp_fast.methods.base import Criterion
 from lamp_fast.runs import losses
 from lamp_fast.runs.class_numbers import check_numbers, read_numbers
@@ -34,7 +34,9 @@ class OptimConfig:
     weight_decay: Annotated[float, Bounds(0, 1_000_000)] = 5e-4
     eps: Annotated[float, Bounds(above=0, high=1_000_000)] = 1e-8
     """Of adamw and adam."""
-    epochs: Annotated[int, Bounds(1, 1_000_000)] = 50
+    epochs: Annotated[IntOrNone, Bounds(1, 1_000_000)] = 50
+    """none: as many as the method's published number of steps is on these data (CLIP-LoRA, 2SFS);
+    the run keeps the number."""
     batch: Annotated[int, Bounds(1, 1_000_000_000)] = 4
     """Pictures an optimiser step."""
     accumulate: Annotated[int, Bounds(1, 1_000_000)] = 1

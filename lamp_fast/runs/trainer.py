@@ -1,8 +1,11 @@
 """The training loop of a run, and the adaptation to new classes that follows it."""
 
+import bisect
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +17,12 @@ from lamp_fast.runs import checkpoint, graph
 from lamp_fast.runs.checkpoint import Progress, Snapshot
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
-from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
+from lamp_fast.runs.optimisation import (
+    OptimConfig,
+    build_criterion,
+    build_optimiser,
+    learning_rate,
+)
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
 from lamp_fast.runs.tensorboard import EventWriter
 
@@ -76,6 +84,8 @@ class Trainer:
         self.batches = ranks.share(batches)
         self.planned_steps = self.optim.epochs * len(self.batch_sizes)
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
+        self.stages = self.method.stages(self.optim.epochs)
+        self._entered: int | None = None
         # t / T of the step that is taken, where a captured step can read it.
         self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
         self.not_captured = graph.why_not_captured(config, self.method, experiment.device, ranks)
@@ -151,7 +161,8 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict:
         started = time.perf_counter()
-        rate = learning_rate(self.optim, epoch)
+        optim, begun = self._enter_stage(epoch)
+        rate = learning_rate(optim, epoch - begun)
         self._set_rate(rate)
         self.method.train()
         self.method.start_epoch()
@@ -173,7 +184,8 @@ class Trainer:
         for step, ((images, labels, _), rows) in enumerate(bar):
             waited += time.perf_counter() - asked
             if self.optim.lr_per == "step":
-                self._set_rate(learning_rate(self.optim, epoch + step / len(self.batch_sizes)))
+                passed = epoch - begun + step / len(self.batch_sizes)
+                self._set_rate(learning_rate(optim, passed))
             outcome = self._take_step(images, labels, rows)
             names = list(outcome)
             # A vector of our own: a captured step overwrites its scalars.
@@ -202,6 +214,18 @@ class Trainer:
             "step_loss": losses.tolist(),
             **self.method.epoch_log(),
         }
+
+    def _enter_stage(self, epoch: int) -> tuple[OptimConfig, int]:
+        """Tell the method of a stage that it was not in; the optimisation of the stage's epochs
+        alone, and the epoch that it began with."""
+        ends = list(itertools.accumulate(self.stages))
+        number = bisect.bisect_right(ends, epoch)
+        epochs = self.stages[number]
+        begun = ends[number] - epochs
+        if number != self._entered:
+            self.method.enter_stage(number, self.classes, first_epoch=epoch == begun)
+            self._entered = number
+        return replace(self.optim, epochs=epochs), begun
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimiser.param_groups:
@@ -258,10 +282,12 @@ class Trainer:
             (len(each.logits) / rows * each.loss.detach() for each in pieces),
             torch.zeros((), device=self.experiment.device),
         )
-        loss = self.ranks.sum_gradients(self.parameters, loss)
+        # What a stage leaves alone has no gradient on any rank; a sum would make it one of zeros.
+        trained = [each for each in self.parameters if each.requires_grad]
+        loss = self.ranks.sum_gradients(trained, loss)
         if self.optim.clip_grad is not None:
             self.scaler.unscale_(self.optimiser)
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip_grad)
+            torch.nn.utils.clip_grad_norm_(trained, self.optim.clip_grad)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimiser)
         self.scaler.update()

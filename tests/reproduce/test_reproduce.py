@@ -27,7 +27,7 @@ from lamp_fast.reproduce.results import best, compare, read_cells
 from lamp_fast.reproduce.stats import paired_test
 from lamp_fast.reproduce.tables import TABLES
 from lamp_fast.runs import parameters
-from lamp_fast.runs.config import TrainConfig, apply_preset
+from lamp_fast.runs.config import TrainConfig, apply_preset, from_saved, to_saved
 from lamp_fast.runs.experiment import load_run_on
 from lamp_fast.runs.metrics import harmonic_mean
 from lamp_fast.runs.scoring import transfer_rows
@@ -242,6 +242,19 @@ def test_recent_methods_join_the_tables_as_rows_that_the_paper_lacks(method):
     (row,) = plan.table.rows
     assert row.paper is None
     assert plan.remarks[0] == f"Not in the published table: {METHODS[method].title}+LA."
+
+
+def test_a_length_that_the_data_decide_is_the_same_job_everywhere():
+    """CLIP-LoRA's and 2SFS's epochs are not known before the data are; the steps a shot are."""
+    plan = plan_of("table1", methods=("clip-lora", "2sfs"), imb=(10,), seeds=(1,))
+    lora, staged = (
+        plan.jobs["imb 10", title, "digits", 1] for title in ("CLIP-LoRA+LA", "2SFS+LA")
+    )
+    assert (lora.settings.optim.epochs, lora.settings.own.steps_per_shot) == (None, 500)
+    assert (staged.settings.optim.epochs, staged.settings.own.steps_per_shot) == (None, 300)
+    assert from_saved(to_saved(lora.settings), "task") == lora.settings
+    given = plan_of("table1", methods=("2sfs",), imb=(10,), seeds=(1,), epochs=3)
+    assert {job.settings.optim.epochs for job in given.every_job()} == {3}
 
 
 @pytest.mark.parametrize(
