@@ -13,14 +13,15 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -37,6 +38,7 @@ from lamp_fast.files import refuse_output
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
 from lamp_fast.runs.prior import Wanted, read_prior
+from lamp_fast.runs.ranks import Part, launched, own_device
 
 CSV_HEADER = ("file", "rank", "class", "probability", "trained")
 
@@ -48,9 +50,10 @@ class PredictConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """A run folder, or a folder that save_pretrained wrote."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Pictures, folders of pictures (at any depth), .txt lists of a path a line, or .csv and
-    .parquet tables with a column of paths, which start from the file's own folder; a .parquet table
-    may hold the pictures themselves."""
+    """Pictures, folders of pictures (at any depth), .txt lists of a path a line, .csv and .parquet
+    tables with a column of paths, which start from the file's own folder (a .parquet table may hold
+    the pictures themselves), WebDataset shards (train-{0000..0099}.tar, or a folder with
+    nshards.txt), or hf:NAME:SPLIT, a Hugging Face dataset (its name on the hub, or a folder)."""
     classes: str = "trained"
     """trained, all (trained and the run's new classes), or NAME,NAME,... (a name with a comma goes
     in double quotes)."""
@@ -68,6 +71,12 @@ class PredictConfig:
     """Write a JSON object a picture and line to this file; - is standard output."""
     json: Path | None = None
     """Write everything as one JSON object to this file; - is standard output."""
+    out: Path | None = None
+    """A folder for one file a process of torchrun, or a --part: part-1-of-8.csv, ..."""
+    out_format: Literal["csv", "jsonl"] = "csv"
+    """Of the files in --out."""
+    part: str | None = None
+    """I/N: classify every N-th batch, from the I-th (I is 1..N), as process I of N would."""
     path_column: str = "path"
     """The column of paths in tables, or of the pictures themselves."""
     batch: int | None = None
@@ -83,7 +92,8 @@ class PredictConfig:
 
 def main(config: PredictConfig) -> int:
     """Classify every picture; print or write the result."""
-    outputs = _files(config)
+    part = choose_part(config)
+    outputs = _files(config, part)
     _check_outputs(config, outputs, lambda: config.sources)
     left_out = LeftOut(skip_unreadable=True)
     inputs = Inputs(config.sources, config.path_column, left_out)
@@ -92,32 +102,68 @@ def main(config: PredictConfig) -> int:
     if total == 0:
         raise InputError("FILE|FOLDER|LIST|TABLE: missing, expected at least one picture")
     prior = read_prior(config.prior)
+    device = own_device(config.device)
     classifier = Classifier.load(
-        config.run, device=config.device, pretrained=config.pretrained, tte=TTE[config.tte]
+        config.run, device=device, pretrained=config.pretrained, tte=TTE[config.tte]
     )
     names = choose_classes(classifier, config)
     batch = classifier.config.machine.test_batch if config.batch is None else config.batch
     about = _about(config, classifier, names, prior, left_out)
+    call = {"inputs": digest, **_settings(config, classifier, batch, about), "--part": str(part)}
     files = GrowingFiles(
-        [_output(flag, file, about) for flag, file in outputs.items()],
-        {"inputs": digest, **_settings(config, classifier, batch, about)},
+        [_output(each, about) for each in outputs],
+        {**call, **{each.flag: _text(each.file) for each in outputs}},
+        recorded=config.out is not None,
     )
-    ahead = _Ahead(inputs, files)
+    ahead = _Ahead(inputs, files, part, batch)
     outcomes = classifier.classify_each(ahead, names, top=config.top, batch=batch, prior=prior)
-    _tell(_about_classes(names, classifier.are_trained(names)))
-    _tell(f"bias    {about['bias']}")
-    if config.prior is not None:
-        _tell(f"prior   {config.prior}")
-    for line in left_out.lines():
-        _tell(line)
+    if part.index == 0 or not launched():
+        _tell(_about_classes(names, classifier.are_trained(names)))
+        _tell(f"bias    {about['bias']}")
+        if config.prior is not None:
+            _tell(f"prior   {config.prior}")
+        for line in left_out.lines():
+            _tell(line)
+    if config.out is not None:
+        config.out.mkdir(exist_ok=True)
     with files:
-        if files.done:
-            _tell(f"goes on after {files.done:,} pictures")
-        _classify(files, list(outputs.items()), ahead, outcomes, batch, total)
-        files.finish()
+        if files.complete:
+            _tell(f"done    {outputs[0].file}: {files.done:,} pictures")
+        else:
+            if files.done:
+                _tell(f"goes on after {files.done:,} pictures")
+            own = None if total is None else part.size(total, batch)
+            _classify(files, outputs, ahead, outcomes, own)
+            if part.count == 1 and not files.done:
+                raise InputError(f"{config.sources[0]}: holds no pictures")
+            files.finish()
     if files.unreadable:
         _tell(f"skipped {files.unreadable} of {files.done} pictures that could not be read")
-    return 1 if files.unreadable or left_out.looks_like_pictures else 0
+    # torchrun would stop the other processes of one that ends with 1.
+    return int(bool(files.unreadable or left_out.looks_like_pictures) and not launched())
+
+
+def choose_part(config: PredictConfig) -> Part:
+    """What of the pictures is this process's, by torchrun or ``--part``.
+
+    Raises:
+        InputError: no part, or outputs that several processes would write.
+    """
+    others = [f"--{each}" for each in ("csv", "jsonl", "json") if getattr(config, each) is not None]
+    if config.out is not None and others:
+        raise InputError(f"{others[0]}: expected it or --out, not both")
+    if not launched():
+        if config.part is None:
+            return Part()
+        found = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", config.part, re.ASCII)
+        if found is None or int(found[1]) > int(found[2]):
+            raise InputError(f"--part {config.part}: expected I/N, I in 1..N")
+        return Part(int(found[1]) - 1, int(found[2]))
+    if config.part is not None:
+        raise InputError(f"--part {config.part}: expected it or torchrun, which says it, not both")
+    if config.out is None:
+        raise InputError("--out: missing, expected a folder for the files of torchrun's processes")
+    return Part(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 class _Ahead:
@@ -127,26 +173,27 @@ class _Ahead:
         names: of those that were asked for and have no answer yet.
     """
 
-    def __init__(self, inputs: Inputs, files: GrowingFiles) -> None:
+    def __init__(self, inputs: Inputs, files: GrowingFiles, part: Part, batch: int) -> None:
         self._inputs, self._files = inputs, files
+        self._part, self.batch = part, batch
         self.names: deque[Path] = deque()
 
     def __iter__(self) -> Iterator[Picture | InputError]:
-        for given in islice(self._inputs, self._files.done, None):
+        own = self._part.of(self._inputs, self.batch)
+        for given in islice(own, self._files.done, None):
             self.names.append(given.name)
             yield given.picture
 
 
 def _classify(
     files: GrowingFiles,
-    outputs: Sequence[tuple[str, Path]],
+    outputs: Sequence["_File"],
     ahead: _Ahead,
     outcomes: Iterator[Prediction | InputError],
-    batch: int,
     total: int | None,
 ) -> None:
     """Write what becomes of each picture, and mark every whole batch."""
-    texts = [_text_of(flag, file) for flag, file in outputs]
+    texts = [_text_of(each) for each in outputs]
     done, unreadable = files.done, files.unreadable
     bar = tqdm(
         outcomes,
@@ -166,7 +213,7 @@ def _classify(
             elif not outputs:
                 cli.say(_line(name, outcome))
             files.write([text(name, outcome) for text in texts])
-            if done % batch == 0:
+            if done % ahead.batch == 0:
                 files.mark(done, unreadable)
     except KeyboardInterrupt:
         if files.continues and files.done:
@@ -215,7 +262,6 @@ def _settings(
         "--tte": classifier.config.views.tte,
         "--device": machine.device,
         "--precision": machine.precision,
-        **{flag: _text(file) for flag, file in _files(config).items()},
         "version": lamp_fast.__version__,
     }
 
@@ -241,32 +287,54 @@ def _names(flag: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _files(config: PredictConfig) -> dict[str, Path]:
-    """The files that are asked for, by their flags."""
-    named = {"--csv": config.csv, "--jsonl": config.jsonl, "--json": config.json}
-    return {flag: file for flag, file in named.items() if file is not None}
+@dataclass(frozen=True)
+class _File:
+    """An output: the flag that named it, its kind (csv, jsonl or json) and where it lies."""
+
+    flag: str
+    kind: str
+    file: Path
+
+
+def _files(config: PredictConfig, part: Part) -> list[_File]:
+    if config.out is not None:
+        width = len(str(part.count))
+        name = f"part-{part.index + 1:0{width}}-of-{part.count}.{config.out_format}"
+        return [_File("--out", config.out_format, config.out / name)]
+    named = {"csv": config.csv, "jsonl": config.jsonl, "json": config.json}
+    return [_File(f"--{kind}", kind, file) for kind, file in named.items() if file is not None]
 
 
 def _check_outputs(
-    config: PredictConfig, outputs: Mapping[str, Path], inputs: Callable[[], Iterable[Path]]
+    config: PredictConfig, outputs: Sequence[_File], inputs: Callable[[], Iterable[Path]]
 ) -> None:
     """Refuse before any work what could not be written after it, or is read for it."""
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: is a file, expected a folder")
+    if config.out is not None:
+        _, of, count = outputs[0].file.stem.rpartition("-of-")
+        for other in config.out.glob("part-*-of-*"):
+            if not other.name.partition(of)[2].startswith(f"{count}."):
+                raise InputError(f"--out {config.out}: has {other.name}, expected parts of {count}")
     of_the_run = [config.run / name for name in (CONFIG, LEARNED, WEIGHTS, RESULT)]
-    for flag, file in outputs.items():
+    for each in outputs:
+        flag, file = each.flag, each.file
         if file == STDOUT:
             continue
         refuse_output(flag, file, chain(inputs(), of_the_run))
         if file.exists() and not file.is_file():
             continue
-        folder = file.resolve().parent
+        # A folder of parts is made when the first of them is written.
+        made = config.out is not None and not config.out.exists()
+        folder = (config.out if made else file).resolve().parent
         if not folder.is_dir():
             raise InputError(f"{flag} {file}: expected a file in a folder that exists")
         if not os.access(folder, os.W_OK):
             raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
-    for (flag, file), (other, there) in combinations(outputs.items(), 2):
-        standard = STDOUT in (file, there)
-        if file == there or (not standard and _same(file, there)):
-            raise InputError(f"{other} {there}: {flag} writes there too")
+    for one, other in combinations(outputs, 2):
+        standard = STDOUT in (one.file, other.file)
+        if one.file == other.file or (not standard and _same(one.file, other.file)):
+            raise InputError(f"{other.flag} {other.file}: {one.flag} writes there too")
 
 
 def _same(file: Path, other: Path) -> bool:
@@ -294,18 +362,18 @@ def _line(file: Path, prediction: Prediction) -> str:
     return f"{_text(file)}: {', '.join(told)}"
 
 
-def _output(flag: str, file: Path, about: dict[str, Any]) -> Output:
-    if flag == "--csv":
-        return Output(flag, file, header=_csv_text([CSV_HEADER]))
-    return Output(flag, file, finish=as_document(about) if flag == "--json" else None)
+def _output(each: _File, about: dict[str, Any]) -> Output:
+    header = _csv_text([CSV_HEADER]) if each.kind == "csv" else ""
+    finish = as_document(about) if each.kind == "json" else None
+    return Output(each.flag, each.file, header, finish)
 
 
-def _text_of(flag: str, file: Path) -> Callable[[Path, Prediction | InputError], str]:
+def _text_of(each: _File) -> Callable[[Path, Prediction | InputError], str]:
     """What makes the text of a picture's rows."""
-    if flag != "--csv":
+    if each.kind != "csv":
         return _json_line
     # On a terminal a name is for people, in a file or a pipe for programs.
-    return partial(_csv_rows, printable if file == STDOUT and sys.stdout.isatty() else str)
+    return partial(_csv_rows, printable if each.file == STDOUT and sys.stdout.isatty() else str)
 
 
 def _csv_rows(shown: Callable[[str], str], picture: Path, outcome: Prediction | InputError) -> str:

@@ -60,8 +60,11 @@ class GrowingFiles:
     Args:
         outputs: what is written.
         call: what must be the same where a call is continued, by the words that tell of it.
+        recorded: ``FILE.done`` says which call has written the only output, so that the same one
+            need not write it again and another one does not.
 
     Attributes:
+        complete: whether the same call has written everything already.
         done: how many pictures the outputs hold already.
         unreadable: how many of these could not be read.
 
@@ -69,8 +72,11 @@ class GrowingFiles:
         InputError: a partial file of another call, or one that is written at this moment.
     """
 
-    def __init__(self, outputs: Sequence[Output], call: Mapping[str, Any]) -> None:
+    def __init__(
+        self, outputs: Sequence[Output], call: Mapping[str, Any], *, recorded: bool = False
+    ) -> None:
         self._outputs = outputs
+        self._recorded, self.complete = recorded, False
         self._call = json.loads(json.dumps(call))
         self._targets = [
             None if each.file == STDOUT else behind_links(each.file) for each in outputs
@@ -91,7 +97,18 @@ class GrowingFiles:
         first = self._partials[0]
         return first.with_name(f"{first.name}.json")
 
+    @property
+    def _record(self) -> Path:
+        first = self._targets[0]
+        return first.with_name(f"{first.name}.done")
+
     def __enter__(self) -> "GrowingFiles":
+        if self._recorded and self._record.exists() and self._targets[0].exists():
+            self.done, self.unreadable, _ = self._read(
+                self._record, self._targets[0], "expected a new folder, or the same call"
+            )
+            self.complete = True
+            return self
         with self._open:
             for output, partial in zip(self._outputs, self._partials, strict=True):
                 with _naming(output.file):
@@ -116,22 +133,25 @@ class GrowingFiles:
             return
         partial = self._partials[0]
         anew = f"the same call goes on, and without {partial} it starts anew"
-        state = read_json(self._state)
-        try:
-            then, sizes = dict(state["call"]), [int(each) for each in state["bytes"]]
-            done, unreadable = int(state["pictures"]), int(state["unreadable"])
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self._state}: damaged; {anew}") from None
-        for name in {**self._call, **then}:
-            one, other = then.get(name), self._call.get(name)
-            if one != other:
-                raise InputError(
-                    f"{partial}: was begun with {_difference(name, one, other)}; {anew}"
-                )
+        done, unreadable, sizes = self._read(self._state, partial, anew)
         whole = len(sizes) == len(held) and 0 <= unreadable <= done
         if not whole or any(not 0 < size <= most for size, most in zip(sizes, held, strict=True)):
             raise InputError(f"{partial}: is not what {self._state} tells of it; {anew}")
         self.done, self.unreadable, self._sizes = done, unreadable, sizes
+
+    def _read(self, file: Path, about: Path, then: str) -> tuple[int, int, list[int]]:
+        """Pictures, unreadable ones and sizes that a file tells of, if it tells of this call."""
+        state = read_json(file)
+        try:
+            call, sizes = dict(state["call"]), [int(each) for each in state["bytes"]]
+            done, unreadable = int(state["pictures"]), int(state["unreadable"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{file}: damaged; {then}") from None
+        for name in {**self._call, **call}:
+            one, other = call.get(name), self._call.get(name)
+            if one != other:
+                raise InputError(f"{about}: was begun with {_difference(name, one, other)}; {then}")
+        return done, unreadable, sizes
 
     def _stream(self, output: Output, partial: Path | None) -> IO[bytes] | None:
         """Where bytes go; None for standard output, which takes text."""
@@ -171,16 +191,12 @@ class GrowingFiles:
             with _naming(output.file):
                 stream.flush()
                 os.fsync(stream.fileno())
-        write_json(
-            self._state,
-            {
-                "call": self._call,
-                "pictures": self.done,
-                "unreadable": self.unreadable,
-                "bytes": self._sizes,
-            },
-        )
+        self._write_state(self._state)
         self._entered = time.monotonic()
+
+    def _write_state(self, file: Path) -> None:
+        held = {"pictures": self.done, "unreadable": self.unreadable, "bytes": self._sizes}
+        write_json(file, {"call": self._call, **held})
 
     def finish(self) -> None:
         """Put every output in its place."""
@@ -196,6 +212,8 @@ class GrowingFiles:
                 elif partial is not None:
                     os.fsync(stream.fileno())
                     os.replace(partial, target)
+        if self._recorded:
+            self._write_state(self._record)
         self._tidy()
 
     def _make(

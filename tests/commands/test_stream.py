@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import Inputs
 from lamp_fast.errors import InputError
 from lamp_fast.runs import growing
+from lamp_fast.runs.ranks import Part
 
 BATCH = 4
 
@@ -127,6 +129,7 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from lamp_fast import predict
 from lamp_fast.runs import growing
+from lamp_fast.runs.ranks import Part
 import test_stream as here
 
 growing._BETWEEN = 0
@@ -227,7 +230,7 @@ def test_a_shortened_partial_file_is_refused(run, listed, tmp_path, monkeypatch)
     file = tmp_path / "answers.jsonl"
     stopped(run, listed, monkeypatch, jsonl=file)
     partial = file.with_name("answers.jsonl.partial")
-    partial.write_bytes(partial.read_bytes()[:-1])
+    partial.write_bytes(partial.read_bytes()[:10])
     with pytest.raises(InputError, match=r"is not what .* tells of it"):
         predict.main(settings(run, listed, jsonl=file))
 
@@ -335,3 +338,94 @@ def test_memory_does_not_grow_with_a_million_pictures(run, tmp_path):
         peaks.append(int(answer.stdout))
     # Kilobytes; bytes on macOS.
     assert peaks[1] - peaks[0] < 50_000 * (1024 if sys.platform == "darwin" else 1)
+
+
+def torchrun(*arguments, ranks=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", "-m", "lamp_fast.predict", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+
+
+def test_torchrun_shares_the_pictures_out(run, listed, tmp_path):
+    """Batches of 4, 4 and 3: the first process takes the first and the last."""
+    alone = outputs(tmp_path / "alone")["jsonl"]
+    predict.main(settings(run, listed, jsonl=alone))
+    lines = alone.read_text().splitlines()
+    out = tmp_path / "out"
+    flags = ("--batch", BATCH, "--top", 2, "--device", "cpu", "--out", out)
+    result = torchrun(run, listed, *flags, "--out-format", "jsonl")
+    assert result.returncode == 0, result.stderr
+    parts = [(out / f"part-{n}-of-2.jsonl").read_text().splitlines() for n in (1, 2)]
+    assert parts == [[*lines[:4], *lines[8:]], lines[4:8]]
+    assert result.stderr.count("classes 5 trained") == 1
+    assert result.stderr.count("skipped '") == 2
+    # The same call has nothing to do; another one does not mix its answers with these.
+    before = contents(out)
+    assert torchrun(run, listed, *flags, "--out-format", "jsonl").returncode == 0
+    assert contents(out) == before
+    call = settings(run, listed, out=out, out_format="jsonl")
+    with pytest.raises(InputError, match="expected parts of 1"):
+        predict.main(call)
+    with pytest.raises(InputError, match=r"part-1-of-2\.jsonl: was begun with --top 2, not 3"):
+        predict.main(
+            predict.PredictConfig(
+                run, (listed,), batch=BATCH, top=3, out=out, out_format="jsonl", part="1/2"
+            )
+        )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_parts_are_all_the_pictures(count, run, listed, tmp_path):
+    alone = outputs(tmp_path / "alone")["csv"]
+    predict.main(settings(run, listed, csv=alone))
+    expected = alone.read_text().splitlines()
+    found = []
+    for index in range(count):
+        part = f"{index + 1}/{count}"
+        assert predict.main(settings(run, listed, out=tmp_path / "out", part=part)) in (0, 1)
+        text = (tmp_path / "out" / f"part-{index + 1}-of-{count}.csv").read_text()
+        header, *rows = text.splitlines()
+        assert header == expected[0]
+        found += rows
+    assert sorted(found) == sorted(expected[1:])
+
+
+def test_the_size_of_a_part():
+    for total, batch, count in [(0, 4, 2), (11, 4, 2), (11, 4, 5), (8, 4, 2), (9, 1, 4)]:
+        for index in range(count):
+            part = Part(index, count)
+            assert part.size(total, batch) == len(list(part.of(range(total), batch)))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"part": "0/2"}, "--part 0/2: expected I/N"),
+        ({"part": "3/2"}, "--part 3/2: expected I/N"),
+        ({"part": "half"}, "--part half: expected I/N"),
+        ({"out": "out", "csv": "a.csv"}, "--csv: expected it or --out"),
+        ({"out": "list.csv"}, "list.csv: is a file, expected a folder"),
+        ({"out": "nowhere/out"}, "expected a file in a folder that exists"),
+    ],
+    ids=str,
+)
+def test_parts_that_are_none(words, told, run, listed, monkeypatch):
+    monkeypatch.chdir(listed.parent)
+    before = contents(listed.parent)
+    paths = {key: Path(value) if key != "part" else value for key, value in words.items()}
+    with pytest.raises(InputError) as refused:
+        predict.main(settings(run, listed, **paths))
+    assert told in str(refused.value)
+    assert contents(listed.parent) == before
+
+
+def test_torchrun_needs_a_folder(run, listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "launched", lambda: True)
+    with pytest.raises(InputError, match="--out: missing, expected a folder"):
+        predict.main(settings(run, listed, csv=tmp_path / "a.csv"))

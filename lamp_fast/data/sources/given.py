@@ -8,54 +8,27 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lamp_fast.data.pictures import EXTENSIONS
 from lamp_fast.data.sources.files import LeftOut, check_regular, pictures_below
+from lamp_fast.data.sources.hugging_face import PREFIX, hub_source
+from lamp_fast.data.sources.shards import find_shards, shards_source
+from lamp_fast.data.sources.source import Given, Source
 from lamp_fast.errors import InputError
 
 # Rows of a table with the pictures inside that are held at a time.
 _ROWS = 64
 
 
-@dataclass(frozen=True)
-class Given:
-    """A picture and what to call it.
-
-    Attributes:
-        name: its file; of a picture within a file that file and its place in it.
-        picture: a file, the bytes of one, or why there is none.
-    """
-
-    name: Path
-    picture: Path | bytes | InputError
-
-
-@dataclass(frozen=True)
-class Source:
-    """What one argument of a command line means.
-
-    Attributes:
-        read: an iterator over its pictures, from the first one.
-        files: what is read to list them.
-        identity: what tells its pictures from others; None where their names do.
-        count: how many there are; None where only reading all of them tells.
-    """
-
-    read: Callable[[], Iterator[Given]]
-    files: tuple[Path, ...]
-    identity: tuple[Any, ...] | None = None
-    count: int | None = None
-
-
 class Inputs:
     """The pictures of some arguments, one after the other; iterable again and again.
 
     Args:
-        arguments: pictures, folders of them at any depth, .txt lists, .csv and .parquet tables.
+        arguments: pictures, folders of them at any depth, .txt lists, .csv and .parquet tables,
+            WebDataset shards, or ``hf:NAME:SPLIT``.
         path_column: of tables; paths start from the file's own folder. A column of .parquet may
             hold the pictures themselves, as bytes or as the datasets library has them.
         left_out: what lies in folders and is not taken is counted there.
@@ -115,12 +88,16 @@ def list_pictures(argument: Path, path_column: str, left_out: LeftOut) -> list[P
 
 def find_source(argument: Path, path_column: str, left_out: LeftOut) -> Source:
     """What an argument means; see :class:`Inputs`."""
+    if os.fspath(argument).startswith(PREFIX) and not argument.exists():
+        return hub_source(os.fspath(argument), path_column)
+    if (shards := find_shards(argument)) is not None:
+        return shards_source(argument, shards)
     if argument.is_dir():
         return _folder(argument, left_out)
     if not argument.exists():
         raise InputError(
-            f"{argument}: does not exist, expected a picture, a folder, a .txt list, or a .csv or"
-            " .parquet table"
+            f"{argument}: does not exist, expected a picture, a folder, a .txt list, a .csv or"
+            " .parquet table, .tar shards or hf:NAME"
         )
     kind = argument.suffix.lower()
     if kind == ".parquet":
