@@ -41,9 +41,9 @@ from lamp_fast.runs.scoring import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 
-Picture = str | os.PathLike | Image.Image | np.ndarray
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 # What is held of a picture until a thread reads it; an error where there is nothing to read.
-Taken = Path | Image.Image | InputError
+Taken = Path | bytes | Image.Image | InputError
 Bias = Literal["trained", "adapted", "none"]
 
 # Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
@@ -254,8 +254,8 @@ class Classifier:
         """Classify pictures among ``classes``, in batches.
 
         Args:
-            pictures: files, PIL images, or uint8 arrays [H, W], [H, W, 3] or [H, W, 4]; an array
-                [N, H, W, 3] is N pictures.
+            pictures: files, the bytes of files, PIL images, or uint8 arrays [H, W], [H, W, 3] or
+                [H, W, 4]; an array [N, H, W, 3] is N pictures.
             classes: at least two distinct names, trained or not; by default the trained ones.
             top: how many names a picture, at least 1; at most all classes are given.
             batch: pictures at once, by default the run's ``--test-batch``.
@@ -291,7 +291,7 @@ class Classifier:
         for argument, value in (("top", top), ("batch", batch)):
             if (expected := _AT_ONCE.expected(value)) is not None:
                 raise InputError(f"{argument} {value}: expected {expected}")
-        if isinstance(pictures, (str, os.PathLike, Image.Image)):
+        if isinstance(pictures, (str, os.PathLike, bytes, Image.Image)):
             raise InputError(f"pictures {pictures!r}: expected a list of pictures, got one")
         if (
             isinstance(pictures, np.ndarray) and pictures.ndim != 4
@@ -384,6 +384,8 @@ def _take(number: int, picture: Picture) -> Taken:
     """What a picture shows now, whatever becomes of its buffer: a camera's is filled again."""
     if isinstance(picture, (str, os.PathLike)):
         return Path(picture)
+    if isinstance(picture, (bytes, InputError)):
+        return picture
     where = f"pictures[{number}]"
     if isinstance(picture, np.ndarray):
         plain = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
@@ -395,7 +397,9 @@ def _take(number: int, picture: Picture) -> Taken:
         return Image.fromarray(picture.copy())
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
-        return InputError(f"{where}: {kind}, expected a path, a PIL image or a uint8 array")
+        return InputError(
+            f"{where}: {kind}, expected a path, a file's bytes, a PIL image or a uint8 array"
+        )
     try:
         # A copy, decoded here: images that share a file cannot be loaded by several threads.
         copy = ImageOps.exif_transpose(picture)
@@ -406,12 +410,12 @@ def _take(number: int, picture: Picture) -> Taken:
         return _unreadable(number, error)
 
 
-def _read(number: int, taken: Path | Image.Image) -> Tensor:
+def _read(number: int, taken: Path | bytes | Image.Image) -> Tensor:
     """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
     if isinstance(taken, Path):
         return Pictures(names=(taken.name,), labels=np.zeros(1), root=taken.parent).load(0)
     try:
-        return pil_to_tensor(decode(_as_file(taken)))
+        return pil_to_tensor(decode(taken if isinstance(taken, bytes) else _as_file(taken)))
     except Exception as error:  # as with files, PIL raises almost anything
         raise _unreadable(number, error) from None
 

@@ -35,7 +35,7 @@ def write_bytes(file: Path, content: bytes) -> None:
     A link stays, and what it leads to is replaced. What is there and is no regular file (a device,
     a pipe), or is an open file's name (``/dev/stdout``), is written to directly.
     """
-    target = _behind_links(file)
+    target = behind_links(file)
     if target is None:
         with open(file, "ab") as stream:  # what was printed to the same file before stays
             stream.write(content)
@@ -56,7 +56,7 @@ def write_bytes(file: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _behind_links(file: Path) -> Path | None:
+def behind_links(file: Path) -> Path | None:
     """The regular file, there or to come, that a name leads to; None where it is none."""
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):

@@ -1,35 +1,46 @@
-"""``python -m lamp_fast.predict RUN FILE|FOLDER|CSV ...``: classify pictures with a trained run.
+"""``python -m lamp_fast.predict RUN FILE|FOLDER|LIST|TABLE ...``: classify pictures with a run.
 
 RUN is a run folder or what save_pretrained wrote; the training pictures need not exist any more.
+Rows are written as they come. A call that was stopped leaves FILE.partial, and the same call goes
+on from there; FILE itself is whole or not there.
+
 The exit code is 1 where pictures could not be read: they are reported and left out. So are files
 and folders in a given folder that look like pictures and are not read (.heic, ...).
 """
 
 import csv
+import hashlib
+import io
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
+import lamp_fast
 from lamp_fast import cli
-from lamp_fast.classifier import Classifier, Prediction
+from lamp_fast.classifier import Classifier, Picture, Prediction
 from lamp_fast.data.sources.files import LeftOut
-from lamp_fast.data.sources.given import list_pictures
+from lamp_fast.data.sources.given import Inputs
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone
-from lamp_fast.files import refuse_output, write_csv, write_json
+from lamp_fast.files import refuse_output
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
-from lamp_fast.runs.prior import read_prior
+from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
+from lamp_fast.runs.prior import Wanted, read_prior
+from lamp_fast.runs.ranks import Part, launched, own_device
 
-# In place of a file: standard output.
-STDOUT = Path("-")
+CSV_HEADER = ("file", "rank", "class", "probability", "trained")
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,10 @@ class PredictConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """A run folder, or a folder that save_pretrained wrote."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Pictures, folders of pictures (at any depth), or .csv files with a column of paths, which
-    start from the file's own folder."""
+    """Pictures, folders of pictures (at any depth), .txt lists of a path a line, .csv and .parquet
+    tables with a column of paths, which start from the file's own folder (a .parquet table may hold
+    the pictures themselves), WebDataset shards (train-{0000..0099}.tar, or a folder with
+    nshards.txt), or hf:NAME:SPLIT, a Hugging Face dataset (its name on the hub, or a folder)."""
     classes: str = "trained"
     """trained, all (trained and the run's new classes), or NAME,NAME,... (a name with a comma goes
     in double quotes)."""
@@ -54,10 +67,18 @@ class PredictConfig:
     """How many classes a picture."""
     csv: Path | None = None
     """Write a line a picture and class to this file; - is standard output."""
+    jsonl: Path | None = None
+    """Write a JSON object a picture and line to this file; - is standard output."""
     json: Path | None = None
-    """Write everything as JSON to this file; - is standard output."""
+    """Write everything as one JSON object to this file; - is standard output."""
+    out: Path | None = None
+    """A folder for one file a process of torchrun, or a --part: part-1-of-8.csv, ..."""
+    out_format: Literal["csv", "jsonl"] = "csv"
+    """Of the files in --out."""
+    part: str | None = None
+    """I/N: classify every N-th batch, from the I-th (I is 1..N), as process I of N would."""
     path_column: str = "path"
-    """The column of paths in .csv files."""
+    """The column of paths in tables, or of the pictures themselves."""
     batch: int | None = None
     """Pictures at once; by default the run's --test-batch."""
     device: str = "auto"
@@ -71,62 +92,178 @@ class PredictConfig:
 
 def main(config: PredictConfig) -> int:
     """Classify every picture; print or write the result."""
-    _check_outputs(config, config.sources)
+    part = choose_part(config)
+    outputs = _files(config, part)
+    _check_outputs(config, outputs, lambda: config.sources)
     left_out = LeftOut(skip_unreadable=True)
-    files = [
-        file
-        for source in config.sources
-        for file in list_pictures(source, config.path_column, left_out)
-    ]
-    _check_outputs(config, files)
-    if not files:
-        raise InputError("FILE|FOLDER|CSV: missing, expected at least one picture")
+    inputs = Inputs(config.sources, config.path_column, left_out)
+    total, digest = inputs.check()
+    _check_outputs(config, outputs, inputs.files)
+    if total == 0:
+        raise InputError("FILE|FOLDER|LIST|TABLE: missing, expected at least one picture")
     prior = read_prior(config.prior)
+    device = own_device(config.device)
     classifier = Classifier.load(
-        config.run, device=config.device, pretrained=config.pretrained, tte=TTE[config.tte]
+        config.run, device=device, pretrained=config.pretrained, tte=TTE[config.tte]
     )
     names = choose_classes(classifier, config)
-    outcomes = classifier.classify_each(
-        files, names, top=config.top, batch=config.batch, prior=prior
+    batch = classifier.config.machine.test_batch if config.batch is None else config.batch
+    about = _about(config, classifier, names, prior, left_out)
+    call = {"inputs": digest, **_settings(config, classifier, batch, about), "--part": str(part)}
+    files = GrowingFiles(
+        [_output(each, about) for each in outputs],
+        {**call, **{each.flag: _text(each.file) for each in outputs}},
+        recorded=config.out is not None,
     )
-    bias = classifier.bias_for(names)
-    trained = classifier.are_trained(names)
-    _tell(_about_classes(names, trained))
-    _tell(f"bias    {bias}")
-    if config.prior is not None:
-        _tell(f"prior   {config.prior}")
-    for line in left_out.lines():
-        _tell(line)
-    plain = config.csv is None and config.json is None
-    predictions: list[tuple[Path, Prediction]] = []
-    unreadable: list[tuple[Path, str]] = []
-    bar = tqdm(files, desc="predicting", leave=False, disable=True if plain else None)
-    for file, outcome in zip(bar, outcomes, strict=True):
-        if isinstance(outcome, InputError):
-            unreadable.append((file, str(outcome)))
-            _tell(f"skipped {' '.join(str(outcome).split())}")
-            continue
-        predictions.append((file, outcome))
-        if plain:
-            cli.say(_line(file, outcome))
-    if config.csv is not None:
-        _write_csv(config.csv, predictions)
-    if config.json is not None:
-        about = {
-            "run": _text(config.run),
-            "template": classifier.template,
-            "bias": bias,
-            "classes": [
-                {"name": name, "trained": known} for name, known in zip(names, trained, strict=True)
-            ],
-        }
-        if prior is not None:
-            about["prior"] = prior
-        about["left_out"] = left_out.lines()
-        _write_json(config.json, about, predictions, unreadable)
-    if unreadable:
-        _tell(f"skipped {len(unreadable)} of {len(files)} pictures that could not be read")
-    return 1 if unreadable or left_out.looks_like_pictures else 0
+    ahead = _Ahead(inputs, files, part, batch)
+    outcomes = classifier.classify_each(ahead, names, top=config.top, batch=batch, prior=prior)
+    if part.index == 0 or not launched():
+        _tell(_about_classes(names, classifier.are_trained(names)))
+        _tell(f"bias    {about['bias']}")
+        if config.prior is not None:
+            _tell(f"prior   {config.prior}")
+        for line in left_out.lines():
+            _tell(line)
+    if config.out is not None:
+        config.out.mkdir(exist_ok=True)
+    with files:
+        if files.complete:
+            _tell(f"done    {outputs[0].file}: {files.done:,} pictures")
+        else:
+            if files.done:
+                _tell(f"goes on after {files.done:,} pictures")
+            own = None if total is None else part.size(total, batch)
+            _classify(files, outputs, ahead, outcomes, own)
+            if part.count == 1 and not files.done:
+                raise InputError(f"{config.sources[0]}: holds no pictures")
+            files.finish()
+    if files.unreadable:
+        _tell(f"skipped {files.unreadable} of {files.done} pictures that could not be read")
+    # torchrun would stop the other processes of one that ends with 1.
+    return int(bool(files.unreadable or left_out.looks_like_pictures) and not launched())
+
+
+def choose_part(config: PredictConfig) -> Part:
+    """What of the pictures is this process's, by torchrun or ``--part``.
+
+    Raises:
+        InputError: no part, or outputs that several processes would write.
+    """
+    others = [f"--{each}" for each in ("csv", "jsonl", "json") if getattr(config, each) is not None]
+    if config.out is not None and others:
+        raise InputError(f"{others[0]}: expected it or --out, not both")
+    if not launched():
+        if config.part is None:
+            return Part()
+        found = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", config.part, re.ASCII)
+        if found is None or int(found[1]) > int(found[2]):
+            raise InputError(f"--part {config.part}: expected I/N, I in 1..N")
+        return Part(int(found[1]) - 1, int(found[2]))
+    if config.part is not None:
+        raise InputError(f"--part {config.part}: expected it or torchrun, which says it, not both")
+    if config.out is None:
+        raise InputError("--out: missing, expected a folder for the files of torchrun's processes")
+    return Part(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+class _Ahead:
+    """The pictures that are still to be classified; threads read some of them before their turn.
+
+    Attributes:
+        names: of those that were asked for and have no answer yet.
+    """
+
+    def __init__(self, inputs: Inputs, files: GrowingFiles, part: Part, batch: int) -> None:
+        self._inputs, self._files = inputs, files
+        self._part, self.batch = part, batch
+        self.names: deque[Path] = deque()
+
+    def __iter__(self) -> Iterator[Picture | InputError]:
+        own = self._part.of(self._inputs, self.batch)
+        for given in islice(own, self._files.done, None):
+            self.names.append(given.name)
+            yield given.picture
+
+
+def _classify(
+    files: GrowingFiles,
+    outputs: Sequence["_File"],
+    ahead: _Ahead,
+    outcomes: Iterator[Prediction | InputError],
+    total: int | None,
+) -> None:
+    """Write what becomes of each picture, and mark every whole batch."""
+    texts = [_text_of(each) for each in outputs]
+    done, unreadable = files.done, files.unreadable
+    bar = tqdm(
+        outcomes,
+        desc="predicting",
+        leave=False,
+        disable=None if outputs else True,
+        total=total,
+        initial=done,
+    )
+    try:
+        for outcome in bar:
+            done += 1
+            name = ahead.names.popleft()
+            if isinstance(outcome, InputError):
+                unreadable += 1
+                _tell(f"skipped {' '.join(str(outcome).split())}")
+            elif not outputs:
+                cli.say(_line(name, outcome))
+            files.write([text(name, outcome) for text in texts])
+            if done % ahead.batch == 0:
+                files.mark(done, unreadable)
+    except KeyboardInterrupt:
+        if files.continues and files.done:
+            told = f"interrupted after {files.done:,} pictures; the same call goes on"
+            raise KeyboardInterrupt(told) from None
+        raise
+    files.mark(done, unreadable)
+
+
+def _about(
+    config: PredictConfig,
+    classifier: Classifier,
+    names: Sequence[str],
+    prior: Wanted | None,
+    left_out: LeftOut,
+) -> dict[str, Any]:
+    """What a document tells beside its pictures."""
+    about: dict[str, Any] = {
+        "run": _text(config.run),
+        "template": classifier.template,
+        "bias": classifier.bias_for(names),
+        "classes": [
+            {"name": name, "trained": known}
+            for name, known in zip(names, classifier.are_trained(names), strict=True)
+        ],
+    }
+    if prior is not None:
+        about["prior"] = prior
+    return {**about, "left_out": left_out.lines()}
+
+
+def _settings(
+    config: PredictConfig, classifier: Classifier, batch: int, about: dict[str, Any]
+) -> dict[str, Any]:
+    """What must be the same where a call is continued, beside the pictures."""
+    digest = hashlib.sha256()
+    for file in (config.run / name for name in (CONFIG, LEARNED, WEIGHTS)):
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    machine = classifier.config.machine
+    return {
+        "run": digest.hexdigest(),
+        "classes": about["classes"],
+        "prior": about.get("prior"),
+        "--top": config.top,
+        "--batch": batch,
+        "--tte": classifier.config.views.tte,
+        "--device": machine.device,
+        "--precision": machine.precision,
+        "version": lamp_fast.__version__,
+    }
 
 
 def choose_classes(classifier: Classifier, config: PredictConfig) -> tuple[str, ...]:
@@ -150,26 +287,54 @@ def _names(flag: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _check_outputs(config: PredictConfig, inputs: Sequence[Path]) -> None:
+@dataclass(frozen=True)
+class _File:
+    """An output: the flag that named it, its kind (csv, jsonl or json) and where it lies."""
+
+    flag: str
+    kind: str
+    file: Path
+
+
+def _files(config: PredictConfig, part: Part) -> list[_File]:
+    if config.out is not None:
+        width = len(str(part.count))
+        name = f"part-{part.index + 1:0{width}}-of-{part.count}.{config.out_format}"
+        return [_File("--out", config.out_format, config.out / name)]
+    named = {"csv": config.csv, "jsonl": config.jsonl, "json": config.json}
+    return [_File(f"--{kind}", kind, file) for kind, file in named.items() if file is not None]
+
+
+def _check_outputs(
+    config: PredictConfig, outputs: Sequence[_File], inputs: Callable[[], Iterable[Path]]
+) -> None:
     """Refuse before any work what could not be written after it, or is read for it."""
-    outputs = [("--csv", config.csv), ("--json", config.json)]
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: is a file, expected a folder")
+    if config.out is not None:
+        _, of, count = outputs[0].file.stem.rpartition("-of-")
+        for other in config.out.glob("part-*-of-*"):
+            if not other.name.partition(of)[2].startswith(f"{count}."):
+                raise InputError(f"--out {config.out}: has {other.name}, expected parts of {count}")
     of_the_run = [config.run / name for name in (CONFIG, LEARNED, WEIGHTS, RESULT)]
-    for flag, file in outputs:
-        if file is None or file == STDOUT:
+    for each in outputs:
+        flag, file = each.flag, each.file
+        if file == STDOUT:
             continue
-        refuse_output(flag, file, [*inputs, *of_the_run])
+        refuse_output(flag, file, chain(inputs(), of_the_run))
         if file.exists() and not file.is_file():
             continue
-        folder = file.resolve().parent
+        # A folder of parts is made when the first of them is written.
+        made = config.out is not None and not config.out.exists()
+        folder = (config.out if made else file).resolve().parent
         if not folder.is_dir():
             raise InputError(f"{flag} {file}: expected a file in a folder that exists")
         if not os.access(folder, os.W_OK):
             raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
-    if config.csv is None or config.json is None:
-        return
-    standard = STDOUT in (config.csv, config.json)
-    if config.csv == config.json or (not standard and _same(config.csv, config.json)):
-        raise InputError(f"--json {config.json}: --csv writes there too")
+    for one, other in combinations(outputs, 2):
+        standard = STDOUT in (one.file, other.file)
+        if one.file == other.file or (not standard and _same(one.file, other.file)):
+            raise InputError(f"{other.flag} {other.file}: {one.flag} writes there too")
 
 
 def _same(file: Path, other: Path) -> bool:
@@ -197,47 +362,48 @@ def _line(file: Path, prediction: Prediction) -> str:
     return f"{_text(file)}: {', '.join(told)}"
 
 
-def _write_csv(file: Path, predictions: Sequence[tuple[Path, Prediction]]) -> None:
+def _output(each: _File, about: dict[str, Any]) -> Output:
+    header = _csv_text([CSV_HEADER]) if each.kind == "csv" else ""
+    finish = as_document(about) if each.kind == "json" else None
+    return Output(each.flag, each.file, header, finish)
+
+
+def _text_of(each: _File) -> Callable[[Path, Prediction | InputError], str]:
+    """What makes the text of a picture's rows."""
+    if each.kind != "csv":
+        return _json_line
     # On a terminal a name is for people, in a file or a pipe for programs.
-    text = printable if file == STDOUT and sys.stdout.isatty() else str
-    header = ["file", "rank", "class", "probability", "trained"]
-    rows: list[list[Any]] = [
-        [text(_text(picture)), rank, text(name), f"{probability:.6g}", str(trained).lower()]
-        for picture, each in predictions
-        for rank, (name, probability, trained) in enumerate(
-            zip(each.names, each.probabilities, each.trained, strict=True), start=1
-        )
-    ]
-    if file == STDOUT:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
-    else:
-        write_csv(file, header, rows)
+    return partial(_csv_rows, printable if each.file == STDOUT and sys.stdout.isatty() else str)
 
 
-def _write_json(
-    file: Path,
-    about: dict[str, Any],
-    predictions: Sequence[tuple[Path, Prediction]],
-    unreadable: Sequence[tuple[Path, str]],
-) -> None:
-    pictures = [
-        {
-            "file": _text(picture),
-            "predictions": [
-                {"class": name, "probability": probability, "trained": trained}
-                for name, probability, trained in zip(
-                    each.names, each.probabilities, each.trained, strict=True
-                )
-            ],
-        }
-        for picture, each in predictions
-    ]
-    left_out = [{"file": _text(picture), "reason": reason} for picture, reason in unreadable]
-    everything = {**about, "pictures": pictures, "unreadable": left_out}
-    if file == STDOUT:
-        print(json.dumps(everything, indent=2))
+def _csv_rows(shown: Callable[[str], str], picture: Path, outcome: Prediction | InputError) -> str:
+    if isinstance(outcome, InputError):
+        return ""
+    classes = zip(outcome.names, outcome.probabilities, outcome.trained, strict=True)
+    return _csv_text(
+        [shown(_text(picture)), rank, shown(name), f"{probability:.6g}", str(trained).lower()]
+        for rank, (name, probability, trained) in enumerate(classes, start=1)
+    )
+
+
+def _csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _json_line(picture: Path, outcome: Prediction | InputError) -> str:
+    found: dict[str, Any] = {"file": _text(picture)}
+    if isinstance(outcome, InputError):
+        found["reason"] = str(outcome)
     else:
-        write_json(file, everything)
+        found["predictions"] = [
+            {"class": name, "probability": probability, "trained": trained}
+            for name, probability, trained in zip(
+                outcome.names, outcome.probabilities, outcome.trained, strict=True
+            )
+        ]
+    return json.dumps(found) + "\n"
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,7 @@ row, and it wants one backward a step, which gradient accumulation has not.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -146,6 +146,29 @@ class Ranks:
         raise PeerStopped
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which pictures are this process's: of ``count`` processes, number ``index`` from 0.
+
+    They take batches in turn, so that every picture is classified beside those that it would be
+    beside in one process.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, pictures: Iterable[Result], batch: int) -> Iterator[Result]:
+        """The own ones of all pictures."""
+        for number, each in enumerate(pictures):
+            if number // batch % self.count == self.index:
+                yield each
+
+    def size(self, total: int, batch: int) -> int:
+        """How many of ``total`` pictures are its own."""
+        rounds, rest = divmod(total, batch * self.count)
+        return rounds * batch + min(max(rest - self.index * batch, 0), batch)
+
+
 ALONE = Ranks()
 
 
@@ -162,15 +185,9 @@ def join(device: str) -> Iterator[Ranks]:
     if not launched():
         yield ALONE
         return
-    target = torch.device("cpu")
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        index = int(os.environ["LOCAL_RANK"])
-        if index >= torch.cuda.device_count():
-            raise InputError(
-                f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: expected at most one process"
-                f" a GPU, this machine has {torch.cuda.device_count()}"
-            )
-        target = torch.device("cuda", index)
+    chosen = own_device(device)
+    target = torch.device(chosen if chosen.startswith("cuda") else "cpu")
+    if target.type == "cuda":
         torch.cuda.set_device(target)
     store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     # torchrun's store outlives a restart, and with it the addresses of processes that are gone.
@@ -193,6 +210,25 @@ def join(device: str) -> Iterator[Ranks]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def own_device(device: str) -> str:
+    """What ``--device`` means to this process of several: where GPUs are used, one of its own.
+
+    Raises:
+        InputError: more processes than GPUs.
+    """
+    if not launched() or not (
+        device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    ):
+        return device
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"--nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: expected at most one process"
+            f" a GPU, this machine has {torch.cuda.device_count()}"
+        )
+    return f"cuda:{index}"
 
 
 def launched() -> bool:
