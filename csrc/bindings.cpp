@@ -28,6 +28,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info,
              "How this build was made: compiler, flags, cuda (bool), cuda_reason (why not, or ''), "
              "cuda_compiler, cuda_architectures (of the kernels, such as 'sm_80 sm_90').");
+  module.def("multiplies_bfloat16", &lamp::multiplies_bfloat16,
+             "Whether this build and this CPU have instructions for products of bfloat16.");
   lamp::bind_params(module);
   module.def("retrieve", &lamp::retrieve_cpu, py::call_guard<py::gil_scoped_release>(),
              "lamp_fast.ops.retrieve on CPU addresses.");

@@ -77,8 +77,13 @@ struct PrefixAttentionBackwardParams {
   HeadRows grad_prefix_k, grad_prefix_v;  // both wanted or none
 };
 
+// float32, float64 or bfloat16, of which the gradients of the prefix are float32.
 void prefix_attention_cpu(const PrefixAttentionParams& params);
 void prefix_attention_backward_cpu(const PrefixAttentionBackwardParams& params);
+
+// Whether this build has the CPU's instructions for products of bfloat16 (AVX512_BF16), and this
+// machine too.
+bool multiplies_bfloat16();
 
 // The CUDA ops enqueue on a cudaStream_t of the current device, which the addresses belong to. They
 // allocate nothing, wait for nothing and throw std::runtime_error with CUDA's words.

@@ -63,7 +63,7 @@ def prefix_attention(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    """See :func:`lamp_fast.ops.prefix_attention`; half precision through a float32 copy."""
+    """See :func:`lamp_fast.ops.prefix_attention`; float16 through a float32 copy."""
     tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     computed = _computed(out)
@@ -98,7 +98,9 @@ def prefix_attention_backward(
     tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     grad = _native(grad)
-    computed = [_computed(each) for each in gradients]
+    computed = [_computed(each) for each in gradients[:3]]
+    # A prefix's gradients are sums over all sequences that read it.
+    computed += [_computed(each, sums=True) for each in gradients[3:]]
     forward = prefix_attention_params(
         *(*tensors, out, lse, prefix_index, mask, causal, blind, scale), torch.get_num_threads()
     )
@@ -109,16 +111,17 @@ def prefix_attention_backward(
         _round_once(source, target)
 
 
+_NATIVE = torch.float32, torch.float64, torch.bfloat16
+
+
 def _native(x: Tensor) -> Tensor:
-    """Contiguous in its last dimension, float32 or float64."""
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
-    return contiguous_rows(x)
+    """Contiguous in its last dimension, and no float16."""
+    return contiguous_rows(x if x.dtype in _NATIVE else x.float())
 
 
-def _computed(out: Tensor) -> Tensor:
-    """Where the native code writes what ``out`` is to hold."""
-    native = out.dtype in (torch.float32, torch.float64)
+def _computed(out: Tensor, *, sums: bool = False) -> Tensor:
+    """Where the native code writes what ``out`` is to hold; sums are not in half precision."""
+    native = out.dtype in (_NATIVE[:2] if sums else _NATIVE)
     return out if native else torch.empty_like(out, dtype=torch.float32)
 
 
