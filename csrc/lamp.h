@@ -81,6 +81,14 @@ struct PrefixAttentionBackwardParams {
 void prefix_attention_cpu(const PrefixAttentionParams& params);
 void prefix_attention_backward_cpu(const PrefixAttentionBackwardParams& params);
 
+enum class Activation { kQuickGelu, kGelu };
+
+// An activation and its gradient, of contiguous tensors of `count` bfloat16, each rounded once.
+// `threads` never changes a result.
+void activate_bf16(Activation activation, const void* x, void* out, int64_t count, int threads);
+void activate_bf16_backward(Activation activation, const void* grad, const void* x, void* out,
+                            int64_t count, int threads);
+
 // Whether this build has the CPU's instructions for products of bfloat16 (AVX512_BF16), and this
 // machine too.
 bool multiplies_bfloat16();

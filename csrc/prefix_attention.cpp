@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "threads.h"
@@ -83,10 +82,6 @@ T* rows_of(const HeadRows& tensor, int64_t sequence, int64_t head) {
   return static_cast<T*>(tensor.data) + sequence * tensor.sequence_stride +
          head * tensor.head_stride;
 }
-
-// What a tensor's numbers are computed in.
-template <typename Stored>
-using Computed = std::conditional_t<std::is_same_v<Stored, BFloat16>, float, Stored>;
 
 // What a thread works in, for tensors of Stored. Rows are copied one behind the other: where a
 // fused projection leaves them they are a power of two apart, or nearly, and push one another out

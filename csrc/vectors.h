@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 // The loader picks the widest vectors that the machine has. All versions sum in the same order and
 // none contracts a * b + c, so the bits are the same on every machine.
@@ -76,6 +77,19 @@ struct BFloat16 {
   const Wide wide = __builtin_convertvector(*reinterpret_cast<const Bits*>(from), Wide) << 16;
   return reinterpret_cast<Lanes<float>>(wide);
 }
+
+[[gnu::always_inline]] inline void store(BFloat16* to, Lanes<float> value) {
+  using Bits = Vector<uint16_t, kLanes<float>>;
+  using Wide = Vector<uint32_t, kLanes<float>>;
+  const Wide whole = reinterpret_cast<Wide>(value);
+  const Wide rounded = whole + 0x7fffu + ((whole >> 16) & 1u);
+  const Wide bits = value == value ? rounded : whole | 0x400000u;
+  *reinterpret_cast<Bits*>(to) = __builtin_convertvector(bits >> 16, Bits);
+}
+
+// What a tensor's numbers are computed in.
+template <typename Stored>
+using Computed = std::conditional_t<std::is_same_v<Stored, BFloat16>, float, Stored>;
 
 inline int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;

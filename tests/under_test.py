@@ -25,11 +25,14 @@ def device(impl: str) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def serves(impl: str, dtype: torch.dtype) -> bool:
+def serves(op: str, impl: str, dtype: torch.dtype) -> bool:
     """Whether an implementation is tested in a dtype.
 
-    The kernels have no float64, and the interpreter's products of bfloat16 are wrong.
+    The native activations have bfloat16 alone. The kernels have no float64, and the interpreter's
+    products of bfloat16 are wrong.
     """
+    if impl == "cpp" and op in ("quick_gelu", "gelu"):
+        return dtype == torch.bfloat16
     if impl not in ON_GPU:
         return True
     return dtype != torch.float64 and not (INTERPRETED and dtype == torch.bfloat16)
@@ -43,7 +46,7 @@ def cases(op: str, *dtypes: torch.dtype) -> pytest.MarkDecorator:
             pytest.param(impl, dtype, marks=skipped(op, impl), id=f"{impl}-{str(dtype)[6:]}")
             for impl in dispatch.IMPLEMENTATIONS[op]
             for dtype in dtypes
-            if serves(impl, dtype)
+            if serves(op, impl, dtype)
         ],
     )
 
@@ -55,14 +58,15 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
         [
             pytest.param(impl, marks=skipped(op, impl))
             for impl in dispatch.IMPLEMENTATIONS[op]
-            if serves(impl, dtype)
+            if serves(op, impl, dtype)
         ],
     )
 
 
 def skipped(op: str, impl: str) -> pytest.MarkDecorator:
     """The mark of a test that needs an implementation, with the reason where it cannot run."""
-    call = dispatch.CallFacts(device(impl), torch.float32)
+    dtype = torch.float32 if serves(op, impl, torch.float32) else torch.bfloat16
+    call = dispatch.CallFacts(device(impl), dtype)
     reason = dispatch.why_it_cannot_serve(op, impl, call)
     return pytest.mark.skipif(reason is not None, reason=f"{impl}: {reason}")
 

@@ -1,5 +1,7 @@
 """The C++ CPU implementations: torch tensors in and out of ``lamp_fast._C``."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def prefix_attention(
     lse: Tensor,
 ) -> None:
     """See :func:`lamp_fast.ops.prefix_attention`; float16 through a float32 copy."""
-    tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
+    tensors = [contiguous_rows(_native(each)) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     computed = _computed(out)
     _C.prefix_attention(
@@ -95,9 +97,9 @@ def prefix_attention_backward(
     *gradients: Tensor,
 ) -> None:
     """The gradients of q, k, v, prefix_k and prefix_v; reads neither ``out`` nor ``lse``."""
-    tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
+    tensors = [contiguous_rows(_native(each)) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
-    grad = _native(grad)
+    grad = contiguous_rows(_native(grad))
     computed = [_computed(each) for each in gradients[:3]]
     # A prefix's gradients are sums over all sequences that read it.
     computed += [_computed(each, sums=True) for each in gradients[3:]]
@@ -111,12 +113,38 @@ def prefix_attention_backward(
         _round_once(source, target)
 
 
+def quick_gelu(x: Tensor, out: Tensor) -> None:
+    """See :func:`lamp_fast.ops.quick_gelu`; bfloat16."""
+    _activate(_C.quick_gelu_bf16, x, out=out)
+
+
+def quick_gelu_backward(grad: Tensor, x: Tensor, out: Tensor) -> None:
+    """The gradient of x."""
+    _activate(_C.quick_gelu_bf16_backward, grad, x, out=out)
+
+
+def gelu(x: Tensor, out: Tensor) -> None:
+    """See :func:`lamp_fast.ops.gelu`; bfloat16."""
+    _activate(_C.gelu_bf16, x, out=out)
+
+
+def gelu_backward(grad: Tensor, x: Tensor, out: Tensor) -> None:
+    """The gradient of x."""
+    _activate(_C.gelu_bf16_backward, grad, x, out=out)
+
+
+def _activate(function: Callable[..., None], *inputs: Tensor, out: Tensor) -> None:
+    inputs = [each.contiguous() for each in inputs]
+    addresses = (address(each) for each in (*inputs, out))
+    function(*addresses, out.numel(), torch.get_num_threads())
+
+
 _NATIVE = torch.float32, torch.float64, torch.bfloat16
 
 
 def _native(x: Tensor) -> Tensor:
-    """Contiguous in its last dimension, and no float16."""
-    return contiguous_rows(x if x.dtype in _NATIVE else x.float())
+    """In a dtype that the native code reads."""
+    return x if x.dtype in _NATIVE else x.float()
 
 
 def _computed(out: Tensor, *, sums: bool = False) -> Tensor:

@@ -106,8 +106,8 @@ def eager() -> Implementation:
     return Implementation("lamp_fast.ops.reference")
 
 
-def cpp() -> Implementation:
-    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD)
+def cpp(limits: Callable[[CallFacts], str | None] = lambda call: None) -> Implementation:
+    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD, limits=limits)
 
 
 def triton(module: str, accepted: str = "") -> Implementation:
