@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lamp_fast import ops
 from lamp_fast.ops import dispatch
 
 ON_GPU = ("triton", "cuda")
@@ -91,6 +92,37 @@ def assert_as_accurate(
     excess = (got.double() - exact).abs() - allowed
     # Written so that NaN fails.
     assert (excess <= 0).all(), f"{name}: {excess.max().item():.2e} over {allowed.max().item():.2e}"
+
+
+def assert_errs_as_eager(draws: list[tuple[dict[str, Tensor], ...]]) -> None:
+    """What a whole model gives in low precision errs, over several draws, at most twice as much as
+    plain torch in the same precision.
+
+    Rounding errors of a whole model are no more than random, so that single numbers tell nothing:
+    root mean squares over some draws of two programs that round alike differ by some tens of
+    percent.
+
+    Args:
+        draws: what was got, what eager gives, and the exact result, each by name.
+    """
+    for name in draws[0][0]:
+        sums = [0.0, 0.0]
+        for *rounded, exact in draws:
+            for index, each in enumerate(rounded):
+                error = (each[name].double() - exact[name]).norm() / exact[name].norm()
+                sums[index] += float(error) ** 2
+        # Written so that NaN fails.
+        assert sums[0] <= 4 * sums[1] < math.inf, f"{name}: {sums[0]:.2e}, eager {sums[1]:.2e}"
+
+
+@contextmanager
+def preferring(impl: str) -> Iterator[None]:
+    """Serve every call by one implementation."""
+    before = ops.prefer(impl)
+    try:
+        yield
+    finally:
+        ops.prefer(before)
 
 
 @contextmanager
