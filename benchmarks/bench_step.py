@@ -3,8 +3,10 @@
 ``pytest benchmarks/bench_step.py --benchmark-only``: medians over rounds in which the image forward
 (no_grad, same batch) runs before and after each measured piece. ViT-B-16-quickgelu with random
 weights, float32 on CPU, forward + loss + backward + optimiser, K=2, S=2, layers 3..12, "a photo of
-a {}." with Caltech101's first C names. ``--all`` adds B=32, shared routes and the equations as
-printed.
+a {}." with Caltech101's first C names. On a CPU that multiplies bfloat16 the same steps run over
+the same CLIP in bfloat16, too, in units of the float32 forward; their floor counts products at the
+rate of bfloat16 that the machine was measured to reach. ``--all`` adds B=32, shared routes and the
+equations as printed.
 """
 
 import pytest
@@ -14,6 +16,8 @@ from benchmarks.measuring.floors import floor_in_image_forwards
 from benchmarks.measuring.steps import Cell
 from benchmarks.measuring.timing import interleave
 from lamp_fast.clip import Trimming
+from lamp_fast.ops import dispatch
+from lamp_fast.runs.machine import CPU_BFLOAT16
 
 UNIT = "image forwards"
 # (batch, classes): rounds, and what is known of others: the targets of train and evaluation for
@@ -24,6 +28,8 @@ SIZES = {
     (4, 50): (5, (2.75, 1.33), 2.3, (2.93, 1.35), (7.0, 5.5, 4.8)),
     (32, 50): (3, (2.95, 1.38), 2.1, (4.30, 1.46), (3.7, 2.3, 1.6)),
 }
+# In bfloat16: the targets of train and evaluation for text per image.
+BF16_TARGETS = {(4, 10): (1.0, 0.5), (4, 50): (1.25, 0.62), (32, 50): (1.3, 0.63)}
 SHAPES = [
     pytest.param(
         *shape,
@@ -34,10 +40,11 @@ SHAPES = [
 ]
 
 
-def measure(benchmark, cell, rounds):
-    """The median ratio of a training step and of an evaluation to the image forward."""
+def measure(benchmark, cell, rounds, unit=None):
+    """The median ratio of a training step and of an evaluation to the image forward, by default of
+    the same CLIP."""
     pieces = {"train": cell.train, "evaluate": cell.evaluate_anew}
-    options = {"unit": cell.image_forward}
+    options = {"unit": unit or cell.image_forward}
     times = benchmark.pedantic(interleave, (pieces, rounds), options, rounds=1)
     ratios = {piece: time.ratio for piece, time in times.items()}
     benchmark.extra_info.update({f"ratio_{piece}": ratio for piece, ratio in ratios.items()})
@@ -63,6 +70,34 @@ def bench_step(benchmark, clip, closing, batch, classes, text_query):
             floor=floor_in_image_forwards(cell.kernels(piece == "train"), clip, batch),
             beside="; ".join(others),
             aim=f"{aim or ''}",
+        )
+
+
+@pytest.mark.skipif(
+    not any(map(dispatch.cpu_has, CPU_BFLOAT16)), reason="a CPU without products of bfloat16"
+)
+@pytest.mark.parametrize("text_query", ["image", "class"])
+@pytest.mark.parametrize(("batch", "classes"), SHAPES)
+def bench_step_in_bfloat16(
+    benchmark, clip, bf16_clip, ceilings, bf16_ceilings, closing, batch, classes, text_query
+):
+    cell = Cell(bf16_clip, batch, classes, text_query=text_query)
+    unit = Cell(clip, batch, classes).image_forward
+    measured = measure(benchmark, cell, SIZES[batch, classes][0], unit)
+    speed = bf16_ceilings.flops / ceilings.flops
+    benchmark.extra_info["products"] = [ceilings.record(), bf16_ceilings.record()]
+    aims = BF16_TARGETS[batch, classes] if text_query == "image" else ("", "")
+    query = "class" if text_query == "class" else "(image, class)"
+    for (piece, ratio), aim in zip(measured.items(), aims, strict=True):
+        kernels = cell.kernels(piece == "train")
+        closing.add(
+            f"LAMP B={batch} C={classes}, text per {query}: {piece}",
+            ratio,
+            f"float32 {UNIT}",
+            floor=floor_in_image_forwards(kernels, clip, batch, speed=speed),
+            beside=f"products at {speed:.2f} times float32's rate",
+            aim=f"{aim}",
+            dtype=torch.bfloat16,
         )
 
 

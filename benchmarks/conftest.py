@@ -103,6 +103,12 @@ def clip():
 
 
 @pytest.fixture(scope="session")
+def bf16_clip():
+    """The same in bfloat16."""
+    return random_clip(CPU, torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
 def device_clip():
     """ViT-B/16 on a GPU where there is one, in bfloat16 everywhere."""
     return random_clip(this_device(), torch.bfloat16)
@@ -112,6 +118,12 @@ def device_clip():
 def ceilings():
     """The rates of the CPU."""
     return measure_ceilings(CPU)
+
+
+@pytest.fixture(scope="session")
+def bf16_ceilings():
+    """The rates of the CPU, products in bfloat16."""
+    return measure_ceilings(CPU, torch.bfloat16)
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,21 @@ struct PrefixAttentionBackwardParams {
   HeadRows grad_prefix_k, grad_prefix_v;  // both wanted or none
 };
 
+// float32, float64 or bfloat16, of which the gradients of the prefix are float32.
 void prefix_attention_cpu(const PrefixAttentionParams& params);
 void prefix_attention_backward_cpu(const PrefixAttentionBackwardParams& params);
+
+enum class Activation { kQuickGelu, kGelu };
+
+// An activation and its gradient, of contiguous tensors of `count` bfloat16, each rounded once.
+// `threads` never changes a result.
+void activate_bf16(Activation activation, const void* x, void* out, int64_t count, int threads);
+void activate_bf16_backward(Activation activation, const void* grad, const void* x, void* out,
+                            int64_t count, int threads);
+
+// Whether this build has the CPU's instructions for products of bfloat16 (AVX512_BF16), and this
+// machine too.
+bool multiplies_bfloat16();
 
 // The CUDA ops enqueue on a cudaStream_t of the current device, which the addresses belong to. They
 // allocate nothing, wait for nothing and throw std::runtime_error with CUDA's words.

@@ -1,13 +1,12 @@
+#include "prefix_attention.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "lamp.h"
 #include "threads.h"
 #include "vectors.h"
 
@@ -17,8 +16,6 @@ namespace {
 constexpr int kKeysAtOnce = 4;
 // So many vectors of a row are summed in registers at once.
 constexpr int kVectorsAtOnce = 8;
-// More parts than threads: what a busy core leaves, another one takes.
-constexpr int64_t kPartsPerThread = 4;
 
 // Which keys each query row sees, alike in all sequences and heads: a list per row (entries, in the
 // order of the rows), and the same pairs as a list per key. Keys are those of the prefix, then
@@ -80,43 +77,18 @@ struct Visible {
   std::vector<int64_t> row;        // [entries], in the order of the keys
 };
 
-// Which prefix each sequence reads, and the sequences that read each prefix, in their order.
-struct Readers {
-  explicit Readers(const PrefixAttentionParams& params)
-      : prefix(params.sequences), start(params.groups + 1), sequence(params.sequences) {
-    for (int64_t n = 0; n < params.sequences; ++n) {
-      prefix[n] = prefix_of(params, n);
-      ++start[prefix[n] + 1];
-    }
-    std::partial_sum(start.begin(), start.end(), start.begin());
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t n = 0; n < params.sequences; ++n) sequence[next[prefix[n]]++] = n;
-  }
-
-  static int64_t prefix_of(const PrefixAttentionParams& params, int64_t n) {
-    if (params.prefix_index == nullptr) return n / (params.sequences / params.groups);
-    const int64_t prefix = params.prefix_index[n];
-    if (prefix < 0 || prefix >= params.groups)
-      throw std::out_of_range("prefix_index: holds " + std::to_string(prefix) + ", expected 0.." +
-                              std::to_string(params.groups - 1));
-    return prefix;
-  }
-
-  std::vector<int64_t> prefix;    // [N]
-  std::vector<int64_t> start;     // [G + 1]
-  std::vector<int64_t> sequence;  // [N]
-};
-
 template <typename T>
 T* rows_of(const HeadRows& tensor, int64_t sequence, int64_t head) {
   return static_cast<T*>(tensor.data) + sequence * tensor.sequence_stride +
          head * tensor.head_stride;
 }
 
-// What a thread works in. Rows are copied one behind the other: where a fused projection leaves
-// them they are a power of two apart, or nearly, and push one another out of the first cache.
-template <typename T>
+// What a thread works in, for tensors of Stored. Rows are copied one behind the other: where a
+// fused projection leaves them they are a power of two apart, or nearly, and push one another out
+// of the first cache.
+template <typename Stored>
 struct Scratch {
+  using T = Computed<Stored>;
   Scratch(const PrefixAttentionParams& params, const Visible& visible, bool backward)
       : padded(round_up(params.width, kLanes<T>)),
         q(params.rows * padded),
@@ -141,10 +113,10 @@ struct Scratch {
 };
 
 // The rows [count, d] of one head -> packed [count, padded]. The next head is asked for meanwhile.
-template <typename T>
+template <typename Stored, typename T>
 [[gnu::always_inline]] inline void pack(const HeadRows& rows, int64_t sequence, int64_t head,
                                         int64_t count, int64_t width, int64_t padded, T* packed) {
-  const T* from = rows_of<const T>(rows, sequence, head);
+  const Stored* from = rows_of<const Stored>(rows, sequence, head);
   for (int64_t i = 0; i < count; ++i, from += rows.row_stride, packed += padded) {
     int64_t d = 0;
     for (; d + kLanes<T> <= width; d += kLanes<T>) {
@@ -264,26 +236,30 @@ template <typename T>
     store(slopes + j, load(weights + j) * (load(slopes + j) - along) * scale);
 }
 
-template <typename T>
+template <typename Stored>
 [[gnu::always_inline]] inline void pack_keys_and_values(const PrefixAttentionParams& params,
                                                         int64_t sequence, int64_t prefix,
-                                                        int64_t head, Scratch<T>& scratch) {
+                                                        int64_t head, Scratch<Stored>& scratch) {
   const int64_t padded = scratch.padded, own = params.prefix_length * padded;
   const int64_t prefix_length = params.prefix_length, length = params.length;
-  pack(params.prefix_k, prefix, head, prefix_length, params.width, padded, scratch.k.data());
-  pack(params.prefix_v, prefix, head, prefix_length, params.width, padded, scratch.v.data());
-  pack(params.k, sequence, head, length, params.width, padded, scratch.k.data() + own);
-  pack(params.v, sequence, head, length, params.width, padded, scratch.v.data() + own);
+  pack<Stored>(params.prefix_k, prefix, head, prefix_length, params.width, padded,
+               scratch.k.data());
+  pack<Stored>(params.prefix_v, prefix, head, prefix_length, params.width, padded,
+               scratch.v.data());
+  pack<Stored>(params.k, sequence, head, length, params.width, padded, scratch.k.data() + own);
+  pack<Stored>(params.v, sequence, head, length, params.width, padded, scratch.v.data() + own);
 }
 
-template <typename T>
+template <typename Stored>
 [[gnu::always_inline]] inline void forward_head(const PrefixAttentionParams& params,
                                                 const Visible& visible, int64_t sequence,
-                                                int64_t prefix, int64_t head, Scratch<T>& scratch) {
+                                                int64_t prefix, int64_t head,
+                                                Scratch<Stored>& scratch) {
+  using T = Computed<Stored>;
   const int64_t padded = scratch.padded, width = params.width;
   pack_keys_and_values(params, sequence, prefix, head, scratch);
-  pack(params.q, sequence, head, params.rows, width, padded, scratch.q.data());
-  T* out = rows_of<T>(params.out, sequence, head);
+  pack<Stored>(params.q, sequence, head, params.rows, width, padded, scratch.q.data());
+  Stored* out = rows_of<Stored>(params.out, sequence, head);
   T* lse = static_cast<T*>(params.lse) + (sequence * params.heads + head) * params.rows;
   for (int64_t i = 0; i < params.rows; ++i) {
     const int64_t* seen = visible.key.data() + visible.row_start[i];
@@ -299,17 +275,17 @@ template <typename T>
 
 // Gradients of the rows [first, last) of the keys (or of the values) of one head of one sequence:
 // sums of the packed rows by the weights of those that see each. They overwrite out, or add to it.
-template <typename T>
+template <bool Add, typename T, typename Stored>
 [[gnu::always_inline]] inline void gradients_of_keys(const Visible& visible, int64_t first,
                                                      int64_t last, const T* weights_by_key,
                                                      const T* packed, T* sum, int64_t padded,
-                                                     int64_t width, bool add, T* out,
+                                                     int64_t width, Stored* out,
                                                      int64_t out_stride) {
   for (int64_t j = first; j < last; ++j, out += out_stride) {
     const int64_t start = visible.key_start[j];
     weighted_sum(weights_by_key + start, packed, visible.row.data() + start,
                  visible.key_start[j + 1] - start, padded, sum);
-    if (add)
+    if constexpr (Add)
       for (int64_t d = 0; d < width; ++d) out[d] += sum[d];
     else
       std::copy(sum, sum + width, out);
@@ -319,11 +295,12 @@ template <typename T>
 // The softmax is formed as in forward rather than from lse, which does not resolve the weights of
 // huge scores, and its product with the gradient from the weights rather than from the rounded
 // output: neither is read.
-template <typename T>
+template <typename Stored>
 [[gnu::always_inline]] inline void backward_head(const PrefixAttentionBackwardParams& params,
                                                  const Visible& visible, int64_t sequence,
                                                  int64_t prefix, int64_t head,
-                                                 Scratch<T>& scratch) {
+                                                 Scratch<Stored>& scratch) {
+  using T = Computed<Stored>;
   const PrefixAttentionParams& forward = params.forward;
   const int64_t padded = scratch.padded, width = forward.width;
   const int64_t prefix_length = forward.prefix_length;
@@ -331,8 +308,8 @@ template <typename T>
   const bool needs_own = params.grad_q.data != nullptr;
   T* sum = scratch.sum.data();
   pack_keys_and_values(forward, sequence, prefix, head, scratch);
-  pack(forward.q, sequence, head, forward.rows, width, padded, scratch.q.data());
-  pack(params.grad, sequence, head, forward.rows, width, padded, scratch.grad.data());
+  pack<Stored>(forward.q, sequence, head, forward.rows, width, padded, scratch.q.data());
+  pack<Stored>(params.grad, sequence, head, forward.rows, width, padded, scratch.grad.data());
   for (int64_t i = 0; i < forward.rows; ++i) {
     const int64_t start = visible.row_start[i], count = visible.row_start[i + 1] - start;
     const int64_t* seen = visible.key.data() + start;
@@ -349,19 +326,23 @@ template <typename T>
     if (!needs_own) continue;
     weighted_sum(slopes, scratch.k.data(), seen, count, padded, sum);
     std::copy(sum, sum + width,
-              rows_of<T>(params.grad_q, sequence, head) + i * params.grad_q.row_stride);
+              rows_of<Stored>(params.grad_q, sequence, head) + i * params.grad_q.row_stride);
   }
-  const auto gradients = [&](int64_t first, int64_t last, bool add, const HeadRows& of_k,
-                             const HeadRows& of_v, int64_t owner) __attribute__((always_inline)) {
-    gradients_of_keys(visible, first, last, scratch.slopes_by_key.data(), scratch.q.data(), sum,
-                      padded, width, add, rows_of<T>(of_k, owner, head), of_k.row_stride);
-    gradients_of_keys(visible, first, last, scratch.weights_by_key.data(), scratch.grad.data(), sum,
-                      padded, width, add, rows_of<T>(of_v, owner, head), of_v.row_stride);
+  const auto gradients = [&](auto add, int64_t first, int64_t last, auto* of_k, int64_t k_stride,
+                             auto* of_v, int64_t v_stride) __attribute__((always_inline)) {
+    gradients_of_keys<add>(visible, first, last, scratch.slopes_by_key.data(), scratch.q.data(),
+                           sum, padded, width, of_k, k_stride);
+    gradients_of_keys<add>(visible, first, last, scratch.weights_by_key.data(), scratch.grad.data(),
+                           sum, padded, width, of_v, v_stride);
   };
-  if (params.grad_prefix_k.data != nullptr)
-    gradients(0, prefix_length, true, params.grad_prefix_k, params.grad_prefix_v, prefix);
+  const HeadRows &prefix_k = params.grad_prefix_k, &prefix_v = params.grad_prefix_v;
+  if (prefix_k.data != nullptr)
+    gradients(std::true_type{}, 0, prefix_length, rows_of<T>(prefix_k, prefix, head),
+              prefix_k.row_stride, rows_of<T>(prefix_v, prefix, head), prefix_v.row_stride);
   if (needs_own)
-    gradients(prefix_length, visible.keys, false, params.grad_k, params.grad_v, sequence);
+    gradients(std::false_type{}, prefix_length, visible.keys,
+              rows_of<Stored>(params.grad_k, sequence, head), params.grad_k.row_stride,
+              rows_of<Stored>(params.grad_v, sequence, head), params.grad_v.row_stride);
 }
 
 template <typename T>
@@ -373,10 +354,11 @@ void clear(const HeadRows& rows, const PrefixAttentionParams& params, int64_t pr
 }
 
 // Heads [first, last) of all sequences, counted through.
-template <typename T>
+template <typename Stored>
 [[gnu::always_inline]] inline void forward_part(const PrefixAttentionParams& params,
                                                 const Visible& visible, const Readers& readers,
-                                                int64_t first, int64_t last, Scratch<T>& scratch) {
+                                                int64_t first, int64_t last,
+                                                Scratch<Stored>& scratch) {
   for (int64_t i = first; i < last; ++i) {
     const int64_t sequence = i / params.heads;
     forward_head(params, visible, sequence, readers.prefix[sequence], i % params.heads, scratch);
@@ -385,10 +367,12 @@ template <typename T>
 
 // Heads [first, last) of all prefixes, counted through: each of them in all sequences that read it,
 // so that the gradients of a prefix are summed in the order of the sequences.
-template <typename T>
+template <typename Stored>
 [[gnu::always_inline]] inline void backward_part(const PrefixAttentionBackwardParams& params,
                                                  const Visible& visible, const Readers& readers,
-                                                 int64_t first, int64_t last, Scratch<T>& scratch) {
+                                                 int64_t first, int64_t last,
+                                                 Scratch<Stored>& scratch) {
+  using T = Computed<Stored>;
   const int64_t heads = params.forward.heads;
   for (int64_t next = first; first < last; first = next) {
     const int64_t prefix = first / heads, first_head = first % heads;
@@ -418,6 +402,12 @@ LAMP_VECTOR_CLONES void run_part(const PrefixAttentionParams& params, const Visi
   forward_part(params, visible, readers, first, last, scratch);
 }
 
+LAMP_VECTOR_CLONES void run_part(const PrefixAttentionParams& params, const Visible& visible,
+                                 const Readers& readers, int64_t first, int64_t last,
+                                 Scratch<BFloat16>& scratch) {
+  forward_part(params, visible, readers, first, last, scratch);
+}
+
 LAMP_VECTOR_CLONES void run_part(const PrefixAttentionBackwardParams& params,
                                  const Visible& visible, const Readers& readers, int64_t first,
                                  int64_t last, Scratch<float>& scratch) {
@@ -430,8 +420,14 @@ LAMP_VECTOR_CLONES void run_part(const PrefixAttentionBackwardParams& params,
   backward_part(params, visible, readers, first, last, scratch);
 }
 
+LAMP_VECTOR_CLONES void run_part(const PrefixAttentionBackwardParams& params,
+                                 const Visible& visible, const Readers& readers, int64_t first,
+                                 int64_t last, Scratch<BFloat16>& scratch) {
+  backward_part(params, visible, readers, first, last, scratch);
+}
+
 // A direction of the op over `items` heads; `products` is how many it forms of two rows.
-template <typename T, typename Params>
+template <typename Stored, typename Params>
 void run(const Params& params, const PrefixAttentionParams& sizes, int64_t items, int64_t products,
          bool backward) {
   if (items == 0) return;
@@ -441,27 +437,42 @@ void run(const Params& params, const PrefixAttentionParams& sizes, int64_t items
   const int64_t work = products * entries * sizes.sequences * sizes.heads * sizes.width;
   const int64_t threads = useful_threads(sizes.threads, work, items);
   const int64_t parts = threads == 1 ? 1 : std::min(items, threads * kPartsPerThread);
-  std::vector<Scratch<T>> scratch(threads, Scratch<T>(sizes, visible, backward));
+  std::vector<Scratch<Stored>> scratch(threads, Scratch<Stored>(sizes, visible, backward));
   for_each_part(parts, threads, [&](int64_t part, int64_t thread) {
     run_part(params, visible, readers, items * part / parts, items * (part + 1) / parts,
              scratch[thread]);
   });
 }
 
+// Every row sees every key, and the CPU multiplies bfloat16: dense_attention_bf16.cpp serves it.
+bool is_dense_bf16(const PrefixAttentionParams& params) {
+  const bool blind = params.blind > params.length - params.rows && params.prefix_length > 0;
+  return params.dtype == Dtype::kBFloat16 && params.mask == nullptr && !params.causal && !blind &&
+         multiplies_bfloat16();
+}
+
 }  // namespace
 
 void prefix_attention_cpu(const PrefixAttentionParams& params) {
   const int64_t items = params.sequences * params.heads;
-  if (params.dtype == Dtype::kFloat64)
+  if (is_dense_bf16(params))
+    dense_attention_bf16(params);
+  else if (params.dtype == Dtype::kFloat64)
     run<double>(params, params, items, 2, false);
+  else if (params.dtype == Dtype::kBFloat16)
+    run<BFloat16>(params, params, items, 2, false);
   else
     run<float>(params, params, items, 2, false);
 }
 
 void prefix_attention_backward_cpu(const PrefixAttentionBackwardParams& params) {
   const int64_t items = params.forward.groups * params.forward.heads;
-  if (params.forward.dtype == Dtype::kFloat64)
+  if (is_dense_bf16(params.forward))
+    dense_attention_bf16_backward(params);
+  else if (params.forward.dtype == Dtype::kFloat64)
     run<double>(params, params.forward, items, 5, true);
+  else if (params.forward.dtype == Dtype::kBFloat16)
+    run<BFloat16>(params, params.forward, items, 5, true);
   else
     run<float>(params, params.forward, items, 5, true);
 }

@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 // The loader picks the widest vectors that the machine has. All versions sum in the same order and
 // none contracts a * b + c, so the bits are the same on every machine.
@@ -49,6 +51,46 @@ template <typename T>
   *reinterpret_cast<Lanes<T>*>(to) = value;
 }
 
+// A number of the upper half of a float32's bits.
+struct BFloat16 {
+  BFloat16() = default;
+  // Rounds to the nearest, ties to even; NaN stays one.
+  [[gnu::always_inline]] BFloat16(float value) {
+    uint32_t whole;
+    std::memcpy(&whole, &value, sizeof(whole));
+    const uint32_t rounded = (whole + 0x7fffu + ((whole >> 16) & 1)) >> 16;
+    const uint32_t nan = (whole >> 16) | 0x40u;
+    bits = static_cast<uint16_t>((whole & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+  }
+  [[gnu::always_inline]] operator float() const {
+    const uint32_t whole = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &whole, sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+};
+
+[[gnu::always_inline]] inline Lanes<float> load(const BFloat16* from) {
+  using Bits = Vector<uint16_t, kLanes<float>>;
+  using Wide = Vector<uint32_t, kLanes<float>>;
+  const Wide wide = __builtin_convertvector(*reinterpret_cast<const Bits*>(from), Wide) << 16;
+  return reinterpret_cast<Lanes<float>>(wide);
+}
+
+[[gnu::always_inline]] inline void store(BFloat16* to, Lanes<float> value) {
+  using Bits = Vector<uint16_t, kLanes<float>>;
+  using Wide = Vector<uint32_t, kLanes<float>>;
+  const Wide whole = reinterpret_cast<Wide>(value);
+  const Wide rounded = whole + 0x7fffu + ((whole >> 16) & 1u);
+  const Wide bits = value == value ? rounded : whole | 0x400000u;
+  *reinterpret_cast<Bits*>(to) = __builtin_convertvector(bits >> 16, Bits);
+}
+
+// What a tensor's numbers are computed in.
+template <typename Stored>
+using Computed = std::conditional_t<std::is_same_v<Stored, BFloat16>, float, Stored>;
+
 inline int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
@@ -88,24 +130,30 @@ inline int64_t round_up(int64_t count, int64_t multiple) {
 
 // e^x for x <= 0 to about 2 units in the last place; 0 where it is below the smallest normal
 // number, NaN for NaN.
-[[gnu::always_inline]] inline Lanes<float> exponential(Lanes<float> x) {
-  using Bits = Vector<uint32_t, kLanes<float>>;
+template <int Count>
+[[gnu::always_inline]] inline Vector<float, Count> exponential_of(Vector<float, Count> x) {
+  using Floats = Vector<float, Count>;
+  using Bits = Vector<uint32_t, Count>;
   // e^x = 2^n e^r with n an integer and |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer and
   // leaves it in the low bits. The first part of ln 2 has 9 bits, so that its product is exact.
   constexpr float kRound = 12582912, kFirst = 0.693359375f, kSecond = -2.12194440e-4f;
-  const Lanes<float> shifted = x * 1.44269504f + kRound;
-  const Lanes<float> n = shifted - kRound;
-  const Lanes<float> r = (x - n * kFirst) - n * kSecond;
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (x - n * kFirst) - n * kSecond;
   // Taylor's series: the first term left out is below 0.35^8 / 8! = 6e-9.
-  Lanes<float> sum = r * (1.f / 5040) + 1.f / 720;
+  Floats sum = r * (1.f / 5040) + 1.f / 720;
   sum = sum * r + 1.f / 120;
   sum = sum * r + 1.f / 24;
   sum = sum * r + 1.f / 6;
   sum = sum * r + 0.5f;
   sum = (sum * r) * r + r + 1.f;
   const Bits power = (reinterpret_cast<Bits>(shifted) << 23) + 0x3f800000u;
-  const Lanes<float> result = sum * reinterpret_cast<Lanes<float>>(power);
-  return x < -87.f ? Lanes<float>{} : result;
+  const Floats result = sum * reinterpret_cast<Floats>(power);
+  return x < -87.f ? Floats{} : result;
+}
+
+[[gnu::always_inline]] inline Lanes<float> exponential(Lanes<float> x) {
+  return exponential_of<kLanes<float>>(x);
 }
 
 [[gnu::always_inline]] inline Lanes<double> exponential(Lanes<double> x) {

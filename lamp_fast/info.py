@@ -14,7 +14,9 @@ from tabulate import tabulate
 
 from lamp_fast import __version__, cli
 from lamp_fast.ops import dispatch
+from lamp_fast.runs.building import DTYPES
 from lamp_fast.runs.config import default_config
+from lamp_fast.runs.machine import CPU_BFLOAT16, auto_precision
 from lamp_fast.runs.parameters import parameter_lines
 
 PACKAGES = ("torch", "triton", "open_clip_torch", "torchvision", "numpy")
@@ -46,7 +48,9 @@ def cuda_line() -> str:
 def devices() -> Iterator[tuple[torch.device, str]]:
     """Every device that runs could use, with a description."""
     vectors = torch.backends.cpu.get_cpu_capability()
-    yield torch.device("cpu"), f"{torch.get_num_threads()} threads, {vectors}"
+    names = ", ".join(name.upper() for name in CPU_BFLOAT16 if dispatch.cpu_has(name))
+    products = f"products of bfloat16 ({names})" if names else "no products of bfloat16"
+    yield torch.device("cpu"), f"{torch.get_num_threads()} threads, {vectors}, {products}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30
@@ -57,8 +61,9 @@ def devices() -> Iterator[tuple[torch.device, str]]:
 
 
 def op_table(device: torch.device) -> str:
-    """What serves every op on a device, why, and what else is there or is missing."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """What serves every op on a device in what --precision auto computes in, why, and what else is
+    there or is missing."""
+    dtype = DTYPES[auto_precision(device)]
     rows = []
     for op in dispatch.IMPLEMENTATIONS:
         # Only prefix_attention tells rows that see few keys (text) from rows that see all (vision).
@@ -67,7 +72,8 @@ def op_table(device: torch.device) -> str:
             name, why, missing = dispatch.pick(op, call)
             what = op + (" (text)" if sparse else " (vision)" if op == "prefix_attention" else "")
             rows.append([what, name, why, _others(op, call, name, missing)])
-    return tabulate(rows, ["op", "served by", "why", "others"], tablefmt="simple")
+    header = [f"op in {auto_precision(device)}", "served by", "why", "others"]
+    return tabulate(rows, header, tablefmt="simple")
 
 
 def _others(op: str, call: dispatch.CallFacts, chosen: str, missing: str | None) -> str:

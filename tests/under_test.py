@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lamp_fast import ops
 from lamp_fast.ops import dispatch
 
 ON_GPU = ("triton", "cuda")
@@ -25,11 +26,14 @@ def device(impl: str) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def serves(impl: str, dtype: torch.dtype) -> bool:
+def serves(op: str, impl: str, dtype: torch.dtype) -> bool:
     """Whether an implementation is tested in a dtype.
 
-    The kernels have no float64, and the interpreter's products of bfloat16 are wrong.
+    The native activations have bfloat16 alone. The kernels have no float64, and the interpreter's
+    products of bfloat16 are wrong.
     """
+    if impl == "cpp" and op in ("quick_gelu", "gelu"):
+        return dtype == torch.bfloat16
     if impl not in ON_GPU:
         return True
     return dtype != torch.float64 and not (INTERPRETED and dtype == torch.bfloat16)
@@ -43,7 +47,7 @@ def cases(op: str, *dtypes: torch.dtype) -> pytest.MarkDecorator:
             pytest.param(impl, dtype, marks=skipped(op, impl), id=f"{impl}-{str(dtype)[6:]}")
             for impl in dispatch.IMPLEMENTATIONS[op]
             for dtype in dtypes
-            if serves(impl, dtype)
+            if serves(op, impl, dtype)
         ],
     )
 
@@ -55,14 +59,15 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
         [
             pytest.param(impl, marks=skipped(op, impl))
             for impl in dispatch.IMPLEMENTATIONS[op]
-            if serves(impl, dtype)
+            if serves(op, impl, dtype)
         ],
     )
 
 
 def skipped(op: str, impl: str) -> pytest.MarkDecorator:
     """The mark of a test that needs an implementation, with the reason where it cannot run."""
-    call = dispatch.CallFacts(device(impl), torch.float32)
+    dtype = torch.float32 if serves(op, impl, torch.float32) else torch.bfloat16
+    call = dispatch.CallFacts(device(impl), dtype)
     reason = dispatch.why_it_cannot_serve(op, impl, call)
     return pytest.mark.skipif(reason is not None, reason=f"{impl}: {reason}")
 
@@ -87,6 +92,37 @@ def assert_as_accurate(
     excess = (got.double() - exact).abs() - allowed
     # Written so that NaN fails.
     assert (excess <= 0).all(), f"{name}: {excess.max().item():.2e} over {allowed.max().item():.2e}"
+
+
+def assert_errs_as_eager(draws: list[tuple[dict[str, Tensor], ...]]) -> None:
+    """What a whole model gives in low precision errs, over several draws, at most twice as much as
+    plain torch in the same precision.
+
+    Rounding errors of a whole model are no more than random, so that single numbers tell nothing:
+    root mean squares over some draws of two programs that round alike differ by some tens of
+    percent.
+
+    Args:
+        draws: what was got, what eager gives, and the exact result, each by name.
+    """
+    for name in draws[0][0]:
+        sums = [0.0, 0.0]
+        for *rounded, exact in draws:
+            for index, each in enumerate(rounded):
+                error = (each[name].double() - exact[name]).norm() / exact[name].norm()
+                sums[index] += float(error) ** 2
+        # Written so that NaN fails.
+        assert sums[0] <= 4 * sums[1] < math.inf, f"{name}: {sums[0]:.2e}, eager {sums[1]:.2e}"
+
+
+@contextmanager
+def preferring(impl: str) -> Iterator[None]:
+    """Serve every call by one implementation."""
+    before = ops.prefer(impl)
+    try:
+        yield
+    finally:
+        ops.prefer(before)
 
 
 @contextmanager

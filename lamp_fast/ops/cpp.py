@@ -1,5 +1,7 @@
 """The C++ CPU implementations: torch tensors in and out of ``lamp_fast._C``."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,8 @@ def prefix_attention(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    """See :func:`lamp_fast.ops.prefix_attention`; half precision through a float32 copy."""
-    tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
+    """See :func:`lamp_fast.ops.prefix_attention`; float16 through a float32 copy."""
+    tensors = [contiguous_rows(_native(each)) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
     computed = _computed(out)
     _C.prefix_attention(
@@ -95,10 +97,12 @@ def prefix_attention_backward(
     *gradients: Tensor,
 ) -> None:
     """The gradients of q, k, v, prefix_k and prefix_v; reads neither ``out`` nor ``lse``."""
-    tensors = [_native(each) for each in (q, k, v, prefix_k, prefix_v)]
+    tensors = [contiguous_rows(_native(each)) for each in (q, k, v, prefix_k, prefix_v)]
     prefix_index, mask = contiguous(prefix_index), contiguous(mask)
-    grad = _native(grad)
-    computed = [_computed(each) for each in gradients]
+    grad = contiguous_rows(_native(grad))
+    computed = [_computed(each) for each in gradients[:3]]
+    # A prefix's gradients are sums over all sequences that read it.
+    computed += [_computed(each, sums=True) for each in gradients[3:]]
     forward = prefix_attention_params(
         *(*tensors, out, lse, prefix_index, mask, causal, blind, scale), torch.get_num_threads()
     )
@@ -109,16 +113,43 @@ def prefix_attention_backward(
         _round_once(source, target)
 
 
+def quick_gelu(x: Tensor, out: Tensor) -> None:
+    """See :func:`lamp_fast.ops.quick_gelu`; bfloat16."""
+    _activate(_C.quick_gelu_bf16, x, out=out)
+
+
+def quick_gelu_backward(grad: Tensor, x: Tensor, out: Tensor) -> None:
+    """The gradient of x."""
+    _activate(_C.quick_gelu_bf16_backward, grad, x, out=out)
+
+
+def gelu(x: Tensor, out: Tensor) -> None:
+    """See :func:`lamp_fast.ops.gelu`; bfloat16."""
+    _activate(_C.gelu_bf16, x, out=out)
+
+
+def gelu_backward(grad: Tensor, x: Tensor, out: Tensor) -> None:
+    """The gradient of x."""
+    _activate(_C.gelu_bf16_backward, grad, x, out=out)
+
+
+def _activate(function: Callable[..., None], *inputs: Tensor, out: Tensor) -> None:
+    inputs = [each.contiguous() for each in inputs]
+    addresses = (address(each) for each in (*inputs, out))
+    function(*addresses, out.numel(), torch.get_num_threads())
+
+
+_NATIVE = torch.float32, torch.float64, torch.bfloat16
+
+
 def _native(x: Tensor) -> Tensor:
-    """Contiguous in its last dimension, float32 or float64."""
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
-    return contiguous_rows(x)
+    """In a dtype that the native code reads."""
+    return x if x.dtype in _NATIVE else x.float()
 
 
-def _computed(out: Tensor) -> Tensor:
-    """Where the native code writes what ``out`` is to hold."""
-    native = out.dtype in (torch.float32, torch.float64)
+def _computed(out: Tensor, *, sums: bool = False) -> Tensor:
+    """Where the native code writes what ``out`` is to hold; sums are not in half precision."""
+    native = out.dtype in (_NATIVE[:2] if sums else _NATIVE)
     return out if native else torch.empty_like(out, dtype=torch.float32)
 
 

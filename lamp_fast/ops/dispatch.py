@@ -81,6 +81,15 @@ class Rule:
 
 ESTIMATE = "by estimate, not measured"
 
+
+@cache
+def cpu_has(instructions: str) -> bool:
+    """Whether torch says that this CPU has instructions, such as "avx512_bf16"; where it says
+    nothing (before torch 2.11, another architecture) it has not."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get(instructions))
+
+
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {}
 """Of every op, by name; an op's file fills in its own."""
 
@@ -97,8 +106,8 @@ def eager() -> Implementation:
     return Implementation("lamp_fast.ops.reference")
 
 
-def cpp() -> Implementation:
-    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD)
+def cpp(limits: Callable[[CallFacts], str | None] = lambda call: None) -> Implementation:
+    return Implementation("lamp_fast.ops.cpp", ("cpu",), _BUILD, limits=limits)
 
 
 def triton(module: str, accepted: str = "") -> Implementation:

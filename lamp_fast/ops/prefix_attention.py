@@ -52,9 +52,11 @@ def prefix_attention(
             serve.
 
     *Numerics*: the reference has those of torch's scaled_dot_product_attention, which it calls. All
-    others form scores, softmax and sums in float32 (float64 for float64) and round once. A NaN in a
-    row's query or in a key that it sees makes that row NaN; one in a value may also reach rows of
-    its sequence that do not see it. Other sequences feel neither, unless they read the same prefix.
+    others form scores, softmax and sums in float32 (float64 for float64) and round once; but where
+    the CPU multiplies bfloat16 (AVX512_BF16) and every row sees every key, weights and gradients of
+    scores are rounded to bfloat16 before they are multiplied. A NaN in a row's query or in a key
+    that it sees makes that row NaN; one in a value may also reach rows of its sequence that do not
+    see it. Other sequences feel neither, unless they read the same prefix.
 
     *Determinism*: the same bits in every run, also for gradients of a shared prefix, which are
     summed in the order of the sequences; the reference with ``prefix_index`` as torch indexes. No
@@ -210,6 +212,12 @@ class _PrefixAttention(torch.autograd.Function):
         return (*wanted, None, None, None, None, None, None)
 
 
+def _wants_own_products(call: dispatch.CallFacts) -> bool:
+    """bfloat16 on a CPU that multiplies it: torch's attention does not, unless there is AMX."""
+    has = dispatch.cpu_has
+    return call.dtype == torch.bfloat16 and has("avx512_bf16") and not has("amx_bf16")
+
+
 _LIMITS = f"heads of width up to {KERNEL_WIDTH}"
 
 dispatch.IMPLEMENTATIONS["prefix_attention"] = {
@@ -224,6 +232,12 @@ dispatch.RULES["prefix_attention"] = (
         "cpp",
         "few keys a row: 1.3 to 8 times the reference (long rows 0.6): benchmarks/NOTES.md",
         lambda call: call.sparse,
+    ),
+    Rule(
+        "cpu",
+        "cpp",
+        "bfloat16 by AVX512_BF16: 2 times the reference: benchmarks/NOTES.md",
+        _wants_own_products,
     ),
     Rule("cuda", "triton", ESTIMATE),
 )

@@ -8,6 +8,9 @@ import torch
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
 
+CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+"""Instructions that make products of bfloat16 faster than those of float32, as torch names them."""
+
 
 @dataclass(frozen=True)
 class MachineConfig:
@@ -60,7 +63,7 @@ def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
     precision = machine.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        precision = auto_precision(device)
     if precision == "fp16" and device.type == "cpu":
         raise InputError("--precision fp16: expected fp32, bf16 or fp64 on a CPU")
     transforms = machine.transforms
@@ -68,3 +71,8 @@ def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device
         transforms = "device" if device.type == "cuda" else "host"
     machine = replace(machine, device=str(device), precision=precision, transforms=transforms)
     return machine, device
+
+
+def auto_precision(device: torch.device) -> str:
+    """What --precision auto computes in."""
+    return "bf16" if device.type == "cuda" else "fp32"

@@ -93,12 +93,11 @@ def test_arithmetic_agrees_with_the_flop_floor(small_clip):
     # Forward + backward less the first layer's input projection of both towers (3 of 12 widths).
     assert 0.9 * train < got < 1.12 * train
     # With the prompts' own projections it can only be more.
-    assert (
-        floor_in_image_forwards(
-            step_kernels(clip, images, classes, config, train=True), clip, images
-        )
-        > got
-    )
+    kernels = [*step_kernels(clip, images, classes, config, train=True)]
+    floor = floor_in_image_forwards(kernels, clip, images)
+    assert floor > got
+    # Products at twice the rate of the forward's take half of it: exact in binary.
+    assert floor_in_image_forwards(kernels, clip, images, speed=2.0) == floor / 2
 
 
 def test_an_image_forward_is_counted_by_hand(small_clip):

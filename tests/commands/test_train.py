@@ -111,9 +111,10 @@ def test_the_result_file_holds_what_the_table_shows(finished):
         assert row["hm_a"] == pytest.approx(2 * base * new / (base + new))
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, precision):
     """SIGKILL at three random moments, then run on: the weights of a run that never died."""
-    flags = ("--epochs", "6", "--threads", "1", "--imb", "50")
+    flags = ("--epochs", "6", "--threads", "1", "--imb", "50", "--precision", precision)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole, *flags), check=True, capture_output=True)
     moments = random.Random(11)

@@ -1,11 +1,13 @@
 """The ``exact`` path against ``literal`` in float64: logits, losses, gradients, selections."""
 
+import copy
 import itertools
 from dataclasses import fields
 
 import pytest
 import torch
 import torch.nn.functional as F
+import under_test
 
 from lamp_fast.clip import Trimming, tokenise
 from lamp_fast.errors import InputError
@@ -412,6 +414,29 @@ def test_parameters_and_bias_stay_float32_under_a_bfloat16_clip(small_clip, path
     assert step.logits.dtype == step.loss.dtype == torch.float32
     step.loss.backward()
     assert all(torch.isfinite(each.grad).all() for each in lamp.parameters())
+
+
+@pytest.mark.parametrize("text_query", ["image", "class"])
+def test_in_bfloat16_the_ops_err_as_plain_torch(small_clip, text_query):
+    """All prompts are taken, so that none is chosen otherwise in another precision."""
+
+    def step(lamp, images):
+        step, gradients = run(lamp, images, torch.tensor([0, 1, 2]), *CLASS_SETS["mixed"])
+        all_gradients = torch.cat([each.flatten() for each in gradients.values()])
+        return {"logits": step.logits.detach(), "gradients": all_gradients}
+
+    settings = LampSettings(k=5, s=1, d=6, m=5, layers=(2, 3), text_query=text_query)
+    draws = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        clip = small_clip(3, 3, seed=seed).to(torch.bfloat16)
+        lamp, exact = Lamp(clip, settings), Lamp(copy.deepcopy(clip).double(), settings)
+        exact.load_state_dict(lamp.state_dict())
+        images = torch.randn(3, 3, 16, 16).bfloat16()
+        got, wanted = step(lamp, images), step(exact, images.double())
+        with under_test.preferring("reference"):
+            draws.append((got, step(lamp, images), wanted))
+    under_test.assert_errs_as_eager(draws)
 
 
 def test_paths_agree_over_random_settings(small_clip):

@@ -15,6 +15,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+import under_test
 from training_sets import training_set
 
 from lamp_fast import info
@@ -729,6 +730,29 @@ def test_a_clip_in_bfloat16_leaves_parameters_and_gradients_in_float32(small_cli
     logits = method.logits(pictures(4).bfloat16(), new)
     assert logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_in_bfloat16_the_ops_err_as_plain_torch(small_clip, name):
+    def step(method, images, labels):
+        method.zero_grad(set_to_none=True)
+        classes = method.prepare(FEW["benchmark"].base_names, FEW["benchmark"].template)
+        step = method.step(images, labels, classes, F.cross_entropy)
+        step.loss.backward()
+        all_gradients = torch.cat([each.flatten() for each in gradients(method).values()])
+        return {"logits": step.logits.detach(), "gradients": all_gradients}
+
+    draws = []
+    for seed in range(5):
+        clip = small_clip(seed=seed).to(torch.bfloat16)
+        method, _, images, labels = ready(name, clip, batch=3)
+        exact = ready(name, copy.deepcopy(clip).double(), batch=3)[0]
+        exact.load_state_dict(method.state_dict())
+        images = images.bfloat16()
+        got, wanted = step(method, images, labels), step(exact, images.double(), labels)
+        with under_test.preferring("reference"):
+            draws.append((got, step(method, images, labels), wanted))
+    under_test.assert_errs_as_eager(draws)
 
 
 # Of the papers, or worked out in their public code, for ViT-B/16.

@@ -59,11 +59,13 @@ def tree(rows, prefix, seed=0):
     return near
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seen", ["tree", "causal", "dense"])
 @pytest.mark.parametrize("indexed", [False, True])
-def test_threads_change_no_bit(indexed, masked):
-    tensors = draw(40, 4, 3, 24, 11, 52)
-    options = {"mask": tree(24, 11)} if masked else {"causal": True, "blind": 1}
+def test_threads_change_no_bit(indexed, seen, dtype):
+    tensors = draw(40, 4, 3, 24, 11, 52, dtype)
+    options = {"tree": {"mask": tree(24, 11)}, "causal": {"causal": True, "blind": 1}, "dense": {}}
+    options = options[seen]
     if indexed:
         options["prefix_index"] = torch.arange(40) * 7 % 3  # nobody reads the last prefix
     results = []
@@ -110,7 +112,7 @@ class Guarded:
             assert buffer[16:-16].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("width", [1, 5, 8, 64, 80])
 def test_every_output_is_written_and_nothing_beside_it(width, dtype):
     tensors = draw(5, 3, 2, 7, 3, width, dtype)
@@ -118,7 +120,8 @@ def test_every_output_is_written_and_nothing_beside_it(width, dtype):
     mask[:, 2] = mask[:, 3 + 4] = False  # rows of prefix and sequence that nobody sees
     mask[4, 0] = True
     guarded = Guarded()
-    out, lse = guarded.like(tensors[0]), guarded.like(tensors[0][..., 0])
+    precision = torch.promote_types(dtype, torch.float32)
+    out, lse = guarded.like(tensors[0]), guarded.like(tensors[0][..., 0].to(precision))
     options = INDEX, mask, False, 0, 0.3
     cpp.prefix_attention(*tensors, *options, out, lse)
     gradients = [guarded.like(each) for each in tensors]
@@ -135,6 +138,53 @@ def test_every_output_is_written_and_nothing_beside_it(width, dtype):
             torch.ones_like(out), *tensors, out, lse, *options, own, prefix, *some
         )
         assert all(torch.equal(a, b) for a, b in zip(some, gradients, strict=True) if a.numel())
+
+
+@pytest.mark.parametrize("rows", [1, 6, 7])
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("width", [1, 15, 16, 72])
+def test_dense_bfloat16_is_written_and_nothing_beside_it(width, prefix, rows):
+    tensors = draw(5, 3, 2, 7, prefix, width, torch.bfloat16)
+    tensors[0] = tensors[0][:, :, 7 - rows :]
+    index = INDEX if prefix else torch.zeros_like(INDEX)
+    guarded = Guarded()
+    out, lse = guarded.like(tensors[0]), guarded.like(tensors[0][..., 0].float())
+    options = index, None, False, 0, 0.3
+    cpp.prefix_attention(*tensors, *options, out, lse)
+    scores = 0.3 * tensors[0].float() @ torch.cat([tensors[3][index], tensors[1]], 2).float().mT
+    # Sums of 72 products and more of some 4 in size, and a logarithm: a few float32 roundings.
+    torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=1e-4)
+    gradients = [guarded.like(each) for each in tensors]
+    backward = cpp.prefix_attention_backward
+    backward(torch.ones_like(out), *tensors, out, lse, *options, True, True, *gradients)
+    guarded.check()
+    assert not gradients[3][1].any()  # nobody reads it
+    for own, shared in ((True, False), (False, True)):
+        some = [torch.empty_like(each) for each in gradients]
+        some = [x if (own if i < 3 else shared) else x.new_empty(0) for i, x in enumerate(some)]
+        backward(torch.ones_like(out), *tensors, out, lse, *options, own, shared, *some)
+        assert all(torch.equal(a, b) for a, b in zip(some, gradients, strict=True) if a.numel())
+
+
+@pytest.mark.parametrize(("scale", "size"), [(-0.5, 1), (0.0, 1), (0.2, 60.0)])
+def test_dense_bfloat16_agrees_with_a_mask_of_all_keys(scale, size):
+    """The mask takes another way, which has float32 inside."""
+    q, k, v, prefix_k, prefix_v = draw(5, 5, 2, 21, 4, 24, torch.bfloat16)
+    tensors = [q * size, k, v, prefix_k, prefix_v]
+    mask = torch.ones(21, 25, dtype=torch.bool)
+    got = with_gradients(tensors, scale=scale)
+    wanted = with_gradients(tensors, scale=scale, mask=mask)
+    q, k, v, prefix_k, prefix_v = (each.double() for each in tensors)
+    # A weight, and the gradient of a score, is rounded to bfloat16 on one side, and each result on
+    # both: three units of the sums of absolute products. |grad| is below 5, a slope below twice
+    # |scale| |grad| |v| of the largest, and at most 25 keys or 21 rows are summed.
+    unit = torch.finfo(torch.bfloat16).eps / 2
+    largest_v = torch.cat([v, prefix_v], 2).abs().sum(-1).max()
+    slope = 2 * abs(scale) * 5 * largest_v
+    sizes = [largest_v, slope * torch.cat([k, prefix_k], 2).abs().max(), slope * q.abs().max(), 25]
+    sizes = [*sizes, sizes[2], 25 * 5]
+    for a, b, bound in zip(got, wanted, sizes, strict=True):
+        assert (a.double() - b.double()).abs().max() <= 3 * unit * bound + 1e-30
 
 
 @pytest.mark.parametrize("width", [1, 31, 33, 515])

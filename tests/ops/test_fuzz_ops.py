@@ -23,7 +23,7 @@ def check(op, impl, seed, *, large):
     dtypes = [
         each
         for each in (torch.float32, torch.float16, torch.bfloat16)
-        if under_test.serves(impl, each)
+        if under_test.serves(op, impl, each)
     ]
     dtype = dtypes[seed % len(dtypes)]
     try:

@@ -449,7 +449,11 @@ def test_compiles_whole_forward_and_backward(impl, indexed, dynamic):
         return attend(*tensors, prefix_index=index, causal=True, blind=1, impl=impl)
 
     compiled = torch.compile(causal, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    dtype = torch.float64 if under_test.serves(impl, torch.float64) else torch.float32
+    dtype = (
+        torch.float64
+        if under_test.serves("prefix_attention", impl, torch.float64)
+        else torch.float32
+    )
     for length in (5, 7, SHORT_ROWS + 1):
         ours = [tensor.requires_grad_() for tensor in draw(4, 2, 1, length, 3, 4, dtype)]
         theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
