@@ -13,6 +13,7 @@ import torch
 from lamp_fast import cli
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
+from lamp_fast.methods import METHODS
 from lamp_fast.reproduce import attempt
 from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job
@@ -147,17 +148,21 @@ def remarks_on(
 
 
 def _different_pictures(outcome_of: Mapping[Job, Any]) -> list[str]:
-    """Where runs that should have seen the same pictures read different bytes."""
+    """Where runs that should have seen the same pictures read different bytes.
+
+    Methods that choose on validation pictures read these too.
+    """
     seen: dict[tuple, set[str]] = {}
     for job, outcome in outcome_of.items():
-        if outcome is not None and job.settings.method != ZEROSHOT:
-            seen.setdefault((job.settings.data, job.settings.seed), set()).add(
-                outcome["record"]["data_sha256"]
-            )
+        settings = job.settings
+        if outcome is not None and settings.method != ZEROSHOT:
+            validation = METHODS[settings.method].uses_validation(settings.own)
+            key = settings.data, settings.seed, validation
+            seen.setdefault(key, set()).add(outcome["record"]["data_sha256"])
     return [
         f"**The pictures of {data.data} changed between runs of seed {seed}**, so its rows cannot"
         " be compared: remove the older runs and repeat them."
-        for (data, seed), hashes in seen.items()
+        for (data, seed, _), hashes in seen.items()
         if len(hashes) > 1
     ]
 

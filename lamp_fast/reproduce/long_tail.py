@@ -41,8 +41,9 @@ LONG_TAIL = PaperTable(
     split="all",
     every_method=True,
     logit_adjusted=True,
-    # Two of the benchmarks have no validation part, and the field does not look at the others'. The
-    # prompts' own numbers of epochs are for a few pictures a class, or LAMP's for a transfer.
+    # Two of the benchmarks have no validation part, so it would be taken from their training
+    # pictures, and the field does not look at the others'. The prompts' own numbers of epochs are
+    # for a few pictures a class, or LAMP's for a transfer.
     defaults={
         "linear-probe": {"linear-probe.probe_c": 1.0},
         "tip": {"tip.tip_alpha": 1.17, "tip.tip_beta": 1.0},

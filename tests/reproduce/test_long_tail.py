@@ -13,7 +13,7 @@ import pytest
 from lamp_fast import cli, train
 from lamp_fast.errors import InputError
 from lamp_fast.reproduce import attempt, jobs, paper, render
-from lamp_fast.reproduce.__main__ import main
+from lamp_fast.reproduce.__main__ import main, remarks_on
 from lamp_fast.reproduce.jobs import Identities, change
 from lamp_fast.reproduce.plan import ReproduceConfig, make_plan
 from lamp_fast.reproduce.results import compare, read_cells
@@ -187,6 +187,22 @@ def test_a_data_set_at_several_ratios_is_one_for_a_paired_test():
     assert (test.pairs, test.data_sets) == (3 * 2 + 2, 2)
     assert test.difference == pytest.approx((10 - 4) / 2)
     assert tests[PANEL, "many"] is None
+
+
+def test_methods_that_also_read_validation_pictures_raise_no_alarm():
+    """LP++ reads more of Places-LT than LIFT; two that read the same must find the same."""
+    plan = plan_of(methods=("lift", "lift+", "lp++"), data=("places_lt",))
+
+    def remarks(**hashes):
+        record = {"commit": "c", "torch": "t", "precision": "fp32", "device": "d"}
+        found = {
+            job: {"record": {**record, "data_sha256": hashes[job.settings.method]}}
+            for job in plan.jobs.values()
+        }
+        return "\n".join(remarks_on(plan, list(found.values()), found))
+
+    assert "changed between runs" not in remarks(**{"lift": "a", "lift+": "a", "lp++": "b"})
+    assert "changed between runs" in remarks(**{"lift": "a", "lift+": "b", "lp++": "c"})
 
 
 # --- runs -------------------------------------------------------------------------------------
