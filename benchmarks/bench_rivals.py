@@ -46,6 +46,6 @@ def bench_rival(benchmark, closing, rival_clip, line, batch, classes, compiled):
 
 
 @pytest.fixture(scope="module")
-def rival_clip(device_clip, clip):
+def rival_clip(request):
     """In bfloat16 on a GPU, in float32 on a CPU."""
-    return device_clip if DEVICE.type == "cuda" else clip
+    return request.getfixturevalue("device_clip" if DEVICE.type == "cuda" else "clip")

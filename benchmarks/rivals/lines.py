@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.measuring.names import TEMPLATE, base_and_new
 from benchmarks.measuring.steps import Cell
 from benchmarks.rivals.contest import RIVALS, Contest
 from lamp_fast.clip import FrozenClip
@@ -50,6 +51,9 @@ class Line:
             trained, evaluated = (
                 Cell(clip, batch, classes, self.method, **options) for _ in range(2)
             )
+            for each in (trained, evaluated):  # as a run does: memory may not hold all pairs
+                names = base_and_new(classes)[0]
+                each.method.block = each.method.choose_block(names, TEMPLATE)
         return {"train": trained.train, "evaluate": evaluated.evaluate}, trained.image_forward
 
 

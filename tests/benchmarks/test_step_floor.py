@@ -22,6 +22,7 @@ from benchmarks.measuring.floors import (
 from benchmarks.measuring.names import CALTECH101, base_and_new, numbered
 from benchmarks.measuring.steps import SMALL, Cell, Line, random_clip
 from benchmarks.measuring.timing import CPU, interleave, time_steps
+from lamp_fast.clip import Trimming
 from lamp_fast.methods import Lamp
 from lamp_fast.methods.lamp import LampSettings
 
@@ -284,3 +285,20 @@ def test_the_closing_table_says_what_a_figure_was_measured_with():
     assert first["measured with"] == "CPU, 1 thread, float32"
     assert (second["ours"], second["floor"], second["ours / floor"]) == ("1,234 MiB", "", "")
     assert second["measured with"] == "CPU, 2 threads, bfloat16"
+
+
+def test_a_peak_is_of_the_step_however_large_the_one_who_asks():
+    """At its peak a step holds at least what it keeps for backward. A child of a process that holds
+    twice that much would see none of it by getrusage."""
+    cell = Cell(
+        random_clip(CPU, sizes=SMALL),
+        memory.BATCH,
+        40,
+        trim=Trimming(block=1 << 30, share_routes=False),
+        names=[f"thing number {number}" for number in range(40)],
+    )
+    kept = memory.kept_for_backward(cell)
+    held = torch.ones(kept // 2)  # float32: two times as many bytes
+    measured, _ = memory.system_peak(40, 1 << 30)
+    assert measured * 2**20 > kept
+    assert held.nbytes > kept
