@@ -384,7 +384,7 @@ def _take(number: int, picture: Picture) -> Taken:
     """What a picture shows now, whatever becomes of its buffer: a camera's is filled again."""
     if isinstance(picture, (str, os.PathLike)):
         return Path(picture)
-    if isinstance(picture, (bytes, InputError)):
+    if isinstance(picture, (bytes, InputError)):  # an error stands for a picture that is not there
         return picture
     where = f"pictures[{number}]"
     if isinstance(picture, np.ndarray):

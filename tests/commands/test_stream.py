@@ -306,17 +306,19 @@ def test_lists_are_not_held(kind, tmp_path):
 
 
 MEASURED = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from lamp_fast import predict
 run, listed, out = map(Path, sys.argv[1:])
 predict.main(predict.PredictConfig(run, (listed,), jsonl=out, top=1))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Of this program alone: the peak that getrusage tells begins with that of whoever started it.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory as Linux tells it")
 def test_memory_does_not_grow_with_a_million_pictures(run, tmp_path):
     """None of them is there, so each goes all the way but through the CLIP.
 
@@ -336,8 +338,7 @@ def test_memory_does_not_grow_with_a_million_pictures(run, tmp_path):
         with open(out) as stream:
             assert sum(1 for _ in stream) == count
         peaks.append(int(answer.stdout))
-    # Kilobytes; bytes on macOS.
-    assert peaks[1] - peaks[0] < 50_000 * (1024 if sys.platform == "darwin" else 1)
+    assert peaks[1] - peaks[0] < 50_000  # KB
 
 
 def torchrun(*arguments, ranks=2):
