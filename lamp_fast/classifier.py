@@ -31,7 +31,7 @@ from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods import Method
 from lamp_fast.runs import hub
-from lamp_fast.runs.building import build_clip
+from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.machine import resolve_machine
@@ -127,6 +127,7 @@ class Classifier:
         device: str = "auto",
         pretrained: str | os.PathLike | None = None,
         tte: bool | None = None,
+        precision: str | None = None,
     ) -> "Classifier":
         """Load a finished run, or what :meth:`save_pretrained` wrote; no network, no training data.
 
@@ -137,13 +138,14 @@ class Classifier:
             pretrained: where the CLIP's weights are, if not where the run found them; they are used
                 as the run used them.
             tte: whether five views of each picture answer together; by default as the run tests.
+            precision: what the frozen CLIP computes in, as of --precision, in place of all that.
 
         Raises:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
-                not there.
+                not there or does not compute in the precision.
         """
         saved = load(expand_path(run))
-        config = _on_device(saved.record.settings, device)
+        config = _on_device(saved.record.settings, device, precision)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
         if tte is not None:
@@ -358,10 +360,14 @@ class Classifier:
             return error
 
 
-def _on_device(config: TrainConfig, device: str) -> TrainConfig:
+def _on_device(config: TrainConfig, device: str, precision: str | None) -> TrainConfig:
     """The settings for the machine of now."""
     then = config.machine
-    resolved, place = resolve_machine(replace(then, device=device, precision="auto"))
+    if precision not in (None, "auto", *DTYPES):
+        raise InputError(f"precision={precision!r}: expected auto or one of {', '.join(DTYPES)}")
+    resolved, place = resolve_machine(replace(then, device=device, precision=precision or "auto"))
+    if precision is not None:
+        return replace(config, machine=resolved)
     same_kind = then.device.partition(":")[0] == place.type
     if then.precision in ("fp32", "fp64") or (same_kind and then.precision != "auto"):
         resolved = replace(resolved, precision=then.precision)

@@ -159,7 +159,8 @@ def export(
         need(format)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"OUT {out}: expected a new or an empty folder")
-    classifier = Classifier.load(run, device="cpu")
+    # Cast afterwards, weights would be as low precision rounded them.
+    classifier = Classifier.load(run, device="cpu", precision="fp32")
     names = classifier.trained_names if classes is None else tuple(classes)
     if len(names) < 2 or not all(each.strip() for each in names):
         raise InputError(f"--classes {' '.join(names)}: expected at least 2 distinct names")

@@ -376,6 +376,26 @@ def test_a_run_of_another_machine_loads_on_this_one(precision, then, expected, r
     assert sum(answer.probabilities) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_run_in_bfloat16_loads_with_whole_weights_where_that_is_asked_for(run, tmp_path):
+    """Which is what is exported."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    record = json.loads((copy / CONFIG).read_text())
+    record["settings"]["machine"].update(precision="bf16", device="cpu")
+    (copy / CONFIG).write_text(json.dumps(record))
+    clips = [
+        Classifier.load(copy, device="cpu", **asked).method.clip
+        for asked in ({}, {"precision": "fp32"}, {"precision": "auto"})
+    ]
+    rounded, whole, either = (clip.model.visual.conv1.weight for clip in clips)
+    assert (rounded.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(whole.bfloat16(), rounded)
+    assert not torch.equal(whole, rounded.float())
+    assert torch.equal(either, whole)
+    with pytest.raises(InputError, match="precision='half': expected auto or one of fp32"):
+        Classifier.load(copy, precision="half")
+
+
 FLAGS = [
     ({}, []),
     ({"epochs": 3, "lr": 1e-4}, ["--epochs", "3", "--lr", "1e-4"]),
