@@ -5,27 +5,22 @@ the few learned tensors. The pictures it was trained on need not exist any more.
 """
 
 import contextlib
-import io
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data import Origin
-from lamp_fast.data.pictures import Pictures, decode
+from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
 from lamp_fast.data.transforms import HostTransform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
@@ -41,13 +36,8 @@ from lamp_fast.runs.scoring import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
-# What is held of a picture until a thread reads it; an error where there is nothing to read.
-Taken = Path | bytes | Image.Image | InputError
 Bias = Literal["trained", "adapted", "none"]
 
-# Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
-_THREADS = min(8, os.cpu_count() or 1)
 _AT_ONCE = Bounds(1, 1_000_000)
 _MAX_LISTS = 16
 
@@ -321,7 +311,7 @@ class Classifier:
         shift: Tensor | None,
     ) -> Iterator[Prediction | InputError]:
         bias, trained = self.bias_for(names), self.are_trained(names)
-        for outcomes in _load_ahead(pictures, self._load, batch):
+        for outcomes in load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
             rows = iter(())
             if images:
@@ -355,7 +345,7 @@ class Classifier:
         if isinstance(taken, InputError):
             return taken
         try:
-            return self._transform(_read(number, taken))
+            return self._transform(read_taken(number, taken))
         except InputError as error:
             return error
 
@@ -384,76 +374,3 @@ def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:
     if len(names) < 2:
         raise InputError(f"classes {list(names)}: expected at least 2 class names")
     return names
-
-
-def _take(number: int, picture: Picture) -> Taken:
-    """What a picture shows now, whatever becomes of its buffer: a camera's is filled again."""
-    if isinstance(picture, (str, os.PathLike)):
-        return Path(picture)
-    if isinstance(picture, (bytes, InputError)):  # an error stands for a picture that is not there
-        return picture
-    where = f"pictures[{number}]"
-    if isinstance(picture, np.ndarray):
-        plain = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))
-        if picture.dtype != np.uint8 or not plain or not picture.size:
-            return InputError(
-                f"{where}: {picture.dtype} array {list(picture.shape)}, expected uint8 [H, W],"
-                " [H, W, 3] or [H, W, 4]"
-            )
-        return Image.fromarray(picture.copy())
-    if not isinstance(picture, Image.Image):
-        kind = type(picture).__name__
-        return InputError(
-            f"{where}: {kind}, expected a path, a file's bytes, a PIL image or a uint8 array"
-        )
-    try:
-        # A copy, decoded here: images that share a file cannot be loaded by several threads.
-        copy = ImageOps.exif_transpose(picture)
-        # PIL opens greyscale of 16 bits as 32-bit integers, from which a TIFF could not tell it.
-        grey16 = picture.mode == "I" and picture.format in ("PNG", "PPM")
-        return copy.convert("I;16") if grey16 else copy
-    except Exception as error:
-        return _unreadable(number, error)
-
-
-def _read(number: int, taken: Path | bytes | Image.Image) -> Tensor:
-    """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
-    if isinstance(taken, Path):
-        return Pictures(names=(taken.name,), labels=np.zeros(1), root=taken.parent).load(0)
-    try:
-        return pil_to_tensor(decode(taken if isinstance(taken, bytes) else _as_file(taken)))
-    except Exception as error:  # as with files, PIL raises almost anything
-        raise _unreadable(number, error) from None
-
-
-def _unreadable(number: int, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"pictures[{number}]: cannot be read as a picture ({reason})")
-
-
-def _as_file(image: Image.Image) -> bytes:
-    """The bytes of a lossless file, so that an image in memory is read by a file's rules."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-    content = io.BytesIO()
-    image.save(content, format="TIFF")
-    return content.getvalue()
-
-
-def _load_ahead(pictures: Iterable[Picture], load: Any, size: int) -> Iterator[list[Any]]:
-    """Batches of loaded pictures; threads load the next batch while this one is computed on.
-
-    What a picture shows is taken before the next one is asked for, which may be in its place.
-    """
-    numbered = ((number, _take(number, picture)) for number, picture in enumerate(pictures))
-    executor = ThreadPoolExecutor(_THREADS)
-    waiting: deque[list[Future]] = deque()
-    try:
-        while batch := [executor.submit(load, *each) for each in islice(numbered, size)]:
-            waiting.append(batch)
-            if len(waiting) > 1:
-                yield [each.result() for each in waiting.popleft()]
-        while waiting:
-            yield [each.result() for each in waiting.popleft()]
-    finally:
-        executor.shutdown(cancel_futures=True)

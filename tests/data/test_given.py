@@ -244,9 +244,9 @@ def test_without_the_library(library, argument, tmp_path, monkeypatch):
 
 def test_what_becomes_of_a_picture_in_a_shard(shards):
     """The same as of the file, through the Python object."""
-    from lamp_fast.classifier import _read
+    from lamp_fast.data.handed_over import read_taken
 
     for shade, (_, picture) in enumerate(given(shards / "train-{00..01}.tar")[0]):
         expected = np.zeros((3, 9, 9), np.uint8)
         expected[0] = shade
-        assert np.array_equal(_read(0, picture).numpy(), expected)
+        assert np.array_equal(read_taken(0, picture).numpy(), expected)

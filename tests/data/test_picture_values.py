@@ -154,12 +154,12 @@ def test_bands_of_a_large_picture_are_those_of_the_whole(monkeypatch, mode):
 
 def test_greyscale_of_16_bits_that_pil_opened(tmp_path):
     """PIL reads a 16-bit PGM into 32-bit integers; its own range is still known."""
-    from lamp_fast.classifier import _read, _take
+    from lamp_fast.data.handed_over import read_taken, take
 
     values = np.array([[0, 65535, 32768]], dtype=np.uint16)
     (tmp_path / "grey.pgm").write_bytes(b"P5 3 1 65535\n" + values.astype(">u2").tobytes())
     with Image.open(tmp_path / "grey.pgm") as opened:
-        picture = _read(0, _take(0, opened))
+        picture = read_taken(0, take(0, opened))
         assert torch.equal(picture[0], torch.tensor([[0, 255, 128]], dtype=torch.uint8))
     with pytest.raises(InputError, match="no agreed range"):
-        _read(0, _take(0, Image.fromarray(values.astype(np.int32))))
+        read_taken(0, take(0, Image.fromarray(values.astype(np.int32))))
