@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -58,13 +57,19 @@ class Norm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
+class _Normed:
+    """What a block reads of open_clip's, with other LayerNorms."""
+
+    def __init__(self, attn: nn.Module, ln_1: Norm, ln_2: Norm) -> None:
+        self.attn, self.ln_1, self.ln_2 = attn, ln_1, ln_2
+
+
 class _NormedBlock(Block):
     """A frozen block with LayerNorms of its own."""
 
     def __init__(self, block: Block, norms: nn.ModuleList) -> None:
         first, second = norms
-        source = SimpleNamespace(ln_1=first, ln_2=second, attn=block.source.attn)
-        vars(self).update(vars(block), source=source)
+        vars(self).update(vars(block), source=_Normed(block.source.attn, first, second))
 
     def add_norm(self, x: Tensor, update: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         x = x + update
