@@ -107,6 +107,9 @@ class LpPlusPlus(Method):
     def uses_validation(cls, settings: LpPlusPlusSettings) -> bool:
         return True
 
+    def logit_slope(self) -> float:
+        return float((self.weight.norm(dim=1) + self.alpha.abs()).max())
+
     def implied_prior(self, counts: np.ndarray) -> np.ndarray:
         """Those of training: it descends plain cross-entropy."""
         return counts

@@ -20,7 +20,10 @@ def short(method, epochs=2):
     return replace(config, optim=replace(config.optim, epochs=epochs, batch=32))
 
 
-@pytest.mark.parametrize("name", ["maple", "tip-f", "ss-text"])
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(each, marks=pytest.mark.slow) for each in ("maple", "tip-f")), "ss-text"],
+)
 def test_a_curve_ends_where_the_run_itself_does(tmp_path, name):
     """Scoring on the way changes nothing, and the last score is that of the command."""
     config = short(name)

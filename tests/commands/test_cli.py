@@ -167,7 +167,7 @@ def test_an_output_of_utf_8_shows_what_it_can():
 
 
 @pytest.mark.parametrize("environment", ASCII, ids=["encoding", "locale"])
-@pytest.mark.parametrize("command", ["train --help", "info"])
+@pytest.mark.parametrize("command", ["train --help", pytest.param("info", marks=pytest.mark.slow)])
 def test_commands_print_in_ascii(command, environment):
     done = subprocess.run(
         [sys.executable, "-m", *f"lamp_fast.{command}".split()],

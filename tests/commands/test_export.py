@@ -139,12 +139,13 @@ def test_the_module_is_the_method(runs, kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_its_module(trained, method):
     run = trained(method)
+    loaded = Classifier.load(run, device="cpu")
+    names = NAMES if loaded.method.no_new_names is None else loaded.trained_names
     with torch.no_grad():
-        built = build_module(moved(run), NAMES)
-        check(moved(run), built.module, NAMES)
-        clip = Classifier.load(run, device="cpu").method.clip
-        halved = build_module(moved(run), NAMES, "fp16")
-        check(moved(run), halved.module, NAMES, float16_error(clip))
+        built = build_module(moved(run), names)
+        check(moved(run), built.module, names)
+        halved = build_module(moved(run), names, "fp16")
+        check(moved(run), halved.module, names, float16_error(loaded.method.clip))
         # It is float16 that computes, or the two would be equal to rounding.
         images = random_pictures(moved(run), 4)
         difference = (built.module(images) - halved.module(images)).abs().max()
@@ -155,7 +156,15 @@ def with_classes(module, matrix):
     return lambda images: module(images, matrix)
 
 
-@pytest.mark.parametrize("method", ["lamp-class", *METHODS])
+@pytest.mark.parametrize(
+    "method",
+    [
+        each
+        if each in ("lamp-class", "coop", "lfa", "cocoop", "linear-probe")
+        else pytest.param(each, marks=pytest.mark.slow)
+        for each in ("lamp-class", *METHODS)
+    ],
+)
 def test_swapped_names_are_those_exported_anew(trained, runs, method):
     """The picture side of one list of names, the classes of others."""
     run = runs("class") if method == "lamp-class" else trained(method)
@@ -256,6 +265,7 @@ def code_of(document, *words):
     return [block for block in blocks if all(word in block for word in words)]
 
 
+@pytest.mark.slow
 def test_what_the_documents_serve_it_with(runs, tmp_path, monkeypatch, capsys):
     """ONNX Runtime and numpy alone give the answers of the package, with exchanged names, too."""
     pytest.importorskip("onnxruntime")

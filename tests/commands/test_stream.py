@@ -353,6 +353,7 @@ def torchrun(*arguments, ranks=2):
     )
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_pictures_out(run, listed, tmp_path):
     """Batches of 4, 4 and 3: the first process takes the first and the last."""
     alone = outputs(tmp_path / "alone")["jsonl"]

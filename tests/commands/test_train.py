@@ -111,7 +111,7 @@ def test_the_result_file_holds_what_the_table_shows(finished):
         assert row["hm_a"] == pytest.approx(2 * base * new / (base + new))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, precision):
     """SIGKILL at three random moments, then run on: the weights of a run that never died."""
     flags = ("--epochs", "6", "--threads", "1", "--imb", "50", "--precision", precision)
@@ -185,7 +185,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, ca
     assert not (out / LEARNED).exists()
 
 
-@pytest.mark.parametrize("text_query", ["image", "class"])
+@pytest.mark.parametrize("text_query", ["image", pytest.param("class", marks=pytest.mark.slow)])
 def test_accumulation_changes_nothing_but_rounding(tmp_path, text_query):
     """Float64: three pieces a batch, the same selections, bias bit for bit, weights to 1e-9."""
     results = []

@@ -267,6 +267,9 @@ def test_the_progress_line_shows_the_wait_for_data(folder, monkeypatch):
     shown = []
 
     class Bar(trainer.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **{**options, "disable": False})
+
         def set_postfix(self, **values):
             shown.append(values)
 

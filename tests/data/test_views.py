@@ -277,7 +277,7 @@ def test_a_run_remembers_its_views(root, tmp_path):
     experiment, facts = load_run(out)
     assert any(line.startswith("views   augment=minimalist") for line in experiment.describe())
     rows = evaluate_rows(experiment, facts["seconds"], False)
-    table = [row.row(experiment.benchmark.head) for row in rows]
+    table = [row.row(experiment.benchmark) for row in rows]
     assert json.loads(json.dumps(table)) == json.loads((out / "result.json").read_text())
 
     # Literally: torchvision's five crops, one by one, each a picture of its own.

@@ -104,7 +104,7 @@ def test_it_is_scikit_learns_own_probe_by_coops_search(small_clip, digits, featu
     np.testing.assert_allclose(method.bias, bias, rtol=1e-6, atol=1e-6)
 
     reader = training_set(benchmark, clip, 4)
-    seen = reader.reader.read(benchmark.test_base, reader.test_crops)
+    seen = reader.reader.read(benchmark.test_base, reader.centre)
     logits = method.feature_logits(seen, method.prepare(benchmark.base_names, "{}"))
     np.testing.assert_allclose(logits.softmax(1), expected.predict_proba(test), atol=1e-6)
     assert logits.argmax(1).tolist() == expected.predict(test).tolist()

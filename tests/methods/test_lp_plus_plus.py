@@ -103,7 +103,7 @@ def test_it_is_the_public_loop(small_clip, digits, steps, capsys):
     test = encoded(clip, digits.test_base)
     weight, bias, alpha = states[best]
     expected = test @ weight.T + bias + alpha * (test @ texts.T)
-    seen = training.reader.read(digits.test_base, training.test_crops)
+    seen = training.reader.read(digits.test_base, training.centre)
     classes = method.prepare(digits.base_names, digits.template)
     torch.testing.assert_close(method.feature_logits(seen, classes), expected, **TOLERANCE)
     some = method.prepare(digits.base_names[3:0:-2], digits.template)

@@ -248,7 +248,9 @@ def test_what_is_given_is_not_searched(small_clip, few_digits):
 
 
 def test_first_values_are_published_for_data_sets_that_there_are(small_clip, few_digits):
-    assert PUBLISHED.keys() == {name for name, each in CATALOG.items() if not each.test_only}
+    """Of CoOp's eleven: the long-tail field's own sets came after Tip-Adapter's table."""
+    assert PUBLISHED.keys() <= CATALOG.keys()
+    assert len(PUBLISHED) == 11
     clip = small_clip()
     benchmark = replace(few_digits, name="flowers102")
     method = build("tip-f", clip, benchmark)

@@ -93,9 +93,15 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        pytest.param(("--text-query", "class", "--accumulate", "2"), id="class"),
+        pytest.param(
+            ("--text-query", "class", "--accumulate", "2"), id="class", marks=pytest.mark.slow
+        ),
         pytest.param(("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"), id="drawn"),
-        pytest.param(("--batch", "1", "--clip-grad", "0.5", "--epochs", "1"), id="no-row"),
+        pytest.param(
+            ("--batch", "1", "--clip-grad", "0.5", "--epochs", "1"),
+            id="no-row",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ranks_train_as_one(tmp_path, flags):
@@ -107,6 +113,7 @@ def test_two_ranks_train_as_one(tmp_path, flags):
     assert answer.stdout.count("| LAMP ") == 1
 
 
+@pytest.mark.slow
 def test_what_a_stage_leaves_alone_stays_on_two_ranks(tmp_path):
     """2SFS, the second rank without a row: its sums make no gradient, so no decay, of zeros."""
     flags = ("--method", "2sfs", "--batch", "1", "--weight-decay", "0.5", "--lr", "0.01")
