@@ -100,6 +100,11 @@ def moved(run):
     return classifier
 
 
+def some_slow(every, *fast):
+    """All as parameters; but for some they are slow ones."""
+    return [each if each in fast else pytest.param(each, marks=pytest.mark.slow) for each in every]
+
+
 def load(run, kind):
     classifier = Classifier.load(run, device="cpu")
     if kind == "zeroshot":
@@ -136,7 +141,9 @@ def test_the_module_is_the_method(runs, kind):
         check(load(run, kind), built.module, names)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", some_slow(METHODS, "maple", "candle", "lift", "tip", "lp++", "mmrl")
+)
 def test_every_method_is_its_module(trained, method):
     run = trained(method)
     loaded = Classifier.load(run, device="cpu")
@@ -158,12 +165,7 @@ def with_classes(module, matrix):
 
 @pytest.mark.parametrize(
     "method",
-    [
-        each
-        if each in ("lamp-class", "coop", "lfa", "cocoop", "linear-probe")
-        else pytest.param(each, marks=pytest.mark.slow)
-        for each in ("lamp-class", *METHODS)
-    ],
+    some_slow(("lamp-class", *METHODS), "lamp-class", "coop", "lfa", "cocoop", "linear-probe"),
 )
 def test_swapped_names_are_those_exported_anew(trained, runs, method):
     """The picture side of one list of names, the classes of others."""

@@ -290,19 +290,23 @@ def listing(file, count):
 
 @pytest.mark.parametrize("kind", [".csv", ".txt"])
 def test_lists_are_not_held(kind, tmp_path):
-    """20,000 paths take 3 MB as bare bytes objects; what is read at once is a buffer of 8 KB."""
+    """10,000 paths take 1.5 MB as bare bytes objects; what is read at once is a buffer of 8 KB."""
     file = tmp_path / f"list{kind}"
-    listing(file, 20_000)
-    inputs = Inputs([file], "path", LeftOut())
+    listing(file, 10_000)
+    inputs, peaks = Inputs([file], "path", LeftOut()), []
     tracemalloc.start()
     try:
-        assert inputs.check()[0] == 20_000
-        assert sum(1 for _ in inputs) == 20_000
-        assert sum(1 for _ in inputs.files()) == 20_001
-        peak = tracemalloc.get_traced_memory()[1]
+        for _ in range(2):
+            tracemalloc.reset_peak()
+            held = tracemalloc.get_traced_memory()[0]
+            assert inputs.check()[0] == 10_000
+            assert sum(1 for _ in inputs) == 10_000
+            assert sum(1 for _ in inputs.files()) == 10_001
+            peaks.append(tracemalloc.get_traced_memory()[1] - held)
     finally:
         tracemalloc.stop()
-    assert peak < 500_000
+    # The lesser of two: what else happens in this process, an import say, happens once.
+    assert min(peaks) < 500_000
 
 
 MEASURED = """

@@ -230,6 +230,7 @@ def test_a_score_on_five_crops_is_one_pass_over_five_crops(tmp_path, monkeypatch
     assert found["run"] == "trained/attempt-1/run"
 
 
+@pytest.mark.slow
 def test_the_long_tails_table_from_one_command(tmp_path, capsys):
     """Real runs on a miniature: zero-shot CLIP, LIFT for one epoch, and its score on five crops."""
     miniatures.cifar100_lt(tmp_path)

@@ -96,7 +96,11 @@ def assert_same_run(one: Path, other: Path) -> None:
         pytest.param(
             ("--text-query", "class", "--accumulate", "2"), id="class", marks=pytest.mark.slow
         ),
-        pytest.param(("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"), id="drawn"),
+        pytest.param(
+            ("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"),
+            id="drawn",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("--batch", "1", "--clip-grad", "0.5", "--epochs", "1"),
             id="no-row",
