@@ -6,7 +6,6 @@ the few learned tensors. The pictures it was trained on need not exist any more.
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -24,7 +23,7 @@ from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
 from lamp_fast.data.transforms import HostTransform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
-from lamp_fast.methods import Method
+from lamp_fast.methods import Method, RunClasses
 from lamp_fast.runs import hub
 from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
@@ -215,12 +214,8 @@ class Classifier:
 
         Classes may share a name (ImageNet has two "missile"): as many of them as were trained are.
         """
-        left = Counter(self.trained_names)
-        trained = []
-        for name in classes:
-            trained.append(left[name] > 0)
-            left[name] -= 1
-        return tuple(trained)
+        columns = RunClasses(self.trained_names).columns(classes)
+        return tuple(column is not None for column in columns)
 
     def check_names(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Class names that can be asked for together.

@@ -29,6 +29,7 @@ from lamp_fast.clip.towers import (
     VisionTower,
     at_least_float32,
     check_supported,
+    last_cls,
     through,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "class_prompts",
     "completed_record",
     "fingerprint",
+    "last_cls",
     "load_clip",
     "plant",
     "through",

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from lamp_fast.clip.towers import FrozenClip, through
+from lamp_fast.clip.towers import FrozenClip, last_cls
 from lamp_fast.data import Pictures, evaluation_batches, move_batches
 from lamp_fast.data.decoded import DECODER
 from lamp_fast.data.feature_cache import FeatureCache, as_keys
@@ -29,10 +29,8 @@ _PICTURES_A_SHARD = 8192
 @torch.no_grad()
 def unprojected_features(clip: FrozenClip, images: Tensor) -> Tensor:
     """The last cls rows behind ln_post: images [B, 3, S, S] to [B, V], in the tower's dtype."""
-    *below, last = clip.vision.blocks
-    x = through(below, clip.vision.embed(images))
-    cls = torch.zeros(1, dtype=torch.int64, device=x.device)
-    return clip.vision.visual.ln_post(last(x, rows=cls)[:, 0])
+    vision = clip.vision
+    return vision.visual.ln_post(last_cls(vision.blocks, vision.embed(images)))
 
 
 class FeatureReader:

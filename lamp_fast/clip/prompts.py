@@ -58,6 +58,11 @@ class Trimming:
     """Trim nothing of the methods LAMP is compared with: 77 tokens, text encoded anew for every
     batch where their code does (for timing; LAMP has --path literal)."""
 
+    @property
+    def only_cls(self) -> bool:
+        """Whether the last image layer of such a method computes cls alone."""
+        return self.last_row and not self.as_published
+
 
 @dataclass(frozen=True)
 class ClassTokens:

@@ -5,7 +5,7 @@ ViT CLIP as two towers whose blocks read open_clip's own tensors and can take pr
 and values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import open_clip
@@ -156,6 +156,20 @@ def through(blocks: Sequence[Block], x: Tensor, **options) -> Tensor:
     return x if update is None else x + update
 
 
+def last_cls(blocks: Iterable[Block], x: Tensor, *, alone: bool = True) -> Tensor:
+    """cls behind blocks without prompts: [B, width] of rows x [B, L, width], cls first.
+
+    Args:
+        blocks: in their order.
+        x: what enters the first of them.
+        alone: the last block computes nothing but that row.
+    """
+    *below, last = blocks
+    x = through(below, x)
+    cls = torch.zeros(1, dtype=torch.int64, device=x.device)
+    return last(x, rows=cls if alone else None)[:, 0]
+
+
 def at_least_float32(features: Tensor) -> Tensor:
     """Features as cosines need them.
 
@@ -196,6 +210,10 @@ class VisionTower:
     def project(self, unprojected: Tensor) -> Tensor:
         """Joint-space features of rows behind ln_post: [..., width] -> [..., Ds], as readout."""
         return at_least_float32(unprojected @ self.visual.proj)
+
+    def joint(self, unprojected: Tensor) -> Tensor:
+        """What :meth:`project` returns, normalised to length 1."""
+        return F.normalize(self.project(unprojected), dim=-1)
 
 
 class TextTower:

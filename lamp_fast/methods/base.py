@@ -7,17 +7,16 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lamp_fast.clip import FrozenClip, unprojected_features, whole_prompts
+from lamp_fast.clip import FrozenClip, unprojected_features
 from lamp_fast.data import NOWHERE, DataConfig, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.fixed import Fixable, Sides, fixed_copy
 from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
-from lamp_fast.methods.text import encode
 from lamp_fast.methods.training_set import TrainingSet
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -411,8 +410,7 @@ class TwoTowers(Method):
 
     @torch.no_grad()
     def feature_logits(self, features: Tensor, classes: Any, adapted: bool = False) -> Tensor:
-        features = nn.functional.normalize(self.clip.vision.project(features), dim=-1)
-        return self._scores(features, self._text(classes))
+        return self._scores(self.clip.vision.joint(features), self._text(classes))
 
     def _text(self, classes: Any) -> Tensor:
         compute = partial(self.text_features, classes)
@@ -424,12 +422,6 @@ class TwoTowers(Method):
 
 
 @torch.no_grad()
-def plain_text_features(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
-    """CLIP's own text features [C, Ds] of class names in a template, not normalised."""
-    return encode(clip, whole_prompts(clip, names, template, cut=True))[0]
-
-
-@torch.no_grad()
 def plain_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
     """CLIP's own image features [B, Ds], not normalised."""
     return clip.vision.project(unprojected_features(clip, images))
@@ -437,4 +429,4 @@ def plain_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
 
 def frozen_image_features(clip: FrozenClip, images: Tensor) -> Tensor:
     """CLIP's own image features [B, Ds], normalised."""
-    return nn.functional.normalize(plain_image_features(clip, images), dim=-1)
+    return clip.vision.joint(unprojected_features(clip, images))

@@ -1,7 +1,6 @@
 """Candle (Shi et al., KDD 2024): prototypes of both kinds, virtual ones for new classes, and
 attention between them, under a compensating logit-adjusted loss."""
 
-from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -20,9 +19,9 @@ from lamp_fast.methods.base import (
     Step,
     TrainingSet,
     plain_image_features,
-    plain_text_features,
 )
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
+from lamp_fast.methods.text import plain_text_features
 
 RATIO = 0.1
 """First value of what the attention's output is multiplied by."""
@@ -160,16 +159,12 @@ class Candle(Method):
         for first, end in ((0, base), (base, every), (0, every)):
             if names == self.names[first:end]:
                 return list(range(first, end)), []
-        free: dict[str, deque[int]] = defaultdict(deque)
-        for column, name in enumerate(self.names):
-            free[name].append(column)
         columns, unknown = [], []
-        for name in names:
-            if free[name]:
-                columns.append(free[name].popleft())
-            else:
-                columns.append(every + len(unknown))
+        for name, column in zip(names, RunClasses(self.names).columns(names), strict=True):
+            if column is None:
+                column = every + len(unknown)
                 unknown.append(name)
+            columns.append(column)
         return columns, unknown
 
     def step(

@@ -69,7 +69,8 @@ class ZeroShotProbe(Prototypes):
     def read_training_set(self, training: TrainingSet) -> FeatureBatches:
         """Encode the training set, start every w_c at its text, and train on the features."""
         benchmark = training.benchmark
-        features = self.normalised(training.views(self.config.feature_views))  # [N, views, Ds]
+        views = training.views(self.config.feature_views)  # [N, views, V]
+        features = self.clip.vision.joint(views)
         texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
         self.weight.copy_(texts)
         self.look_at(features, training.labels.to(features.device), texts)

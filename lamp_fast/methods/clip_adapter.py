@@ -12,8 +12,9 @@ from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet, plain_text_features
+from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
 from lamp_fast.methods.settings import MethodSettings, Preset, sgd
+from lamp_fast.methods.text import zero_shot_texts
 
 # The bottleneck is this many times narrower than the feature.
 REDUCTION = 4
@@ -62,7 +63,7 @@ class ClipAdapter(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
-        return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
+        return zero_shot_texts(self.clip, names, template)
 
     def step(self, images: Tensor, labels: Tensor, classes: Tensor, criterion: Criterion) -> Step:
         """``images`` are projected features [B, Ds]."""

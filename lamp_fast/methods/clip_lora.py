@@ -16,7 +16,7 @@ from lamp_fast.clip import (
     TextTower,
     Trimming,
     VisionTower,
-    through,
+    last_cls,
     whole_prompts,
 )
 from lamp_fast.data import NOWHERE, Origin
@@ -205,8 +205,5 @@ class ClipLora(TwoTowers):
         return F.normalize(text[0], dim=-1)
 
     def _encoded(self, tower: VisionTower, images: Tensor, blocks: Sequence[Block]) -> Tensor:
-        only_cls = self.trimming.last_row and not self.trimming.as_published
-        cls = torch.zeros(1, dtype=torch.int64, device=images.device)
-        *below, last = blocks
-        x = last(through(below, tower.embed(images)), rows=cls if only_cls else None)
-        return F.normalize(tower.readout(x[:, 0]), dim=-1)
+        cls = last_cls(blocks, tower.embed(images), alone=self.trimming.only_cls)
+        return F.normalize(tower.readout(cls), dim=-1)

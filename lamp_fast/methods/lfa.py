@@ -127,8 +127,7 @@ class Lfa(Method):
         """Encode the training set, start W, and train on the features."""
         benchmark = training.benchmark
         five = five_crop_transform(training.preprocessing)
-        crops = self.clip.vision.project(training.features(five))
-        crops = F.normalize(crops, dim=-1)  # [N, 5, Ds]
+        crops = self.clip.vision.joint(training.features(five))  # [N, 5, Ds]
         labels = training.labels.to(crops.device)
         texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
         beta, fitted = self.config.procrustes_beta, crops
@@ -175,7 +174,7 @@ class Lfa(Method):
         self, features: Tensor, classes: LfaClasses, adapted: bool = False
     ) -> Tensor:
         weight = self.weight if classes.trained else self.ema
-        features = F.normalize(self.clip.vision.project(features), dim=-1)
+        features = self.clip.vision.joint(features)
         return self.clip.logit_scale * F.normalize(features @ weight, dim=-1) @ classes.texts.T
 
     @torch.no_grad()

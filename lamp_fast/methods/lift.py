@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, FrozenClip, Trimming, at_least_float32, through
+from lamp_fast.clip import Block, FrozenClip, Trimming, at_least_float32, last_cls
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.fields import Bounds, IntOrNone
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet, plain_text_features
+from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
+from lamp_fast.methods.text import plain_text_features
 
 TEMPLATE = "a photo of a {}."
 # What cosines are multiplied by, in place of CLIP's 100.
@@ -105,7 +106,7 @@ class Lift(Method):
     ) -> None:
         super().__init__(clip)
         self.trained = classes
-        self.only_cls = trimming.last_row and not trimming.as_published
+        self.only_cls = trimming.only_cls
         blocks, width = clip.vision.blocks, clip.vision.width
         inner = config.tuner_width or tuner_width(len(classes.base), len(blocks))
         self.adapters = nn.ModuleList(Adapter(width, inner, self.start_down) for _ in blocks)
@@ -161,11 +162,9 @@ class Lift(Method):
     def _features(self, images: Tensor) -> Tensor:
         """[B, V], at least float32."""
         vision = self.clip.vision
-        *below, last = map(_AdaptedBlock, vision.blocks, self.adapters)
-        x = through(below, vision.embed(images))
-        cls = torch.zeros(1, dtype=torch.int64, device=x.device)
-        x = last(x, rows=cls if self.only_cls else None)
-        return at_least_float32(vision.visual.ln_post(x[:, 0]))
+        blocks = map(_AdaptedBlock, vision.blocks, self.adapters)
+        cls = last_cls(blocks, vision.embed(images), alone=self.only_cls)
+        return at_least_float32(vision.visual.ln_post(cls))
 
 
 class LiftPlus(Lift):

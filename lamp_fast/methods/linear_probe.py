@@ -4,13 +4,10 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, recall_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +19,10 @@ from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, FloatOrNone
 from lamp_fast.methods.base import Method, TrainingSet
 from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+
+if TYPE_CHECKING:
+    # Imported where it is used: it takes a second, and most commands fit no probe.
+    from sklearn.linear_model import LogisticRegression
 
 MAX_ITERATIONS = 1000
 # CoOp's search, in log10 C: what it begins with, how far around the best it goes on, in how many
@@ -181,7 +182,7 @@ class _Fits:
         self.models: dict[float, LogisticRegression] = {}
         self.unfinished: list[float] = []
 
-    def made(self, c: float) -> LogisticRegression:
+    def made(self, c: float) -> "LogisticRegression":
         """The one of a C."""
         if c not in self.models:
             self.models[c] = self._fit(c)
@@ -192,6 +193,8 @@ class _Fits:
     ) -> Callable[[float], float]:
         """By log10 C the accuracy on held-out pictures; of the classes' accuracies there the mean,
         where classes are balanced."""
+        from sklearn.metrics import accuracy_score, recall_score
+
         score = accuracy_score
         if self.balanced:
             score = functools.partial(recall_score, average="macro", labels=np.unique(labels))
@@ -213,7 +216,10 @@ class _Fits:
                 stacklevel=2,
             )
 
-    def _fit(self, c: float) -> LogisticRegression:
+    def _fit(self, c: float) -> "LogisticRegression":
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
         weight = "balanced" if self.balanced else None
         model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, class_weight=weight)
         with warnings.catch_warnings(record=True) as caught:

@@ -15,8 +15,9 @@ from lamp_fast import cli
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import Method, TrainingSet, plain_text_features
+from lamp_fast.methods.base import Method, TrainingSet
 from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+from lamp_fast.methods.text import zero_shot_texts
 
 MOMENTUM = 0.9
 # Times the mean cosine of a picture with its class text: where alpha starts.
@@ -126,12 +127,13 @@ class LpPlusPlus(Method):
     def read_training_set(self, training: TrainingSet) -> None:
         """Descend, and keep the best step; says which it was."""
         pictures, theirs = training.validation()
-        features = self._features(training.views(1)[:, 0])
+        joint = self.clip.vision.joint
+        features = joint(training.views(1)[:, 0])
         labels = training.labels.to(features.device)
         benchmark = training.benchmark
         texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
         cosines = features @ texts.T
-        held_out = self._features(pictures)
+        held_out = joint(pictures)
         held_out = held_out, held_out @ texts.T
 
         head = start(features, cosines, labels, training.seed)
@@ -158,17 +160,14 @@ class LpPlusPlus(Method):
             InputError: a name that was not trained.
         """
         columns = self.classes.trained_columns(names, self.no_new_names)
-        texts = F.normalize(plain_text_features(self.clip, names, template), dim=-1)
+        texts = zero_shot_texts(self.clip, names, template)
         return LpClasses(texts, torch.tensor(columns, device=texts.device))
 
     @torch.no_grad()
     def feature_logits(self, features: Tensor, classes: LpClasses, adapted: bool = False) -> Tensor:
-        features = self._features(features)
+        features = self.clip.vision.joint(features)
         head = Head(*(each[classes.columns] for each in self.head))
         return head.logits(features, features @ classes.texts.T)
-
-    def _features(self, unprojected: Tensor) -> Tensor:
-        return F.normalize(self.clip.vision.project(unprojected), dim=-1)
 
 
 def start(features: Tensor, cosines: Tensor, labels: Tensor, seed: int) -> Head:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, through
+from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, last_cls
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.errors import InputError
-from lamp_fast.fields import MAX_LAYER, Bounds, Layers, format_layers
+from lamp_fast.fields import MAX_LAYER, Bounds, Layers
 from lamp_fast.methods.base import TwoTowers
-from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, sgd
+from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, cut_layers, sgd
 from lamp_fast.methods.text import encode, prepare_prompts
 
 TEMPLATE = "a photo of a {}."
@@ -117,13 +116,7 @@ class Mma(TwoTowers):
 
     def __init__(self, clip: FrozenClip, config: MmaSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text)
-        published = config.adapter_layers == MmaSettings.adapter_layers
-        self.layers = tuple(each for each in config.adapter_layers if each <= clip.depth)
-        if not self.layers or not (published or self.layers == config.adapter_layers):
-            raise InputError(
-                f"--adapter-layers {format_layers(config.adapter_layers)}: expected layers within"
-                f" 1..{clip.depth}, the depth of the shallower tower"
-            )
+        self.layers = cut_layers("adapter_layers", config, clip.depth)
         self.trimming = trimming
         width, scale = config.adapter_width, config.adapter_scale
         self.shared, self.visual, self.textual = (nn.ModuleDict() for _ in range(3))
@@ -159,11 +152,9 @@ class Mma(TwoTowers):
 
     def image_features(self, images: Tensor) -> Tensor:
         vision = self.clip.vision
-        only_cls = self.trimming.last_row and not self.trimming.as_published
-        cls = torch.zeros(1, dtype=torch.int64, device=images.device)
-        *below, last = self._with_adapters(vision.blocks, self.visual)
-        x = through(below, vision.embed(images))
-        return F.normalize(vision.readout(last(x, rows=cls if only_cls else None)[:, 0]), dim=-1)
+        blocks = self._with_adapters(vision.blocks, self.visual)
+        cls = last_cls(blocks, vision.embed(images), alone=self.trimming.only_cls)
+        return F.normalize(vision.readout(cls), dim=-1)
 
     def _with_adapters(self, blocks: Sequence[Block], adapters: nn.ModuleDict) -> list:
         return [

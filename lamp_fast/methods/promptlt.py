@@ -26,16 +26,14 @@ from lamp_fast.clip import (
     FrozenClip,
     TextForest,
     Trimming,
-    class_prompts,
-    whole_prompts,
 )
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.errors import InputError
-from lamp_fast.fields import MAX_LAYER, Bounds, Layers, format_layers
+from lamp_fast.fields import MAX_LAYER, Bounds, Layers
 from lamp_fast.methods.base import Criterion, Step, TwoTowers
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.settings import LampSettings
-from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
+from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, cut_layers
+from lamp_fast.methods.text import prepare_prompts
 
 # Width inside the projectors.
 HIDDEN = 32
@@ -123,13 +121,7 @@ class PromptLt(TwoTowers):
 
     def __init__(self, clip: FrozenClip, settings: PromptLtSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)
-        published = settings.layers == PromptLtSettings.layers
-        self.layers = tuple(each for each in settings.layers if each <= clip.depth)
-        if not self.layers or not (published or self.layers == settings.layers):
-            raise InputError(
-                f"--layers {format_layers(settings.layers)}: expected layers within"
-                f" 1..{clip.depth}, the depth of the shallower tower"
-            )
+        self.layers = cut_layers("layers", settings, clip.depth)
         self.settings, self.trimming = settings, trimming
         widths = clip.vision.width, clip.text.width
         self.prompts = nn.ModuleDict(
@@ -153,19 +145,8 @@ class PromptLt(TwoTowers):
     def prepare(
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> PromptedClasses:
-        trimming = self.trimming
-        if trimming.as_published:
-            prompts = whole_prompts(self.clip, names, template)
-        else:
-            prompts = class_prompts(
-                self.clip,
-                names,
-                template,
-                first_layer=self.layers[0] if trimming.prepare_text else 1,
-                most_rows=trimming.most_rows,
-                share=trimming.share_tokens,
-                bot_row=False,
-            )
+        clip, first = self.clip, self.layers[0]
+        prompts = prepare_prompts(clip, names, template, self.trimming, first, bot_row=False)
         return PromptedClasses(prompts, self.clip.text.bot_rows(prompts.tokens.ids[0, 0]))
 
     def step(

@@ -18,10 +18,10 @@ from lamp_fast.methods.base import (
     Step,
     TrainingSet,
     frozen_image_features,
-    plain_text_features,
 )
 from lamp_fast.methods.deep_prompts import DeepPrompts, DeepPromptSettings
 from lamp_fast.methods.settings import Preset, Surroundings, sgd
+from lamp_fast.methods.text import plain_text_features
 
 # The 60 of CLIP's eighty templates for ImageNet over which the texts to stay close to are means.
 TEMPLATES = (

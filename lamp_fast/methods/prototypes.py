@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.methods.base import Method, plain_text_features
+from lamp_fast.methods.base import Method
 from lamp_fast.methods.settings import RunClasses
+from lamp_fast.methods.text import plain_text_features
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ class Prototypes(Method):
             plain_text_features(self.clip, names, one) for one in self.templates(template, origin)
         ]
         texts = torch.stack(each).mean(0)
-        placed = list(enumerate(self.names.columns(names)))
-        pairs = [(asked, column) for asked, column in placed if column is not None]
-        known, columns = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.to(texts.device)
+        known, columns = torch.tensor(self.names.placed(names), dtype=torch.int64).to(texts.device)
         return NamedClasses(texts, known, columns)
 
     @torch.no_grad()
@@ -75,11 +74,7 @@ class Prototypes(Method):
     ) -> Tensor:
         trained = self.weight[classes.columns].to(classes.texts.dtype)
         rows = classes.texts.index_copy(0, classes.known, trained)
-        return self.cosines(self.normalised(features), rows)
-
-    def normalised(self, features: Tensor) -> Tensor:
-        """Image features [..., Ds] of length 1, from what stands before the projection [..., V]."""
-        return F.normalize(self.clip.vision.project(features), dim=-1)
+        return self.cosines(self.clip.vision.joint(features), rows)
 
     def cosines(self, features: Tensor, rows: Tensor) -> Tensor:
         """Logits [B, C] of image features [B, Ds], of length 1, with class vectors [C, Ds]."""

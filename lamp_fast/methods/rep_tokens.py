@@ -19,9 +19,8 @@ from lamp_fast.clip import (
     TextForest,
     Trimming,
     at_least_float32,
-    class_prompts,
+    last_cls,
     through,
-    whole_prompts,
 )
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
@@ -31,9 +30,9 @@ from lamp_fast.methods.base import (
     Step,
     TwoTowers,
     frozen_image_features,
-    plain_text_features,
 )
 from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+from lamp_fast.methods.text import prepare_prompts, zero_shot_texts
 
 
 @dataclass(frozen=True)
@@ -141,22 +140,11 @@ class RepTokens(TwoTowers):
     def prepare(
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> RepTokenClasses:
-        clip, trimming = self.clip, self.trimming
-        if trimming.as_published:
-            prompts = whole_prompts(clip, names, template)
-        else:
-            prompts = class_prompts(
-                clip,
-                names,
-                template,
-                first_layer=self.layers[0] if trimming.prepare_text else 1,
-                most_rows=trimming.most_rows,
-                share=trimming.share_tokens,
-                bot_row=False,
-            )
+        clip, first = self.clip, self.layers[0]
+        prompts = prepare_prompts(clip, names, template, self.trimming, first, bot_row=False)
         fused = [column is not None and not origin.target for column in self.trained.columns(names)]
         alpha = self.tokens.new_tensor([self.config.rep_alpha if each else 1.0 for each in fused])
-        plain = functools.partial(_normalised_texts, clip, tuple(names), template)
+        plain = functools.partial(zero_shot_texts, clip, tuple(names), template)
         return RepTokenClasses(prompts, alpha, functools.cache(plain))
 
     def step(
@@ -269,10 +257,9 @@ class RepTokens(TwoTowers):
         if self.trimming.as_published:
             return frozen_image_features(self.clip, images)
         vision = self.clip.vision
-        *between, last = vision.blocks[self.layers[0] - 1 :]
-        cls = torch.zeros(1, dtype=torch.int64, device=below.device)
-        x = last(through(between, below), rows=cls if self.trimming.last_row else None)
-        return F.normalize(vision.readout(x[:, 0]), dim=-1)
+        blocks = vision.blocks[self.layers[0] - 1 :]
+        cls = last_cls(blocks, below, alone=self.trimming.last_row)
+        return F.normalize(vision.readout(cls), dim=-1)
 
     def _features(self, below: Tensor) -> Tensor:
         """:meth:`image_features` of :meth:`_below`."""
@@ -334,7 +321,3 @@ class RepTokens(TwoTowers):
             if before is not None or number in aligned:
                 before = x[:, 1 : 1 + count]
         return x
-
-
-def _normalised_texts(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
-    return F.normalize(plain_text_features(clip, names, template), dim=-1)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from lamp_fast.clip import Trimming
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds
+from lamp_fast.fields import Bounds, flag_of, format_layers
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,27 @@ class MethodSettings:
         Raises:
             InputError: naming the first such flag, its value and what was expected.
         """
+
+
+def cut_layers(name: str, settings: MethodSettings, depth: int) -> tuple[int, ...]:
+    """Layers of a setting as a CLIP has them: the published ones are cut to its depth.
+
+    Args:
+        name: of the setting, whose default is what was published.
+        settings: of the method.
+        depth: of the shallower tower.
+
+    Raises:
+        InputError: other layers than the published ones beyond the depth, or none left.
+    """
+    given = getattr(settings, name)
+    layers = tuple(each for each in given if each <= depth)
+    if not layers or (layers != given and given != getattr(type(settings), name)):
+        raise InputError(
+            f"{flag_of(name)} {format_layers(given)}: expected layers within 1..{depth}, the depth"
+            " of the shallower tower"
+        )
+    return layers
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,12 @@ class RunClasses:
         for column, name in enumerate(self.base):
             free[name].append(column)
         return [free[name].popleft() if free[name] else None for name in names]
+
+    def placed(self, names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Of the trained ones among some names, where they stand in ``names``, and where among the
+        trained ones."""
+        both = [each for each in enumerate(self.columns(names)) if each[1] is not None]
+        return [asked for asked, _ in both], [column for _, column in both]
 
     def trained_columns(self, names: Sequence[str], reason: str) -> list[int]:
         """The same of names that must all be trained ones.

@@ -44,7 +44,7 @@ class SsText(Prototypes):
     def read_training_set(self, training: TrainingSet) -> None:
         """Encode the training set and compute every w_c."""
         benchmark = training.benchmark
-        features = self.normalised(training.features())
+        features = self.clip.vision.joint(training.features())
         labels, counts = training.labels.to(features.device), training.counts.to(features)
         texts = self.prepare(benchmark.base_names, benchmark.template, benchmark.origin).texts
         sums = torch.zeros_like(texts).index_add_(0, labels, features)

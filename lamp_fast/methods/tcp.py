@@ -14,7 +14,7 @@ from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest, Trimming
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import MAX_LAYER, Bounds
-from lamp_fast.methods.base import TwoTowers, plain_text_features
+from lamp_fast.methods.base import TwoTowers
 from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import Preset, Surroundings
 from lamp_fast.methods.text import (
@@ -24,6 +24,7 @@ from lamp_fast.methods.text import (
     put_words,
     run_layers,
     separate,
+    zero_shot_texts,
 )
 
 # The data sets where TCP's prompts do not follow from the template: what its zero-shot features are
@@ -122,11 +123,11 @@ class Tcp(TwoTowers):
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> TcpClasses:
         knowledge_template, words = self.templates(template, origin)
-        knowledge = plain_text_features(self.clip, names, knowledge_template)
+        knowledge = zero_shot_texts(self.clip, names, knowledge_template)
         prompts = prepare_prompts(self.clip, names, words, self.trimming)
         most_rows = self.trimming.most_rows
         separated = tuple(separate(forest, most_rows) for forest in prompts.forests)
-        return TcpClasses(F.normalize(knowledge, dim=-1), prompts, separated)
+        return TcpClasses(knowledge, prompts, separated)
 
     def text_features(self, classes: TcpClasses) -> Tensor:
         clip, last_row = self.clip, self.trimming.last_row

@@ -42,7 +42,13 @@ Changes = Mapping[int, Callable[[Tensor, TextForest], Tensor]]
 
 
 def prepare_prompts(
-    clip: FrozenClip, names: Sequence[str], template: str, trimming: Trimming, first_layer: int = 1
+    clip: FrozenClip,
+    names: Sequence[str],
+    template: str,
+    trimming: Trimming,
+    first_layer: int = 1,
+    *,
+    bot_row: bool = True,
 ) -> ClassPrompts:
     """Class prompts with what ``trimming`` leaves out of them.
 
@@ -51,6 +57,7 @@ def prepare_prompts(
         names, template: as in :func:`lamp_fast.clip.tokenise`.
         trimming: ``as_published`` decides the kind; the rest holds for the trimmed one.
         first_layer: the first layer that a method changes anything of.
+        bot_row: see :func:`lamp_fast.clip.class_prompts`; of the trimmed kind.
 
     Raises:
         InputError: see :func:`lamp_fast.clip.tokenise`.
@@ -64,6 +71,7 @@ def prepare_prompts(
         first_layer=first_layer if trimming.prepare_text else 1,
         most_rows=trimming.most_rows,
         share=trimming.share_tokens,
+        bot_row=bot_row,
     )
 
 
@@ -108,11 +116,21 @@ def imagenet_or(
 
 
 @torch.no_grad()
+def plain_text_features(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
+    """CLIP's own text features [C, Ds] of class names in a template, not normalised."""
+    return encode(clip, whole_prompts(clip, names, template, cut=True))[0]
+
+
+def zero_shot_texts(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
+    """The same, normalised."""
+    return F.normalize(plain_text_features(clip, names, template), dim=-1)
+
+
 def mean_text_features(clip: FrozenClip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """CLIP's own text features of class names [C, Ds]: normalised, the mean over templates,
     normalised again."""
-    each = [encode(clip, whole_prompts(clip, names, one, cut=True))[0] for one in templates]
-    return F.normalize(F.normalize(torch.stack(each), dim=-1).mean(0), dim=-1)
+    each = [zero_shot_texts(clip, names, one) for one in templates]
+    return F.normalize(torch.stack(each).mean(0), dim=-1)
 
 
 def run_layers(

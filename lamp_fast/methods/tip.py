@@ -237,7 +237,7 @@ class Tip(Method):
         return text + self.alpha * self._by_class(affinities, classes)
 
     def _read(self, features: Tensor) -> Tensor:
-        return F.normalize(self.clip.vision.project(features), dim=-1).to(self.keys.dtype)
+        return self.clip.vision.joint(features).to(self.keys.dtype)
 
     def _by_class(self, affinities: Tensor, classes: TipClasses) -> Tensor:
         """Sums [B, C] of affinities [N, B] over the keys of each class."""

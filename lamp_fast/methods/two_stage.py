@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, at_least_float32, through
+from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, at_least_float32, last_cls
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Criterion, Method, Step
@@ -162,17 +162,15 @@ class TwoStage(Method):
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> StagedClasses:
         prepare = partial(prepare_prompts, self.clip, template=template, trimming=self.trimming)
-        placed = list(enumerate(self.trained.columns(names)))
-        unknown = [asked for asked, column in placed if column is None]
-        known = [(asked, column) for asked, column in placed if column is not None]
-        indices = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
-        device = self.weight.device
+        known, columns = self.trained.placed(names)
+        unknown = sorted(set(range(len(names))) - set(known))
+        index = partial(torch.tensor, dtype=torch.int64, device=self.weight.device)
         return StagedClasses(
             prompts=prepare(names=names),
             others=prepare(names=[names[asked] for asked in unknown]) if unknown else None,
-            known=indices[0].to(device),
-            unknown=torch.tensor(unknown, dtype=torch.int64, device=device),
-            columns=indices[1].to(device),
+            known=index(known),
+            unknown=index(unknown),
+            columns=index(columns),
         )
 
     def step(
@@ -206,13 +204,10 @@ class TwoStage(Method):
     def image_features(self, images: Tensor) -> Tensor:
         """[B, Ds], normalised."""
         vision = self.clip.vision
-        only_cls = self.trimming.last_row and not self.trimming.as_published
-        cls = torch.zeros(1, dtype=torch.int64, device=images.device)
-        *below, last = map(_NormedBlock, vision.blocks, self.vision_norms)
+        blocks = map(_NormedBlock, vision.blocks, self.vision_norms)
         x = self._outer("pre", vision.visual.ln_pre)(vision.tokens(images))
-        x = last(through(below, x), rows=cls if only_cls else None)[:, 0]
-        features = vision.project(self._outer("post", vision.visual.ln_post)(x))
-        return F.normalize(features, dim=-1)
+        cls = last_cls(blocks, x, alone=self.trimming.only_cls)
+        return vision.joint(self._outer("post", vision.visual.ln_post)(cls))
 
     def _texts(self, prompts: ClassPrompts) -> Tensor:
         """t_c of the learned text tower [C, Ds], normalised."""

@@ -5,14 +5,14 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.methods.base import Method, frozen_image_features, plain_text_features
+from lamp_fast.methods.base import Method, frozen_image_features
 from lamp_fast.methods.fixed import Sides
 from lamp_fast.methods.settings import MethodSettings, Surroundings
+from lamp_fast.methods.text import zero_shot_texts
 
 
 class ZeroShot(Method):
@@ -29,15 +29,14 @@ class ZeroShot(Method):
         return cls(clip)
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
-        return F.normalize(plain_text_features(self.clip, names, template), dim=-1)
+        return zero_shot_texts(self.clip, names, template)
 
     def implied_prior(self, counts: np.ndarray) -> np.ndarray:
         return np.ones(len(counts))
 
     @torch.no_grad()
     def feature_logits(self, features: Tensor, classes: Tensor, adapted: bool = False) -> Tensor:
-        features = F.normalize(self.clip.vision.project(features), dim=-1)
-        return self.clip.logit_scale * features @ classes.T
+        return self.clip.logit_scale * self.clip.vision.joint(features) @ classes.T
 
     def fixed_sides(self, clip: FrozenClip, classes: Tensor, adapted: bool = False) -> Sides:
         return Sides(partial(frozen_image_features, clip), classes)

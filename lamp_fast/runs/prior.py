@@ -9,7 +9,6 @@ are the logits of a classifier for p (Menon et al., "Long-Tail Learning via Logi
 with a p of one's own).
 """
 
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from lamp_fast.data.loading import class_shares
 from lamp_fast.errors import InputError
-from lamp_fast.methods import Method
+from lamp_fast.methods import Method, RunClasses
 from lamp_fast.runs.class_numbers import check_numbers, read_numbers
 from lamp_fast.runs.optimisation import OptimConfig, row_weights
 
@@ -59,7 +58,7 @@ def log_implied_prior(
     weights = row_weights(optim, counts, names)
     if weights is not None:
         logs = logs + weights.log().numpy()
-    return logs - np.logaddexp.reduce(logs)
+    return _normalised(logs)
 
 
 @dataclass(frozen=True)
@@ -152,11 +151,8 @@ class Prior:
         return _normalised(np.log([self.wanted[name] for name in names]))
 
     def _columns(self, names: Sequence[str]) -> list[int | None]:
-        """Where each name stands among the trained ones; of equal names each takes one place."""
-        places = defaultdict(deque)
-        for column, name in enumerate(self.trained):
-            places[name].append(column)
-        return [places[name].popleft() if places[name] else None for name in names]
+        """Where each name stands among the trained ones."""
+        return RunClasses(self.trained).columns(names)
 
 
 def read_prior(given: str | None) -> Wanted | None:

@@ -17,7 +17,8 @@ from lamp_fast.clip import (
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.methods import RunClasses
-from lamp_fast.methods.base import plain_image_features, plain_text_features
+from lamp_fast.methods.base import plain_image_features
+from lamp_fast.methods.text import plain_text_features
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 

@@ -18,8 +18,9 @@ from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
 from lamp_fast.files import load_tensors, save_tensors, write_json
 from lamp_fast.methods import ZeroShot
-from lamp_fast.methods.base import frozen_image_features, plain_text_features
+from lamp_fast.methods.base import frozen_image_features
 from lamp_fast.methods.lfa import IMAGENET_TEMPLATES
+from lamp_fast.methods.text import plain_text_features
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
