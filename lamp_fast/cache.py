@@ -19,7 +19,8 @@ from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_c
 from tabulate import tabulate
 
 from lamp_fast import cli
-from lamp_fast.data import DecodedCache, disk_cache
+from lamp_fast.data import disk_cache
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CONFIG

@@ -16,13 +16,11 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.settings import PLACES
-from lamp_fast.data.views import TTE, Tte
+from lamp_fast.data.settings import PLACES, TTE, DataConfig, Tte
 from lamp_fast.errors import InputError
 from lamp_fast.fields import TextOrNone
-from lamp_fast.methods import ZeroShot
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
 from lamp_fast.runs.prior import Prior, read_prior

@@ -22,13 +22,14 @@ from torch import Tensor
 
 import lamp_fast
 from lamp_fast import cli
-from lamp_fast.clip import ClipConfig, FrozenClip
-from lamp_fast.data import DataConfig, Pictures
+from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.pictures import inspect_pictures, unreadable_message
+from lamp_fast.data.pictures import Pictures, inspect_pictures, unreadable_message
+from lamp_fast.data.settings import DataConfig, ViewConfig
 from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import list_pictures
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.views import testing_views, training_views
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, Seed, to_json, validate
 from lamp_fast.files import write_bytes, write_csv, write_json
@@ -36,7 +37,8 @@ from lamp_fast.runs.building import build_clip, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import find_source
 from lamp_fast.runs.folder import is_filled, make_folder
-from lamp_fast.runs.machine import MachineConfig, resolve_machine
+from lamp_fast.runs.machine import resolve_machine
+from lamp_fast.runs.settings import MachineConfig
 
 FEATURES, PICTURES, ABOUT = "features.safetensors", "pictures.csv", "features.json"
 # Rows that are projected at once.
@@ -178,8 +180,10 @@ def compute(
     reader = build_reader(clip, machine)
     pictures = replace(listed.pictures, downscale=config.data.downscale)
     if not config.crops:
-        return reader.read(pictures, build_transform(clip, views, machine, views.testing(size)))
-    shown = views.training(size, config.crops, croppable=listed.croppable)
+        return reader.read(
+            pictures, build_transform(clip, views, machine, testing_views(views, size))
+        )
+    shown = training_views(views, size, config.crops, croppable=listed.croppable)
     transform = build_transform(clip, views, machine, shown)
     return reader.read_views(pictures, transform, config.seed, config.crops)
 

@@ -29,16 +29,17 @@ from tqdm import tqdm
 import lamp_fast
 from lamp_fast import cli
 from lamp_fast.classifier import Classifier, Picture, Prediction
+from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import Inputs
-from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone
 from lamp_fast.files import refuse_output
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
+from lamp_fast.runs.launch import Part, launched
 from lamp_fast.runs.prior import Wanted, read_prior
-from lamp_fast.runs.ranks import Part, launched, own_device
+from lamp_fast.runs.ranks import own_device
 
 CSV_HEADER = ("file", "rank", "class", "probability", "trained")
 

@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig, DataSource
 from lamp_fast.data.describe import Description, describe, to_text
-from lamp_fast.data.settings import PLACES
-from lamp_fast.data.sources import readiness
+from lamp_fast.data.settings import PLACES, DataConfig
+from lamp_fast.data.sources import DataSource, readiness
 from lamp_fast.data.sources.download import check_downloads, download
 from lamp_fast.data.sources.readiness import Readiness, check_root
 from lamp_fast.errors import InputError, printable

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import lamp_fast
 from lamp_fast.classifier import Classifier
+from lamp_fast.data.views import centre_view, used_preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.export.bounds import (
     Comparison,
@@ -251,8 +252,8 @@ def _write_beside(
 ) -> None:
     clip = classifier.method.clip
     views = classifier.config.views
-    preprocessing = asdict(views.preprocessing(clip.preprocessing))
-    resize = views.centre(clip.preprocessing.size).resize or clip.preprocessing.size
+    preprocessing = asdict(used_preprocessing(views, clip.preprocessing))
+    resize = centre_view(views, clip.preprocessing.size).resize or clip.preprocessing.size
     write_json(folder / "preprocessing.json", {**preprocessing, "resize": resize})
     write_json(folder / "classes.json", list(names))
     if built.class_features is not None:

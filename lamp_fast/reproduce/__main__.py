@@ -13,7 +13,6 @@ import torch
 from lamp_fast import cli
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
-from lamp_fast.methods import METHODS
 from lamp_fast.reproduce import attempt
 from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job
@@ -156,7 +155,7 @@ def _different_pictures(outcome_of: Mapping[Job, Any]) -> list[str]:
     for job, outcome in outcome_of.items():
         settings = job.settings
         if outcome is not None and settings.method != ZEROSHOT:
-            validation = METHODS[settings.method].uses_validation(settings.own)
+            validation = settings.own.uses_validation
             key = settings.data, settings.seed, validation
             seen.setdefault(key, set()).add(outcome["record"]["data_sha256"])
     return [

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lamp_fast.clip import ClipConfig
-from lamp_fast.data import DataConfig
+from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.data.catalog import find
 from lamp_fast.data.protocol import SIZE_GROUPS
-from lamp_fast.data.sources.catalog import find
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, format_layers, validate
 from lamp_fast.methods import METHODS
@@ -256,9 +256,9 @@ def _narrow(config: ReproduceConfig) -> tuple[PaperTable, list[str]]:
             if not table.every_method:
                 known = ", ".join(table.methods)
                 raise InputError(f"--methods {method}: {table.name} has {known} alone")
-            kind = METHODS[method]
-            adjusted = table.logit_adjusted and not kind.own_loss
-            title = kind.title or method
+            entry = METHODS[method]
+            adjusted = table.logit_adjusted and not entry.own_loss
+            title = entry.title or method
             rows += (
                 Row(f"{title}+LA" if adjusted else title, method, ADJUSTED if adjusted else {}),
             )
