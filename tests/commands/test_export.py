@@ -14,9 +14,11 @@ from PIL import Image
 from lamp_fast import train
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
-from lamp_fast.export import CLASS_FEATURES, build_module, export, graphs
+from lamp_fast.export import graphs
 from lamp_fast.export.bounds import float16_error, int8_error, random_pictures, tolerance
+from lamp_fast.export.exporting import build_module, export
 from lamp_fast.export.graphs import run_onnx, run_torch
+from lamp_fast.export.settings import CLASS_FEATURES
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures

@@ -21,9 +21,10 @@ from lamp_fast.reproduce import attempt, jobs, paper, render, results, stats, ta
 from lamp_fast.reproduce.__main__ import main, split_flags
 from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job, change, code_identity, read_settings
-from lamp_fast.reproduce.plan import ReproduceConfig, make_plan
+from lamp_fast.reproduce.plan import make_plan
 from lamp_fast.reproduce.queue import Queue, Task, Timing
 from lamp_fast.reproduce.results import best, compare, read_cells
+from lamp_fast.reproduce.settings import ReproduceConfig
 from lamp_fast.reproduce.stats import paired_test
 from lamp_fast.reproduce.tables import TABLES
 from lamp_fast.runs import parameters

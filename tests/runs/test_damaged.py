@@ -20,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from lamp_fast import classifier as classifiers
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
-from lamp_fast.export import build_module
+from lamp_fast.export.exporting import build_module
 from lamp_fast.report import page
 from lamp_fast.runs import experiment, hub
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, METRICS, RESULT
