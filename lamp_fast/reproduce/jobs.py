@@ -52,8 +52,8 @@ _UNTRAINED_OF = {"data": ("imb", "cap", "shots"), "views": ("augment", "crop_are
 # made of results (report), or comes after them; whatever is not listed counts.
 _WITHOUT_INFLUENCE = (
     "cache", "classifier", "cli", "errors", "export", "fields", "info", "predict", "pretrain",
-    "report", "reproduce", "data/__main__", "data/describe", "data/names", "methods/__init__",
-    "runs/config", "runs/figures", "runs/hub", "runs/tensorboard",
+    "report", "reproduce", "data/__main__", "data/chart", "data/describe", "data/names",
+    "methods/__init__", "runs/config", "runs/figures", "runs/hub", "runs/tensorboard",
 )  # fmt: skip
 
 
