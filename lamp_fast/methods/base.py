@@ -110,8 +110,8 @@ class Method(Fixable):
         """The image tower's first layer, from 1, that is not CLIP's own or has prompts; one behind
         the last where the whole tower is CLIP's.
 
-        In training :meth:`step` is given pictures, or what of them enters this layer
-        (:func:`lamp_fast.clip.up_to_layer`): the layers below may run for many batches at once.
+        In training :meth:`step` is given pictures, or what of them enters this layer: those below
+        may run for many batches at once (:func:`lamp_fast.clip.features.up_to_layer`).
         """
         return len(self.clip.vision.blocks) + 1 if self.reads_features else 1
 
