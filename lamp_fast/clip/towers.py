@@ -193,8 +193,19 @@ class VisionTower:
         """Tokens entering layer 1, cls first: images [B, 3, S, S] -> [B, L, width]."""
         return self.visual.ln_pre(self.tokens(images))
 
+    def entering(self, images: Tensor, layer: int) -> Tensor:
+        """The residual stream [B, L, width] that enters a layer, from 1, of the tower as it is.
+
+        Args:
+            images: pictures [B, 3, S, S]; or what of them enters that layer, which is given back.
+            layer: the one above those that are run.
+        """
+        if images.ndim == 3:
+            return images
+        return through(self.blocks[: layer - 1], self.embed(images))
+
     def tokens(self, images: Tensor) -> Tensor:
-        """The same before the first LayerNorm."""
+        """:meth:`embed` before the first LayerNorm."""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).mT
         cls = visual.class_embedding.expand(len(images), 1, -1)

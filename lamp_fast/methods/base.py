@@ -105,6 +105,16 @@ class Method(Fixable):
     shares_routes: bool = False
     """Whether images that retrieved alike share work, so that shapes depend on values."""
 
+    @property
+    def first_changed_layer(self) -> int:
+        """The image tower's first layer, from 1, that is not CLIP's own or has prompts; one behind
+        the last where the whole tower is CLIP's.
+
+        In training :meth:`step` is given pictures, or what of them enters this layer: those below
+        may run for many batches at once (:func:`lamp_fast.clip.features.up_to_layer`).
+        """
+        return len(self.clip.vision.blocks) + 1 if self.reads_features else 1
+
     @classmethod
     def build(cls, clip: FrozenClip, settings: Any, surroundings: Surroundings) -> "Method":
         """A fresh one with the settings of a run.
@@ -174,7 +184,14 @@ class Method(Fixable):
         raise NotImplementedError
 
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:
-        """Loss of a training batch: images [B, 3, S, S], labels int64 [B]."""
+        """Loss of a training batch.
+
+        Args:
+            images: [B, 3, S, S], or what of them enters :attr:`first_changed_layer`.
+            labels: int64 [B].
+            classes: of :meth:`prepare`.
+            criterion: the mean loss of logits [B, C] and labels.
+        """
         raise NotImplementedError
 
     def accumulate(
@@ -267,8 +284,8 @@ class Method(Fixable):
         """Adapt to unlabelled pictures of new classes; None where the method has no such step.
 
         Args:
-            batches: yields images and can be iterated over again, once a pass. With several ranks
-                it yields this one's part of every batch, which may have no row.
+            batches: yields images as :meth:`step` gets them and can be iterated over again, once a
+                pass. With several ranks they are this one's part of every batch, maybe no row.
             classes: of :meth:`prepare`.
             sum_over_ranks: None in one process alone.
         """

@@ -115,6 +115,8 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
     if experiment.device.type == "cuda" and trainer.parameters:
         reason = trainer.not_captured
         print("step    one CUDA graph" if reason is None else f"step    not captured: {reason}")
+    if trainer.parameters and (config.machine.ahead is not None or trainer.ahead.why_not is None):
+        print(f"ahead   {trainer.ahead.describe()}")
     with contextlib.ExitStack() as stack:
         ranks.once(_enter, stack, config, folder)
         if config.resume and ranks.once((folder / CHECKPOINT).is_file):
