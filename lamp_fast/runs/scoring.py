@@ -58,13 +58,17 @@ _SHOWN_WHERE_THERE = {"balanced_base", "worst_base", *SIZE_GROUPS}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of the closing table with what it was computed from."""
+    """One row of the closing table with what it was computed from.
+
+    ``selection`` says how its epoch was chosen, see :func:`lamp_fast.runs.selection.summary`.
+    """
 
     name: str
     base: Scores
     new: Scores | None
     parameters: int
     seconds: float
+    selection: Mapping[str, Any] | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
         """The row as JSON values in 0..1; None where there is nothing to report.
@@ -91,6 +95,7 @@ class Evaluated:
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
             "seconds": self.seconds,
+            **({} if self.selection is None else {"selection": self.selection}),
         }
 
 
