@@ -31,11 +31,10 @@ from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import (
     Evaluated,
     evaluate_rows,
-    hold_transfer,
     results_table,
-    transfer_rows,
     write_results,
 )
+from lamp_fast.runs.transfer import hold_transfer, transfer_rows
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class EvaluateConfig:
     tte: Tte = "as-trained"
     """on: the mean of the logits of five crops is scored; off: one view's; by default as the run
     tested."""
+    union: bool = False
+    """Also show how base and new names do when all are asked for at once."""
     out: Path | None = None
     """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
     default on_NAME in the run folder, with --prior on_NAME_prior_WORD."""
@@ -123,6 +124,8 @@ def main(config: EvaluateConfig) -> int:
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
+        shown = replace(experiment.config, union=config.union)
+        experiment = replace(experiment, config=shown)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -175,7 +178,8 @@ def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evalu
 
 
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
-    print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
+    table_rows = [each.row(experiment.benchmark) for each in rows]
+    print("\n" + results_table(table_rows, union=experiment.config.union))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
-        table=result_table(rows),
+        table=result_table(rows, saved.record.settings.union),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
         svg=_svgs(history, compared, classes),
