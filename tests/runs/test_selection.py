@@ -273,5 +273,6 @@ def test_the_default_of_own_pictures(method):
     own = settings("run", method, "--data", "folder").resolved_selection()
     selectable = METHODS[method].no_selection is None
     assert (own.select, own.validation) == ("best" if selectable else "last", "on")
-    papers = settings("run", method).resolved_selection()
-    assert (papers.select, papers.validation) == ("last", "off")
+    for flags in ((), ("--data", "list")):
+        papers = settings("run", method, *flags).resolved_selection()
+        assert (papers.select, papers.validation) == ("last", "off")
