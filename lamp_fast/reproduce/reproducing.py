@@ -21,6 +21,7 @@ from lamp_fast.reproduce.queue import Failure, Queue, Task
 from lamp_fast.reproduce.render import Drawn, Rendered, write_table
 from lamp_fast.reproduce.results import compare, default_pairs, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
+from lamp_fast.runs.config import uses_validation
 
 TABLES_FOLDER = "tables"
 
@@ -143,14 +144,13 @@ def remarks_on(
 def _different_pictures(outcome_of: Mapping[Job, Any]) -> list[str]:
     """Where runs that should have seen the same pictures read different bytes.
 
-    Methods that choose on validation pictures read these too.
+    Runs that choose on validation pictures read these too.
     """
     seen: dict[tuple, set[str]] = {}
     for job, outcome in outcome_of.items():
         settings = job.settings
         if outcome is not None and settings.method != ZEROSHOT:
-            validation = settings.own.uses_validation
-            key = settings.data, settings.seed, validation
+            key = settings.data, settings.seed, uses_validation(settings)
             seen.setdefault(key, set()).add(outcome["record"]["data_sha256"])
     return [
         f"**The pictures of {data.data} changed between runs of seed {seed}**, so its rows cannot"
