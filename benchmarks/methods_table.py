@@ -22,6 +22,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast import cli, train
+from lamp_fast.clip import ClipConfig
 from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.methods import METHODS, Method
 from lamp_fast.runs import config as settings
@@ -55,7 +56,8 @@ class TableConfig:
 
 def run_config(data: str, root: Path | None, imb: float, method: str, seed: int) -> TrainConfig:
     """The settings of one run."""
-    config = settings.default_config({"method": method, "data": data})
+    clip = ClipConfig("tiny")
+    config = settings.default_config({"method": method, "data": data, "clip": clip.clip})
     if data != "digits":
         if method not in WHOLE:
             if config.optim.epochs is None:
@@ -69,6 +71,7 @@ def run_config(data: str, root: Path | None, imb: float, method: str, seed: int)
     return replace(
         config,
         seed=seed,
+        clip=clip,
         data=replace(config.data, data=data, root=root, imb=imb),
         machine=replace(config.machine, device="cpu", threads=1),
     )

@@ -175,7 +175,8 @@ def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evalu
 
 
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
-    print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
+    table_rows = [each.row(experiment.benchmark) for each in rows]
+    print("\n" + results_table(table_rows, experiment.caution))
 
 
 if __name__ == "__main__":

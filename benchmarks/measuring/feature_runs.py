@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring.names import CALTECH101, TEMPLATE
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip import ClipConfig, FrozenClip
 from lamp_fast.data import Benchmark, DataConfig, Pictures
 from lamp_fast.data.loading import Transform
 from lamp_fast.data.protocol import long_tail_targets
@@ -81,9 +81,10 @@ class DrawnFeatures:
 
 def run_config(method: str, root: Path | None) -> TrainConfig:
     """A method's published settings on Caltech101 under the carried CLIP, on a CPU."""
-    config = default_config({"method": method, "data": "caltech101"})
+    clip = ClipConfig("tiny")
+    config = default_config({"method": method, "data": "caltech101", "clip": clip.clip})
     data = replace(config.data, root=root, imb=IMBALANCE, cap=MAX_PICTURES)
-    return replace(config, data=data, machine=replace(config.machine, device="cpu"))
+    return replace(config, clip=clip, data=data, machine=replace(config.machine, device="cpu"))
 
 
 class FeatureRuns:

@@ -1,14 +1,7 @@
 """The frozen CLIP: its towers, where its weights come from, and class prompts as its tokens."""
 
 from lamp_fast.clip.features import FeatureReader, unprojected_features
-from lamp_fast.clip.load import (
-    ClipConfig,
-    activation_of,
-    completed_record,
-    fingerprint,
-    load_clip,
-    warn_if_random,
-)
+from lamp_fast.clip.load import load_clip
 from lamp_fast.clip.prompts import (
     ClassPrompts,
     ClassTokens,
@@ -21,17 +14,21 @@ from lamp_fast.clip.prompts import (
     tokenise,
     whole_prompts,
 )
+from lamp_fast.clip.settings import ClipConfig, caution
 from lamp_fast.clip.towers import (
     Block,
     ClipIdentity,
     FrozenClip,
     TextTower,
     VisionTower,
+    activation_of,
     at_least_float32,
     check_supported,
     last_cls,
     through,
 )
+from lamp_fast.clip.usage import completed_record
+from lamp_fast.clip.weights import fingerprint
 
 __all__ = [
     "Block",
@@ -48,6 +45,7 @@ __all__ = [
     "VisionTower",
     "activation_of",
     "at_least_float32",
+    "caution",
     "check_distinct",
     "check_supported",
     "class_prompts",
@@ -59,6 +57,5 @@ __all__ = [
     "through",
     "tokenise",
     "unprojected_features",
-    "warn_if_random",
     "whole_prompts",
 ]

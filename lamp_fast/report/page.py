@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
+from lamp_fast.clip import caution
 from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.errors import InputError
@@ -117,6 +118,9 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
+        caution=caution(
+            saved.record.clip.name, saved.record.clip.random, saved.record.settings.data.data
+        ),
         table=result_table(rows),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,

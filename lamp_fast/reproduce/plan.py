@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lamp_fast.clip import ClipConfig
+from lamp_fast.clip.settings import TINY, USUAL, USUAL_WEIGHTS, in_folder
 from lamp_fast.data import DataConfig
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.data.sources.catalog import find
@@ -56,10 +57,11 @@ class ReproduceConfig:
     """LAMP's settings; by default what is written for the table."""
     epochs: int | None = None
     """Of every trained method, in place of its own (LFA counts iterations)."""
-    clip: str = "ViT-B-16"
+    clip: str = USUAL
     """As in lamp_fast.train."""
     pretrained: str | None = None
-    """As in lamp_fast.train; by default openai, and for --clip tiny what the package carries."""
+    """As in lamp_fast.train; by default openai, and what --clip tiny, hf-hub: and local-dir: bring
+    with them."""
     weights_of: str | None = None
     """As in lamp_fast.train."""
     out: Path = Path("runs/reproduce")
@@ -184,8 +186,8 @@ class _Settings:
     def __init__(self, config: ReproduceConfig, table: PaperTable, flags: tuple[str, ...]) -> None:
         self.config, self.table, self.flags = config, table, flags
         pretrained = config.pretrained
-        if pretrained is None and config.clip != "tiny":
-            pretrained = "openai"
+        if pretrained is None and config.clip != TINY and not in_folder(config.clip):
+            pretrained = USUAL_WEIGHTS
         self.clip = ClipConfig(config.clip, pretrained, config.weights_of)
         self._bases: dict[tuple[str, str, int | None], TrainConfig] = {}
 

@@ -1,11 +1,12 @@
 """Settings become a CLIP and a method."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from lamp_fast.clip import FeatureReader, FrozenClip, load_clip, warn_if_random
+from lamp_fast.clip import FeatureReader, FrozenClip, caution, load_clip
 from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.data.loading import Transform
@@ -74,7 +75,7 @@ def build_reader(clip: FrozenClip, machine: MachineConfig) -> FeatureReader:
 
 
 def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:
-    """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
+    """The frozen CLIP of a run whose machine is resolved; answers without meaning are warned of.
 
     ``recorded`` is the CLIP of the run's record, where there is one: it decides how weights are
     used, wherever they lie now.
@@ -82,16 +83,19 @@ def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -
     Raises:
         InputError: see :func:`load_clip`, or views that are not of its size.
     """
+    chosen = config.clip.resolved(config.data.data)
     clip = load_clip(
-        config.clip.clip,
-        config.clip.pretrained,
-        weights_of=config.clip.weights_of,
+        chosen.clip,
+        chosen.pretrained,
+        weights_of=chosen.weights_of,
         recorded=recorded,
-        init_seed=config.clip.init_seed,
+        init_seed=chosen.init_seed,
         device=config.machine.device,
         dtype=DTYPES[config.machine.precision],
         fold=config.trim.fold_quick_gelu,
     )
     config.views.check_size(clip.preprocessing.size)
-    warn_if_random(clip.identity)
+    about = caution(clip.identity.name, clip.identity.random, config.data.data)
+    if about is not None:
+        warnings.warn(about, stacklevel=2)
     return clip

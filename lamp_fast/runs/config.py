@@ -35,8 +35,8 @@ class TrainConfig(Generic[Own]):
 
     method: Annotated[str, tyro.conf.arg(help=METHOD_HELP)] = "lamp"
     preset: str | None = None
-    """Defaults for the flags below: what --method was published with; for LAMP "tiny" without
-    --clip, "table16-imb" with it."""
+    """Defaults for the flags below: what --method was published with; for LAMP "tiny" over the tiny
+    CLIP, "table16-imb" over others."""
     config: Path | None = None
     """Take the defaults, but for --out, from this saved config.json."""
     seed: Seed = 1
@@ -133,8 +133,8 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
     word = given.get("shots", str(base.data.shots))
     shots = int(word) if word.isdigit() else None
     data = replace(base.data, shots=shots, **named).resolved()
-    clip = given.get("clip", base.clip.clip)
-    name = METHODS[method].default_preset(method, clip, data)
+    clip = replace(base.clip, clip=given.get("clip", base.clip.clip)).resolved(data.data)
+    name = METHODS[method].default_preset(method, clip.clip, data)
     if name is None:
         plain = {"optim": OptimConfig(), "views": ViewConfig()}
         return replace(base, method=method, preset=None, own=None, **plain)

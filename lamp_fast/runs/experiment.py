@@ -13,7 +13,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import FeatureReader, FrozenClip, check_distinct, tokenise
+from lamp_fast.clip import FeatureReader, FrozenClip, caution, check_distinct, tokenise
 from lamp_fast.data import (
     Benchmark,
     DataConfig,
@@ -124,6 +124,12 @@ class Experiment:
     def _transform(self, views: Views) -> Transform:
         return build_transform(self.clip, self.config.views, self.config.machine, views)
 
+    @property
+    def caution(self) -> str | None:
+        """Why scores mean nothing, see :func:`lamp_fast.clip.caution`."""
+        identity = self.clip.identity
+        return caution(identity.name, identity.random, self.benchmark.name)
+
     def describe(self) -> list[str]:
         """The first lines of a run: what CLIP, what data, what method."""
         identity, config = self.clip.identity, self.config
@@ -185,13 +191,15 @@ def assemble(
     """
     validate(config)
     machine, device = resolve_machine(config.machine)
-    config = replace(config, machine=machine, data=config.data.resolved())
+    data = config.data.resolved()
+    config = replace(config, machine=machine, data=data, clip=config.clip.resolved(data.data))
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
-    clip = build_clip(config, None if record is None else record.values["clip"])
+    # Listing is quick; weights may have to be fetched first.
     listed = checked[0] if checked else load_benchmark(config)
+    clip = build_clip(config, None if record is None else record.values["clip"])
     if saved is None:
         config = replace(config, optim=_optimisation(config, listed))
     torch.manual_seed(config.seed)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 import lamp_fast
 from lamp_fast.cli import expand_path
+from lamp_fast.clip import caution
+from lamp_fast.clip.settings import LOCAL
 from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.files import save_tensors, write_bytes, write_json
@@ -151,6 +153,10 @@ def portable(record: Mapping[str, Any]) -> dict[str, Any]:
             settings["data"][name] = None
     if clip["weights"] == settings["clip"]["pretrained"]:  # a file, not a tag
         clip["weights"] = settings["clip"]["pretrained"] = Path(clip["weights"]).name
+    if clip["name"].startswith(LOCAL):
+        folder = Path(clip["name"].removeprefix(LOCAL))
+        clip["name"] = settings["clip"]["clip"] = f"{LOCAL}{folder.name}"
+        clip["weights"], settings["clip"]["pretrained"] = Path(clip["weights"]).name, None
     record["data"]["unreadable"] = []
     return record
 
@@ -188,7 +194,7 @@ def model_card(
         'classifier = Classifier.from_pretrained("THIS_REPOSITORY")\n'
         'print(classifier.classify(["picture.jpg"], top=3))\n```',
         "## Results",
-        _results(results, clip["random"]),
+        _results(results, caution(clip["name"], clip["random"], settings["data"]["data"])),
         "## Data and protocol",
         _protocol(settings, data),
         _classes(data),
@@ -227,13 +233,13 @@ def _evaluations(data: str, rows: list[Mapping[str, Any]]) -> list[EvalResult]:
     ]
 
 
-def _results(rows: list[Mapping[str, Any]] | None, random: bool) -> str:
+def _results(rows: list[Mapping[str, Any]] | None, about: str | None) -> str:
     if rows is None:
         return "None were saved."
     escaped = [{**row, "name": _plain(row["name"])} for row in rows]
     lines = [results_table(escaped), "Percentages on the test pictures."]
-    if random:
-        lines.append("**The CLIP's weights are random: these accuracies mean nothing.**")
+    if about is not None:
+        lines.append(f"**{about}**")
     return "\n\n".join(lines)
 
 

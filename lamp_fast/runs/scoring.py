@@ -141,7 +141,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
-    table = results_table(table_rows)
+    table = results_table(table_rows, experiment.caution)
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -341,10 +341,14 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def results_table(rows: Sequence[Mapping[str, Any]], caution: str | None = None) -> str:
     """The closing table as Markdown: percentages, trainable parameters, training seconds.
 
     A line below it says which columns give each class the same weight, if any do.
+
+    Args:
+        rows: of the table.
+        caution: why its figures mean nothing, see :func:`lamp_fast.clip.caution`: the last line.
     """
     shown = columns(rows)
     body = [
@@ -360,7 +364,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     alignment = ["left"] + ["right"] * (len(header) - 1)
     table = tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
     note = columns_note(shown)
-    return f"{table}\n\n{note}" if note else table
+    return "\n\n".join(filter(None, [table, note, caution]))
 
 
 def columns_note(shown: Sequence[tuple[str, str]]) -> str:

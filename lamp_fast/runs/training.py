@@ -183,8 +183,6 @@ def _write_outcome(
         figures.plot_curves(folder / "curves.png", progress.history)
         figures.plot_activations(folder / "activations.png", progress.history)
     print("\n" + table)
-    if experiment.clip.identity.random:
-        print("\nThe CLIP's weights are random: these accuracies mean nothing.")
 
 
 def training_settings(given: Mapping[str, Any]) -> TrainConfig:

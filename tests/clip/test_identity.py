@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from lamp_fast import Classifier, evaluate, train
 from lamp_fast.clip import completed_record, load_clip
+from lamp_fast.clip.usage import file_usage
 from lamp_fast.data.transforms import OPENAI_MEAN, Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, RESULT, resumed_defaults
@@ -85,11 +86,9 @@ def test_a_file_nobody_knows_is_warned_of(weights):
 
 @pytest.mark.parametrize("model", ["ViT-B-16", "ViT-L-14"])
 def test_published_models_with_a_twin_warn(model, weights):
-    from lamp_fast.clip.load import _file_usage
-
     with pytest.warns(UserWarning, match=f"as {model} says.*openai"):
-        assert _file_usage(model, weights, None).activation == "gelu"
-    assert _file_usage(model, weights, "openai").activation == "quick_gelu"
+        assert file_usage(model, weights, None).activation == "gelu"
+    assert file_usage(model, weights, "openai").activation == "quick_gelu"
 
 
 @pytest.mark.parametrize("digits", [64, 8])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lamp_fast import cli, evaluate
+from lamp_fast.clip import ClipConfig
 from lamp_fast.data import DataConfig, evaluation_batches, load_source
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
@@ -46,7 +47,8 @@ def run(tmp_path_factory):
     config = default_config({})
     data = DataConfig(data="folder", root=pictures, split="base-new")
     machine = replace(config.machine, threads=1)
-    experiment = assemble(replace(config, data=data, machine=machine))
+    clip = ClipConfig("tiny")
+    experiment = assemble(replace(config, data=data, machine=machine, clip=clip))
     torch.manual_seed(0)
     for name, each in experiment.method.state_dict().items():
         if name.endswith(("_pool", "shared")):
@@ -107,7 +109,8 @@ def test_lfa_scores_a_target_of_its_own_names_with_the_average(tmp_path, templat
     config = default_config({"method": "lfa", "data": "imagenet", "split": "all"})
     data = DataConfig(data="imagenet", root=tmp_path, split="all")
     machine = replace(config.machine, threads=1)
-    experiment = assemble(replace(config, data=data, machine=machine))
+    clip = ClipConfig("tiny")
+    experiment = assemble(replace(config, data=data, machine=machine, clip=clip))
     method = experiment.method
     with torch.no_grad():
         method.weight.copy_(-method.ema)  # the most likely class becomes the least likely one

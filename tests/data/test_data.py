@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from lamp_fast.clip import ClipConfig
 from lamp_fast.data import (
     DataConfig,
     Pictures,
@@ -618,7 +619,8 @@ def test_own_data_is_taken_as_it_is(given, expected):
 def test_a_run_on_a_table(tmp_path):
     """From the settings to what is trained, and back from the settings that a run saves."""
     file = write_table(tmp_path)
-    config = apply_preset(TrainConfig(data=DataConfig(data="table", table=file)), "tiny")
+    data = DataConfig(data="table", table=file)
+    config = apply_preset(TrainConfig(data=data, clip=ClipConfig("tiny")), "tiny")
     experiment = assemble(config)
     assert experiment.benchmark.base_names == ("ant", "red fox")
     assert experiment.benchmark.new_names == ()
