@@ -19,6 +19,7 @@ from lamp_fast import cli
 from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.settings import PLACES
+from lamp_fast.data.sources.hierarchy import read_levels
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError
 from lamp_fast.fields import TextOrNone
@@ -32,6 +33,7 @@ from lamp_fast.runs.scoring import (
     Evaluated,
     evaluate_rows,
     hold_transfer,
+    levels_table,
     results_table,
     transfer_rows,
     write_results,
@@ -62,8 +64,15 @@ class EvaluateConfig:
     """As --table, for --data list."""
     level: str | None = None
     """As in training, for --data inaturalist2018."""
-    template: str | None = None
-    """Class prompt with {} for the name; by default the data set's own."""
+    template: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """As in training, for --data."""
+    descriptions: Path | None = None
+    """As in training, for --data."""
+    hierarchy: Path | None = None
+    """As in training: scores are also given at each level above the classes, in result.json; of the
+    run's own pictures they are printed."""
+    levels: tuple[str, ...] = ()
+    """As in training, of --hierarchy or, for --data table, of its table."""
     skip_unreadable: bool = False
     """Count unreadable pictures of --data and go on without them."""
     tte: Tte = "as-trained"
@@ -90,11 +99,16 @@ class EvaluateConfig:
             InputError: a flag of --data without it.
         """
         if self.data is None:
-            for name in ("template", "level", "skip_unreadable", "out"):
+            if self.levels and self.hierarchy is None:
+                raise InputError(
+                    f"--levels {' '.join(self.levels)}: expected --hierarchy with them"
+                )
+            for name in ("template", "descriptions", "level", "skip_unreadable", "out"):
                 if value := getattr(self, name):
                     flag = name.replace("_", "-")
+                    shown = value[0] if isinstance(value, tuple) else value
                     raise InputError(
-                        f"--{flag} {value}: expected --data with it, the data set to test on"
+                        f"--{flag} {shown}: expected --data with it, the data set to test on"
                     )
             return None
         return DataConfig(
@@ -102,6 +116,9 @@ class EvaluateConfig:
             **self.places,
             level=self.level,
             template=self.template,
+            descriptions=self.descriptions,
+            hierarchy=self.hierarchy,
+            levels=self.levels,
             skip_unreadable=self.skip_unreadable,
         )
 
@@ -123,6 +140,8 @@ def main(config: EvaluateConfig) -> int:
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
+        if target is None:
+            experiment = _with_levels(experiment, config)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -144,6 +163,16 @@ def main(config: EvaluateConfig) -> int:
             ranks.once(write_results, out, experiment, rows)
             cli.say("", f"wrote   {out}")
     return 0
+
+
+def _with_levels(experiment: Experiment, config: EvaluateConfig) -> Experiment:
+    """The same, also to be scored at the levels of a file."""
+    benchmark = experiment.benchmark
+    names = (*benchmark.base_names, *benchmark.new_names)
+    levels = read_levels(config.hierarchy, config.levels, None, names)
+    if levels is None:
+        return experiment
+    return replace(experiment, benchmark=replace(benchmark, hierarchy=levels))
 
 
 def _with_prior(experiment: Experiment, prior: Prior) -> Experiment:
@@ -177,6 +206,8 @@ def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evalu
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
     table_rows = [each.row(experiment.benchmark) for each in rows]
     print("\n" + results_table(table_rows, experiment.caution))
+    if told := levels_table(table_rows):
+        print("\n" + told)
 
 
 if __name__ == "__main__":

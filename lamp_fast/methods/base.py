@@ -103,6 +103,9 @@ class Method(Fixable):
     own_prompt: bool = False
     """Whether its class prompt is its own on every data set, so that ``--template`` is refused."""
 
+    no_ensemble: str | None = "it learns inside the text tower, which reads one text a class"
+    """Why several texts a class are refused; None where it takes the mean of their features."""
+
     no_as_published: str | None = None
     """Why ``--as-published`` is refused; None where it is not."""
 
@@ -202,7 +205,7 @@ class Method(Fixable):
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """Every template that :meth:`prepare` puts class names into, for the same arguments."""
-        return (template,)
+        return (template,) if origin.words is None else origin.words.templates
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Any:
         """Tokenise class names and compute, once, what of them never changes.

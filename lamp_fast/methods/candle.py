@@ -21,7 +21,7 @@ from lamp_fast.methods.base import (
     plain_image_features,
 )
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
-from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.text import ensemble_texts, plain_text_features
 
 RATIO = 0.1
 """First value of what the attention's output is multiplied by."""
@@ -90,6 +90,7 @@ class Candle(Method):
     """
 
     title = "Candle"
+    no_ensemble = None
     reads_features = True
     Settings = CandleSettings
     presets: ClassVar = {"candle": Preset(sgd(3e-4, 50, 128))}
@@ -146,7 +147,11 @@ class Candle(Method):
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> CandleClasses:
         columns, unknown = self._columns(tuple(names))
-        texts = plain_text_features(self.clip, [*self.names, *unknown], template)
+        every, words = [*self.names, *unknown], origin.words
+        if words is None:
+            texts = plain_text_features(self.clip, every, template)
+        else:
+            texts = ensemble_texts(self.clip, every, words, normalised=False)
         return CandleClasses(texts, torch.tensor(columns, device=texts.device))
 
     def _columns(self, names: tuple[str, ...]) -> tuple[list[int], list[str]]:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from lamp_fast.clip import FrozenClip
 from lamp_fast.data import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
+from lamp_fast.data.templates import IMAGENET_7
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Criterion, Step, TrainingSet
 from lamp_fast.methods.prototypes import NamedClasses, Prototypes
 from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
-from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or
+from lamp_fast.methods.text import imagenet_or
 
 # A class of ImageNet and its variants is the mean of these.
-EIGHT_TEMPLATES = (*IMAGENET_TEMPLATES, "a photo of a {}.")
+EIGHT_TEMPLATES = (*IMAGENET_7, "a photo of a {}.")
 _OPTIM = {**sgd(0.1, 300, 256), "weight_decay": 0.0}
 
 

@@ -43,6 +43,7 @@ class ClipAdapter(Method):
     """
 
     title = "CLIP-Adapter"
+    no_ensemble = None
     Settings = ClipAdapterSettings
     presets: ClassVar = {"clip-adapter": Preset(sgd(1e-2, 300, 32))}
     reads_features = True
@@ -63,7 +64,7 @@ class ClipAdapter(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
-        return zero_shot_texts(self.clip, names, template)
+        return zero_shot_texts(self.clip, names, template, origin.words)
 
     def step(self, images: Tensor, labels: Tensor, classes: Tensor, criterion: Criterion) -> Step:
         """``images`` are projected features [B, Ds]."""

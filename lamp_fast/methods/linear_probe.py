@@ -69,6 +69,7 @@ class LinearProbe(Method):
     """
 
     title = "Linear probe"
+    no_ensemble = None
     Settings = LinearProbeSettings
     reads_features = True
     own_loss = (

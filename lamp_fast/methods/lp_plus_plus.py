@@ -77,6 +77,7 @@ class LpPlusPlus(Method):
     """
 
     title = "LP++"
+    no_ensemble = None
     Settings = LpPlusPlusSettings
     reads_features = True
     own_loss = "LP++ descends by steps of its own, which are made for cross-entropy"
@@ -160,7 +161,7 @@ class LpPlusPlus(Method):
             InputError: a name that was not trained.
         """
         columns = self.classes.trained_columns(names, self.no_new_names)
-        texts = zero_shot_texts(self.clip, names, template)
+        texts = zero_shot_texts(self.clip, names, template, origin.words)
         return LpClasses(texts, torch.tensor(columns, device=texts.device))
 
     @torch.no_grad()

@@ -114,6 +114,7 @@ class Tip(Method):
     """
 
     title = "Tip-Adapter"
+    no_ensemble = None
     Settings = TipSettings
     presets: ClassVar = {"tip": Preset(views=VIEWS)}
     reads_features = True
@@ -219,7 +220,7 @@ class Tip(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> TipClasses:
-        texts = mean_text_features(self.clip, names, self.templates(template, origin))
+        texts = mean_text_features(self.clip, names, self.templates(template, origin), origin.words)
         none = len(self.classes.base)
         columns = [none if each is None else each for each in self.classes.columns(names)]
         return TipClasses(texts, torch.tensor(columns, device=texts.device))

@@ -19,6 +19,7 @@ class ZeroShot(Method):
     """No parameters; ``classes`` is the normalised text features [C, Ds]."""
 
     title = "CLIP zero-shot"
+    no_ensemble = None
     reads_features = True
     no_class_matrix = None
 
@@ -29,7 +30,7 @@ class ZeroShot(Method):
         return cls(clip)
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
-        return zero_shot_texts(self.clip, names, template)
+        return zero_shot_texts(self.clip, names, template, origin.words)
 
     def implied_prior(self, counts: np.ndarray) -> np.ndarray:
         return np.ones(len(counts))

@@ -121,6 +121,9 @@ def build_page(run: Path) -> str:
         caution=caution(
             saved.record.clip.name, saved.record.clip.random, saved.record.settings.data.data
         ),
+        prompt=f"“{record['data']['template']}”"
+        if saved.record.words is None
+        else str(saved.record.words),
         table=result_table(rows),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,

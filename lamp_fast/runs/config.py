@@ -78,9 +78,10 @@ class TrainConfig(Generic[Own]):
                 f"--epochs none: --method {self.method} has no published number of steps, expected"
                 " a number of epochs"
             )
-        if self.data.template is not None and method.own_prompt:
+        if self.data.template and method.own_prompt:
             raise InputError(
-                f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
+                f"--template {self.data.template[0]!r}: --method {self.method} has a prompt of its"
+                " own"
             )
 
 
@@ -181,6 +182,9 @@ def parse_flags(argv: Sequence[str], default: TrainConfig, **texts: str | None) 
     Raises:
         InputError: a flag or value that does not fit, or a flag that the method does not have.
     """
+    if any(word.partition("=")[0] == "--template" for word in argv):
+        # Each adds one to those before it; those of a preset or a run are to give way.
+        default = replace(default, data=replace(default.data, template=()))
     try:
         return cli.parse(TrainConfig[type(default.own)], argv, default=default, **texts)
     except cli.UnknownFlagError as error:
@@ -215,6 +219,10 @@ def from_saved(values: Any, where: str) -> TrainConfig:
         context = values.get("context", {})
         own = {**context, **own} if isinstance(context, Mapping) else context
     shared = {name: each for name, each in values.items() if name not in (method, *_GROUPS_BEFORE)}
+    data = shared.get("data")
+    if isinstance(data, Mapping) and not isinstance(data.get("template", []), list):
+        # Until 0.3.0 there was one, or none.
+        shared["data"] = {**data, "template": [data["template"]] if data["template"] else []}
     config = from_json(TrainConfig, {**shared, "method": method}, where)
     return replace(config, own=from_json(kind, own, f"{where}.{method}"))
 

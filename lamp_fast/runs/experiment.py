@@ -31,8 +31,11 @@ from lamp_fast.data import (
 from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.loading import Batch, Transform
 from lamp_fast.data.sources import catalog
+from lamp_fast.data.sources.hierarchy import read_levels
+from lamp_fast.data.sources.words import with_words
 from lamp_fast.data.transforms import CentreCrop, Views
 from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
@@ -154,6 +157,7 @@ class Experiment:
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
+        described = {"words": self.benchmark.words, "hierarchy": self.benchmark.hierarchy}
         return {
             "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
             "block": self.block,
@@ -168,6 +172,7 @@ class Experiment:
                 "template": self.benchmark.template,
                 "counts": [int(count) for count in self.benchmark.counts],
                 "unreadable": list(self.unreadable),
+                **{name: to_json(each) for name, each in described.items() if each is not None},
             },
         }
 
@@ -198,7 +203,9 @@ def assemble(
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
     # Listing is quick; weights may have to be fetched first.
-    listed = checked[0] if checked else load_benchmark(config)
+    listed = checked[0] if checked else load_benchmark(config, record)
+    if listed.words is not None:
+        refuse_ensemble(METHODS[config.method], listed.words)
     clip = build_clip(config, None if record is None else record.values["clip"])
     if saved is None:
         config = replace(config, optim=_optimisation(config, listed))
@@ -250,17 +257,32 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
         InputError: a prompt that is too long, a name that is no text, names with the same tokens,
             or a name that was not trained where the method refuses those.
     """
-    names = (*benchmark.base_names, *benchmark.new_names)
+    names, words = (*benchmark.base_names, *benchmark.new_names), benchmark.words
+    if words is not None:
+        every = [text for name in names for text in words.texts(name)]
+        tokenise(method.clip, every, "{}", quiet=True)
     for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
-    if method.no_new_names is not None and not benchmark.trained:
-        method.prepare(benchmark.base_names, benchmark.template, benchmark.origin)
     entry = catalog.CATALOG.get(benchmark.name)
     if method.no_new_names is not None and not benchmark.trained:
         method.prepare(names, benchmark.template, benchmark.origin)
     if distinct and (entry is None or entry.distinct_names):
         check_distinct(tokens, f"--data {benchmark.name}: class names")
+
+
+def refuse_ensemble(method: type[Method], words: Words) -> None:
+    """Refuse several texts a class where the method reads one.
+
+    Raises:
+        InputError: with the method's own reason.
+    """
+    if method.no_ensemble is not None:
+        flag = "--descriptions" if words.descriptions else "--template"
+        raise InputError(
+            f"{flag}: {words}: expected one --template, for {method.title} takes no mean of several"
+            f" texts: {method.no_ensemble}"
+        )
 
 
 def check_data(config: TrainConfig) -> Checked:
@@ -273,11 +295,11 @@ def check_data(config: TrainConfig) -> Checked:
     return _check_pictures(load_benchmark(config), config)
 
 
-def load_benchmark(config: TrainConfig) -> Benchmark:
+def load_benchmark(config: TrainConfig, begun: Record | None = None) -> Benchmark:
     """What a run sees of its data set: :func:`load_data`, with validation pictures where its method
-    chooses on them."""
+    chooses on them; ``begun`` is the run's record where it has one."""
     validation = METHODS[config.method].uses_validation(config.own)
-    return load_data(config.data, config.seed, validation=validation)[1]
+    return load_data(config.data, config.seed, validation=validation, begun=begun)[1]
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
@@ -295,28 +317,42 @@ def check_target(data: DataConfig) -> Checked:
     return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
 
 
-def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
-    """List the pictures of a data set; see :func:`load_source`."""
+def find_source(
+    data: DataConfig, *, only_test: bool = False, begun: Record | None = None
+) -> DataSource:
+    """List the pictures of a data set; see :func:`load_source`.
+
+    Args:
+        data: which, and what its classes are called and are kinds of.
+        only_test: nothing will be trained on it.
+        begun: of a run, which kept the latter; no file of them is read then.
+    """
     data = data.resolved()
     table = None
     if data.table is not None:
         table = PictureTable(data.table, data.path_column, data.label_column, data.split_column)
     files = {"train": data.train, "val": data.val, "test": data.test}
     given = {part: file for part, file in files.items() if file is not None}
-    return load_source(
+    source = load_source(
         data.data,
         data.root,
-        data.template,
+        None,
         table,
         lists=PictureLists(given, data.names),
         level=data.level,
         imb=data.imb,
         only_test=only_test,
     )
+    if begun is not None:
+        words = begun.words or Words((begun.data.template,))
+        return replace(with_words(source, data.template, None, words), hierarchy=begun.hierarchy)
+    source = with_words(source, data.template, data.descriptions)
+    levels = read_levels(data.hierarchy, data.levels, table, source.classnames)
+    return replace(source, hierarchy=levels)
 
 
 def load_data(
-    data: DataConfig, seed: int, *, validation: bool = False
+    data: DataConfig, seed: int, *, validation: bool = False, begun: Record | None = None
 ) -> tuple[DataSource, Benchmark]:
     """List the pictures of a data set and apply the protocol; no picture is read yet.
 
@@ -324,12 +360,13 @@ def load_data(
         data: which, and how it is drawn from.
         seed: of the draws.
         validation: also take validation pictures.
+        begun: see :func:`find_source`.
 
     Raises:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
     """
     data = data.resolved()
-    source = find_source(data)
+    source = find_source(data, begun=begun)
     benchmark = build_benchmark(
         source,
         split=data.split,

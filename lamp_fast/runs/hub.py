@@ -21,7 +21,8 @@ import lamp_fast
 from lamp_fast.cli import expand_path
 from lamp_fast.clip import caution
 from lamp_fast.clip.settings import LOCAL
-from lamp_fast.data.settings import PLACES
+from lamp_fast.data.settings import DESCRIBING, PLACES
+from lamp_fast.data.words import saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.files import save_tensors, write_bytes, write_json
 from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
@@ -148,7 +149,7 @@ def portable(record: Mapping[str, Any]) -> dict[str, Any]:
     record.pop("launch", None)
     settings, clip = record["settings"], record["clip"]
     settings["out"] = settings["config"] = None
-    for name in PLACES:
+    for name in (*PLACES, *DESCRIBING):
         if name in settings["data"]:
             settings["data"][name] = None
     if clip["weights"] == settings["clip"]["pretrained"]:  # a file, not a tag
@@ -246,9 +247,10 @@ def _results(rows: list[Mapping[str, Any]] | None, about: str | None) -> str:
 def _protocol(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     drawn, counts = settings["data"], data["counts"]
     amount = f"{drawn['shots']} shots" if drawn["shots"] else f"cap {drawn['cap'] or 'none'}"
+    words = saved_words(data.get("words"), "words")
     lines = [
         f"- data: {_plain(drawn['data'])}, sha256 `{_plain(data['sha256'])}`",
-        f"- class prompt: {_plain(data['template'])}",
+        f"- class prompt: {_plain(data['template'] if words is None else str(words))}",
         f"- training pictures: {sum(counts):,} of {len(counts)} classes, {max(counts)} to"
         f" {min(counts)} a class ({amount}, imbalance ratio asked for {drawn['imb']:g})",
         f"- new classes, tested without training: {len(data['new_names'])}",

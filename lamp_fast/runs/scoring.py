@@ -12,6 +12,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast.data import Benchmark, DataConfig, Pictures, evaluation_batches
+from lamp_fast.data.hierarchy import Level
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
 from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
@@ -21,6 +22,7 @@ from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
+from lamp_fast.runs.levels import level_accuracies, predict_levels
 from lamp_fast.runs.metrics import (
     Scores,
     balanced_accuracy,
@@ -87,6 +89,7 @@ class Evaluated:
             **_by_size(base, benchmark.size_groups),
             **_by_class("base", base, benchmark.base_names),
             **_by_class("new", new, benchmark.new_names),
+            **_by_level(base, new),
             "geometric_mean_base": geometric_mean(base.per_class),
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
@@ -108,6 +111,19 @@ def _by_class(half: str, found: Scores | None, names: Sequence[str]) -> dict[str
         f"balanced_{half}": None if found is None else balanced_accuracy(found.per_class),
         f"worst_{half}": None if worst is None else float(found.per_class[worst]),
         f"worst_class_{half}": None if worst is None else names[worst],
+    }
+
+
+def _by_level(base: Scores, new: Scores | None) -> dict[str, Any]:
+    """Accuracy at each level above the classes, where the run knows such levels."""
+    if not base.levels:
+        return {}
+    above = {} if new is None else new.levels
+    return {
+        "levels": {
+            level: {"acc_base": accuracy, "acc_new": above.get(level)}
+            for level, accuracy in base.levels.items()
+        }
     }
 
 
@@ -142,6 +158,8 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
     table = results_table(table_rows, experiment.caution)
+    if above := levels_table(table_rows):
+        table = f"{table}\n\n{above}"
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -183,6 +201,7 @@ def hold_transfer(
     identity = {
         "data": benchmark.name,
         "template": benchmark.template,
+        "words": None if benchmark.words is None else to_json(benchmark.words),
         "sha256": experiment.data_hash,
         "prior": None if prior is None else prior.wanted,
     }
@@ -225,8 +244,12 @@ def _score_half(
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    predicted = _predict(experiment, method, names, pictures, ranks, adapted)
-    return scores(pictures.labels, predicted, len(names))
+    levels = () if benchmark.hierarchy is None else benchmark.hierarchy.every_level(names)
+    levels = tuple(levels)
+    predicted = _predict(experiment, method, names, pictures, ranks, adapted, levels)
+    found = scores(pictures.labels, predicted[:, 0], len(names))
+    above = level_accuracies(levels, pictures.labels, predicted[:, 1:])
+    return replace(found, levels=above)
 
 
 def _predict(
@@ -236,8 +259,9 @@ def _predict(
     pictures: Pictures,
     ranks: Ranks,
     adapted: bool,
+    levels: Sequence[Level] = (),
 ) -> np.ndarray:
-    """The predicted class of every picture, int64 [N].
+    """The predicted class of every picture and its parent at each level, int64 [N, 1 + levels].
 
     Ranks share whole batches, so that each is computed as one process alone would.
     """
@@ -250,12 +274,12 @@ def _predict(
     classes = method.prepare(names, benchmark.template, benchmark.origin)
     prior = experiment.prior
     shift = None if prior is None else prior.shift(method, names)
-    predicted = [torch.empty(0, dtype=torch.int64)]
+    predicted = [torch.empty(0, 1 + len(levels), dtype=torch.int64)]
     for images in _inputs(experiment, method, pictures, ranks):
         logits = class_scores(method, images, classes, adapted)
         if shift is not None:
             logits = logits + shift.to(logits)
-        predicted.append(logits.argmax(1).cpu())
+        predicted.append(predict_levels(logits, levels).cpu())
     return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
 
 
@@ -365,6 +389,27 @@ def results_table(rows: Sequence[Mapping[str, Any]], caution: str | None = None)
     table = tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
     note = columns_note(shown)
     return "\n\n".join(filter(None, [table, note, caution]))
+
+
+def levels_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies of the rows at each level above the classes, as Markdown; "" without levels."""
+    shown = [row for row in rows if row.get("levels")]
+    if not shown:
+        return ""
+    halves = [("acc_base", "accuracy")]
+    if any(row["acc_new"] is not None for row in shown):
+        halves = [("acc_base", "acc base"), ("acc_new", "acc new")]
+    levels = list(shown[0]["levels"])
+    header = ["", *(f"{title}, {level}" for level in levels for _, title in halves)]
+    body = [
+        [
+            row["name"],
+            *(_percent(row["levels"][level][key]) for level in levels for key, _ in halves),
+        ]
+        for row in shown
+    ]
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
 def columns_note(shown: Sequence[tuple[str, str]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from lamp_fast import cli
 from lamp_fast.clip import completed_record
 from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.settings import PLACES
+from lamp_fast.data.settings import DESCRIBING, PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import save_tensors, write_json
@@ -39,7 +39,10 @@ from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
+_PLACES = {
+    "data": (*PLACES, *DESCRIBING, "unreadable"),
+    "clip": ("pretrained", "weights", "weights_of"),
+}
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -213,6 +216,8 @@ def _as_json(value: Any, before: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(before, str):
         return json.dumps(dict(value), default=str)
     if isinstance(before, list) and isinstance(value, str):
+        if not before or isinstance(before[0], str):
+            return [value]
         try:
             return list(parse_layers(value))
         except ValueError as error:

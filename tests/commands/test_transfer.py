@@ -15,12 +15,12 @@ from PIL import Image
 from lamp_fast import cli, evaluate
 from lamp_fast.clip import ClipConfig
 from lamp_fast.data import DataConfig, evaluation_batches, load_source
+from lamp_fast.data.templates import IMAGENET_7
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
 from lamp_fast.files import load_tensors, save_tensors, write_json
 from lamp_fast.methods import ZeroShot
 from lamp_fast.methods.base import frozen_image_features
-from lamp_fast.methods.lfa import IMAGENET_TEMPLATES
 from lamp_fast.methods.text import plain_text_features
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
@@ -127,7 +127,7 @@ def test_lfa_scores_a_target_of_its_own_names_with_the_average(tmp_path, templat
     features = frozen_image_features(clip, images)
     texts = [
         F.normalize(plain_text_features(clip, benchmark.base_names, each), dim=-1)
-        for each in ((template,) if template else IMAGENET_TEMPLATES)
+        for each in ((template,) if template else IMAGENET_7)
     ]
     scores = features @ sum(texts).T
     confusion = np.zeros((4, 4), int)
