@@ -17,16 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from lamp_fast.cli import expand_path
-from lamp_fast.clip import check_distinct, tokenise
-from lamp_fast.data import Origin
+from lamp_fast.clip.prompts import check_distinct, tokenise
+from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
-from lamp_fast.data.hierarchy import Level, saved_hierarchy
+from lamp_fast.data.hierarchy import CLASS, Level, saved_hierarchy
 from lamp_fast.data.sources.hierarchy import read_hierarchy
 from lamp_fast.data.transforms import HostTransform
+from lamp_fast.data.views import testing_views, used_preprocessing
 from lamp_fast.data.words import saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
-from lamp_fast.methods import Method, RunClasses
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import hub
 from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
@@ -40,8 +42,6 @@ from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 
 Bias = Literal["trained", "adapted", "none"]
-# The level of answers that are class names.
-CLASS = "class"
 
 _AT_ONCE = Bounds(1, 1_000_000)
 _MAX_LISTS = 16
@@ -94,7 +94,9 @@ class Classifier:
         self.results = results
         self.hierarchy = saved_hierarchy(record["data"].get("hierarchy"), "hierarchy")
         views, own = config.views, method.clip.preprocessing
-        self._transform = HostTransform(views.preprocessing(own), views.testing(own.size))
+        self._transform = HostTransform(
+            used_preprocessing(views, own), testing_views(views, own.size)
+        )
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)

@@ -21,24 +21,27 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 import lamp_fast
 from lamp_fast import cli
-from lamp_fast.classifier import CLASS, Classifier, Picture, Prediction
-from lamp_fast.data.sources.files import LeftOut
-from lamp_fast.data.sources.given import Inputs
-from lamp_fast.data.views import TTE, Tte
+from lamp_fast.data.hierarchy import CLASS
+from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone, to_json
-from lamp_fast.files import refuse_output
+from lamp_fast.files import refuse_output, same_file
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
-from lamp_fast.runs.prior import Wanted, read_prior
-from lamp_fast.runs.ranks import Part, launched, own_device
+from lamp_fast.runs.launch import Part, launched
+
+if TYPE_CHECKING:
+    from lamp_fast.classifier import Classifier, Picture, Prediction
+    from lamp_fast.data.sources.files import LeftOut
+    from lamp_fast.data.sources.given import Inputs
+    from lamp_fast.runs.prior import Wanted
 
 # The third column is called as the level of the answers.
 CSV_HEADER = ("file", "rank", CLASS, "probability", "trained")
@@ -101,6 +104,12 @@ def main(config: PredictConfig) -> int:
     part = choose_part(config)
     outputs = _files(config, part)
     _check_outputs(config, outputs, lambda: config.sources)
+    from lamp_fast.classifier import Classifier
+    from lamp_fast.data.sources.files import LeftOut
+    from lamp_fast.data.sources.given import Inputs
+    from lamp_fast.runs.prior import read_prior
+    from lamp_fast.runs.ranks import own_device
+
     left_out = LeftOut(skip_unreadable=True)
     inputs = Inputs(config.sources, config.path_column, left_out)
     total, digest = inputs.check()
@@ -117,14 +126,11 @@ def main(config: PredictConfig) -> int:
         hierarchy=config.hierarchy,
     )
     names = choose_classes(classifier, config)
-    if config.level is not None:
-        classifier.at_level(config.level, names)
-    level = config.level or CLASS
     batch = classifier.config.machine.test_batch if config.batch is None else config.batch
     about = _about(config, classifier, names, prior, left_out)
     call = {"inputs": digest, **_settings(config, classifier, batch, about), "--part": str(part)}
     files = GrowingFiles(
-        [_output(each, about, level) for each in outputs],
+        [_output(each, about) for each in outputs],
         {**call, **{each.flag: _text(each.file) for each in outputs}},
         recorded=config.out is not None,
     )
@@ -191,12 +197,12 @@ class _Ahead:
         names: of those that were asked for and have no answer yet.
     """
 
-    def __init__(self, inputs: Inputs, files: GrowingFiles, part: Part, batch: int) -> None:
+    def __init__(self, inputs: "Inputs", files: GrowingFiles, part: Part, batch: int) -> None:
         self._inputs, self._files = inputs, files
         self._part, self.batch = part, batch
         self.names: deque[Path] = deque()
 
-    def __iter__(self) -> Iterator[Picture | InputError]:
+    def __iter__(self) -> "Iterator[Picture | InputError]":
         own = self._part.of(self._inputs, self.batch)
         for given in islice(own, self._files.done, None):
             self.names.append(given.name)
@@ -207,7 +213,7 @@ def _classify(
     files: GrowingFiles,
     outputs: Sequence["_File"],
     ahead: _Ahead,
-    outcomes: Iterator[Prediction | InputError],
+    outcomes: "Iterator[Prediction | InputError]",
     total: int | None,
 ) -> None:
     """Write what becomes of each picture, and mark every whole batch."""
@@ -243,10 +249,10 @@ def _classify(
 
 def _about(
     config: PredictConfig,
-    classifier: Classifier,
+    classifier: "Classifier",
     names: Sequence[str],
-    prior: Wanted | None,
-    left_out: LeftOut,
+    prior: "Wanted | None",
+    left_out: "LeftOut",
 ) -> dict[str, Any]:
     """What a document tells beside its pictures."""
     about: dict[str, Any] = {
@@ -267,7 +273,7 @@ def _about(
 
 
 def _settings(
-    config: PredictConfig, classifier: Classifier, batch: int, about: dict[str, Any]
+    config: PredictConfig, classifier: "Classifier", batch: int, about: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be the same where a call is continued, beside the pictures."""
     digest = hashlib.sha256()
@@ -289,7 +295,7 @@ def _settings(
     }
 
 
-def choose_classes(classifier: Classifier, config: PredictConfig) -> tuple[str, ...]:
+def choose_classes(classifier: "Classifier", config: PredictConfig) -> tuple[str, ...]:
     """The class names that ``--classes`` and ``--add`` mean.
 
     Raises:
@@ -356,15 +362,8 @@ def _check_outputs(
             raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
     for one, other in combinations(outputs, 2):
         standard = STDOUT in (one.file, other.file)
-        if one.file == other.file or (not standard and _same(one.file, other.file)):
+        if one.file == other.file or (not standard and same_file(one.file, other.file)):
             raise InputError(f"{other.flag} {other.file}: {one.flag} writes there too")
-
-
-def _same(file: Path, other: Path) -> bool:
-    """Whether two names lead to one regular file, there or to come."""
-    if not (file.exists() and other.exists()):
-        return file.resolve() == other.resolve()
-    return file.is_file() and file.samefile(other)
 
 
 def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
@@ -376,7 +375,7 @@ def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
     return told
 
 
-def _line(file: Path, prediction: Prediction) -> str:
+def _line(file: Path, prediction: "Prediction") -> str:
     classes = zip(prediction.names, prediction.probabilities, prediction.trained, strict=True)
     told = (
         f"{name} {100 * probability:.2f}%{'' if trained else ' (not trained)'}"
@@ -385,14 +384,14 @@ def _line(file: Path, prediction: Prediction) -> str:
     return f"{_text(file)}: {', '.join(told)}"
 
 
-def _output(each: _File, about: dict[str, Any], level: str) -> Output:
-    titles = [level if title == CLASS else title for title in CSV_HEADER]
+def _output(each: _File, about: dict[str, Any]) -> Output:
+    titles = [about["level"] if title == CLASS else title for title in CSV_HEADER]
     header = _csv_text([titles]) if each.kind == "csv" else ""
     finish = as_document(about) if each.kind == "json" else None
     return Output(each.flag, each.file, header, finish)
 
 
-def _text_of(each: _File) -> Callable[[Path, Prediction | InputError], str]:
+def _text_of(each: _File) -> "Callable[[Path, Prediction | InputError], str]":
     """What makes the text of a picture's rows."""
     if each.kind != "csv":
         return _json_line
@@ -400,7 +399,9 @@ def _text_of(each: _File) -> Callable[[Path, Prediction | InputError], str]:
     return partial(_csv_rows, printable if each.file == STDOUT and sys.stdout.isatty() else str)
 
 
-def _csv_rows(shown: Callable[[str], str], picture: Path, outcome: Prediction | InputError) -> str:
+def _csv_rows(
+    shown: Callable[[str], str], picture: Path, outcome: "Prediction | InputError"
+) -> str:
     if isinstance(outcome, InputError):
         return ""
     classes = zip(outcome.names, outcome.probabilities, outcome.trained, strict=True)
@@ -416,7 +417,7 @@ def _csv_text(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _json_line(picture: Path, outcome: Prediction | InputError) -> str:
+def _json_line(picture: Path, outcome: "Prediction | InputError") -> str:
     found: dict[str, Any] = {"file": _text(picture)}
     if isinstance(outcome, InputError):
         found["reason"] = str(outcome)

@@ -9,6 +9,9 @@ import numpy as np
 from lamp_fast.data.words import plain_name
 from lamp_fast.errors import InputError
 
+# The level of answers that are class names.
+CLASS = "class"
+
 
 @dataclass(frozen=True)
 class Level:

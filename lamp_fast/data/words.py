@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lamp_fast.data.templates import SETS
 from lamp_fast.errors import InputError
 
 
@@ -50,6 +51,29 @@ class Words:
 def plain_name(name: str) -> str:
     """A class name as files that describe it may write it: red_fox is red fox."""
     return name.replace("_", " ").strip()
+
+
+def check_templates(given: Sequence[str]) -> None:
+    """Refuse words of ``--template`` that no templates could be meant by; no file is read.
+
+    Raises:
+        InputError: what is neither a template, nor a set's name, nor a ``.txt`` file's.
+    """
+    for word in given:
+        if word not in SETS and not word.endswith(".txt"):
+            check_template(word, "--template ")
+
+
+def check_template(text: str, where: str) -> None:
+    """Refuse a template without {}, or with several.
+
+    Raises:
+        InputError: beginning with ``where``.
+    """
+    if text.count("{}") != 1:
+        known = ", ".join(SETS)
+        others = "" if ": " in where else f"; or one of {known}, or a .txt file of templates"
+        raise InputError(f"{where}{text!r}: expected {{}} once, for the class name{others}")
 
 
 def saved_words(values: Any, where: str) -> Words | None:

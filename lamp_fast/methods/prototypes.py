@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Method
-from lamp_fast.methods.settings import RunClasses
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.methods.text import ensemble_texts, plain_text_features
 
 
@@ -44,7 +44,6 @@ class Prototypes(Method):
     """
 
     reads_features = True
-    no_ensemble = None
 
     weight: Tensor
     """w [C_base, Ds], float32, or float64 with a float64 CLIP."""

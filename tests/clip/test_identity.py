@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lamp_fast import Classifier, evaluate, train
-from lamp_fast.clip import completed_record, load_clip
-from lamp_fast.clip.usage import file_usage
+from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.usage import completed_record, file_usage
 from lamp_fast.data.transforms import OPENAI_MEAN, Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, RESULT, resumed_defaults

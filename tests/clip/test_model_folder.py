@@ -13,9 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lamp_fast.classifier import Classifier
-from lamp_fast.clip import ClipConfig, fingerprint, load_clip, tokenise
+from lamp_fast.clip.load import load_clip
 from lamp_fast.clip.model_folder import CONFIG, WEIGHTS
-from lamp_fast.clip.settings import caution
+from lamp_fast.clip.prompts import tokenise
+from lamp_fast.clip.settings import ClipConfig, caution
+from lamp_fast.clip.weights import fingerprint
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import plain_image_features

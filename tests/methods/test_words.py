@@ -11,16 +11,17 @@ from PIL import Image
 
 from lamp_fast import evaluate
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import Origin
+from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.sources.words import read_descriptions, read_templates
 from lamp_fast.data.templates import IMAGENET_7, PROMPTSRC_60, SETS, openai_80
 from lamp_fast.data.words import Words, saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
-from lamp_fast.methods import METHODS, RunClasses, Surroundings, text
+from lamp_fast.methods import METHODS, text
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
-from lamp_fast.runs.experiment import refuse_ensemble
+from lamp_fast.runs.building import refuse_ensemble
 from lamp_fast.runs.training import training_settings
 
 TWO = ("a photo of a {}.", "the {}, drawn.")
@@ -44,7 +45,7 @@ def test_the_mean_over_a_classs_texts(name, at_once, small_clip, monkeypatch):
     classes = RunClasses(NAMES, (), (3, 2))
     kind = METHODS[name]
     settings = kind.Settings(**({"fusion_heads": 4} if name == "candle" else {}))
-    method = kind.build(clip, settings, Surroundings(classes))
+    method = kind.load().build(clip, settings, Surroundings(classes))
     prepared = method.prepare(NAMES, TWO[0], Origin(words=words))
     found = prepared if isinstance(prepared, torch.Tensor) else prepared.texts
     if name == "candle":

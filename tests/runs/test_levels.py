@@ -10,8 +10,8 @@ from PIL import Image
 
 from lamp_fast import evaluate, predict
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import DataConfig
 from lamp_fast.data.hierarchy import Hierarchy, saved_hierarchy
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources.hierarchy import read_hierarchy
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json

@@ -9,7 +9,7 @@ from lamp_fast.cli import expand_path
 from lamp_fast.data.sources import DataSource
 from lamp_fast.data.sources.files import read_lines
 from lamp_fast.data.templates import SETS
-from lamp_fast.data.words import Words, plain_name
+from lamp_fast.data.words import Words, check_template, plain_name
 from lamp_fast.errors import InputError
 
 # The columns of a file of descriptions.
@@ -70,19 +70,12 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
         elif word.endswith(".txt"):
             file = expand_path(word)
             for number, line in read_lines(file):
-                _check_template(line, f"--template {file}: line {number}: ")
+                check_template(line, f"--template {file}: line {number}: ")
                 found.append(line)
         else:
-            _check_template(word, "--template ")
+            check_template(word, "--template ")
             found.append(word)
     return tuple(dict.fromkeys(found))
-
-
-def _check_template(text: str, where: str) -> None:
-    if text.count("{}") != 1:
-        known = ", ".join(SETS)
-        others = "" if ": " in where else f"; or one of {known}, or a .txt file of templates"
-        raise InputError(f"{where}{text!r}: expected {{}} once, for the class name{others}")
 
 
 def read_descriptions(file: Path) -> dict[str, tuple[str, ...]]:
