@@ -14,8 +14,9 @@ StudySwitch = tyro.conf.Suppress[tyro.conf.Fixed[bool]]
 TINY = "tiny"
 # Where nothing is said: what most of the field's tables are about.
 USUAL, USUAL_WEIGHTS = "ViT-B-16", "openai"
-# The data sets of the kind of picture that the carried CLIP was trained on.
-GLYPHS = ("digits",)
+# The data sets of the kind of picture that the carried CLIP was trained on; benchmarks/letters.py
+# draws the second.
+GLYPHS = ("digits", "letters")
 
 RANDOM = "random"
 HUB, LOCAL = "hf-hub:", "local-dir:"

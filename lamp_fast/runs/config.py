@@ -227,7 +227,7 @@ def from_saved(values: Any, where: str) -> TrainConfig:
     shared = {name: each for name, each in values.items() if name not in (method, *_GROUPS_BEFORE)}
     data = shared.get("data")
     if isinstance(data, Mapping) and not isinstance(data.get("template", []), list):
-        # Until 0.3.0 there was one, or none.
+        # Up to 0.2.0 there was one, or none.
         shared["data"] = {**data, "template": [data["template"]] if data["template"] else []}
     config = from_json(TrainConfig, {**shared, "method": method}, where)
     return replace(config, own=from_json(kind, own, f"{where}.{method}"))

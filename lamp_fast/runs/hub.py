@@ -152,6 +152,11 @@ def portable(record: Mapping[str, Any]) -> dict[str, Any]:
     for name in (*PLACES, *DESCRIBING):
         if name in settings["data"]:
             settings["data"][name] = None
+    settings["data"]["levels"] = []  # columns of a file that is named no more
+    given = settings["data"]["template"]
+    settings["data"]["template"] = [
+        Path(word).name if word.endswith(".txt") else word for word in given
+    ]
     if clip["weights"] == settings["clip"]["pretrained"]:  # a file, not a tag
         clip["weights"] = settings["clip"]["pretrained"] = Path(clip["weights"]).name
     if clip["name"].startswith(LOCAL):

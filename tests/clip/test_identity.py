@@ -103,7 +103,7 @@ def test_a_file_is_recognised_by_its_sha256(weights, monkeypatch, tmp_path, no_w
 
 
 def test_published_addresses_are_read():
-    from lamp_fast.clip.load import _SHA256_IN_ADDRESS
+    from lamp_fast.clip.usage import _SHA256_IN_ADDRESS
 
     for name, tag, start in (
         ("ViT-B-16", "openai", "5806e77cd80f8b59"),

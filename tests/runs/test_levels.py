@@ -110,7 +110,8 @@ def place(tmp_path_factory):
     flags = {"data": "folder", "root": draw(place / "pictures"), "method": "zeroshot"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "plot_per_class", lambda *_: None)
-        Classifier.train(**flags, clip="tiny", hierarchy=file, out=place / "run")
+        flags |= {"hierarchy": file, "levels": ["genus", "family"]}
+        Classifier.train(**flags, clip="tiny", out=place / "run")
     file.rename(place / "moved.csv")
     return place
 
@@ -176,6 +177,9 @@ def test_levels_that_come_later(place, tmp_path):
     plain = Classifier(before.method, before.config, record, before.facts)
     with pytest.raises(InputError, match=r"--level genus: the run knows no level.*--hierarchy"):
         plain.classify(files, level="genus")
+    before.save_pretrained(tmp_path / "saved")
+    saved = Classifier.from_pretrained(tmp_path / "saved")
+    assert saved.classify(files, level="genus") == before.classify(files, level="genus")
     later = Classifier.load(place / "run", hierarchy=place / "moved.csv")
     assert later.classify(files, level="genus") == before.classify(files, level="genus")
 
