@@ -22,6 +22,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.catalog import CATALOG
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
@@ -61,7 +62,8 @@ def run_config(
     data: str, root: Path | None, imb: float, method: str, seed: int, precision: str = "fp32"
 ) -> TrainConfig:
     """The settings of one run."""
-    config = settings.default_config({"method": method, "data": data})
+    clip = ClipConfig("tiny")
+    config = settings.default_config({"method": method, "data": data, "clip": clip.clip})
     if data != "digits":
         if method not in WHOLE:
             if config.optim.epochs is None:
@@ -75,6 +77,7 @@ def run_config(
     return replace(
         config,
         seed=seed,
+        clip=clip,
         data=replace(config.data, data=data, root=root, imb=imb),
         machine=replace(config.machine, device="cpu", precision=precision, threads=1),
     )

@@ -175,7 +175,7 @@ class Method(Fixable):
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """Every template that :meth:`prepare` puts class names into, for the same arguments."""
-        return (template,)
+        return (template,) if origin.words is None else origin.words.templates
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Any:
         """Tokenise class names and compute, once, what of them never changes.
