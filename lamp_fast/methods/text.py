@@ -42,13 +42,13 @@ def prepare_prompts(
 
     Args:
         clip: the frozen CLIP.
-        names, template: as in :func:`lamp_fast.clip.tokenise`.
+        names, template: as in :func:`lamp_fast.clip.prompts.tokenise`.
         trimming: ``as_published`` decides the kind; the rest holds for the trimmed one.
         first_layer: the first layer that a method changes anything of.
-        bot_row: see :func:`lamp_fast.clip.class_prompts`; of the trimmed kind.
+        bot_row: see :func:`lamp_fast.clip.prompts.class_prompts`; of the trimmed kind.
 
     Raises:
-        InputError: see :func:`lamp_fast.clip.tokenise`.
+        InputError: see :func:`lamp_fast.clip.prompts.tokenise`.
     """
     if trimming.as_published:
         return whole_prompts(clip, names, template)

@@ -131,7 +131,7 @@ class Experiment:
         return replace(self, config=replace(self.config, views=views))
 
     def move_batches(self, batches: Iterable[Batch]) -> Iterator[list[torch.Tensor]]:
-        """:func:`lamp_fast.data.move_batches` to what this run's device and CLIP want."""
+        """:func:`lamp_fast.data.loading.move_batches` to what this run's device and CLIP want."""
         return move_batches(batches, self.device, self.clip.dtype)
 
     @property
