@@ -143,7 +143,7 @@ class Experiment:
 
     @property
     def caution(self) -> str | None:
-        """Why scores mean nothing, see :func:`lamp_fast.clip.caution`."""
+        """Why scores mean nothing, see :func:`lamp_fast.clip.settings.caution`."""
         identity = self.clip.identity
         return caution(identity.name, identity.random, self.benchmark.name)
 

@@ -448,7 +448,8 @@ def results_table(
 
     Args:
         rows: of the table.
-        caution: why its figures mean nothing, see :func:`lamp_fast.clip.caution`: the last line.
+        caution: why its figures mean nothing, the last line;
+            see :func:`lamp_fast.clip.settings.caution`.
         union: as :func:`columns` takes it.
     """
     shown = columns(rows, union)
