@@ -6,16 +6,19 @@ the few learned tensors. The pictures it was trained on need not exist any more.
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lamp_fast.answers.calibration import distance_aware_scale
+from lamp_fast.answers.prediction import Bias, Prediction, predictions
+from lamp_fast.answers.rejection import Score
 from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data import Origin
@@ -24,9 +27,12 @@ from lamp_fast.data.transforms import HostTransform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods import Method, RunClasses
+from lamp_fast.methods.text import zero_shot_texts
 from lamp_fast.runs import hub
+from lamp_fast.runs.answering import Answering, Asked, Situation, decide
 from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior, Wanted
@@ -35,27 +41,8 @@ from lamp_fast.runs.scoring import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 
-Bias = Literal["trained", "adapted", "none"]
-
 _AT_ONCE = Bounds(1, 1_000_000)
 _MAX_LISTS = 16
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest classes of one picture, best first.
-
-    Attributes:
-        names: class names; of equal probability the one given first comes first.
-        probabilities: of each, softmax over all classes that were asked for.
-        trained: whether each was among the trained classes.
-        bias: what prompts were retrieved with, see :meth:`Classifier.bias_for`.
-    """
-
-    names: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    trained: tuple[bool, ...]
-    bias: Bias
 
 
 class Classifier:
@@ -67,6 +54,7 @@ class Classifier:
         record: what the run's ``config.json`` holds.
         facts: training seconds, epochs, and how the bias was adapted to new classes (or None).
         results: rows of the closing table, values in 0..1; None where there is none.
+        fitted: what the run fitted on validation pictures; None where it had none.
     """
 
     def __init__(
@@ -76,17 +64,21 @@ class Classifier:
         record: Mapping[str, Any],
         facts: Mapping[str, Any],
         results: Sequence[Mapping[str, Any]] | None = None,
+        fitted: Fitted | None = None,
     ) -> None:
         self.method = method.eval()
         self.config = config
         self.record = record
         self.facts = facts
         self.results = results
+        self.fitted = fitted
         views, own = config.views, method.clip.preprocessing
         self._transform = HostTransform(views.preprocessing(own), views.testing(own.size))
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)
+        moved = partial(_distance_scale, method, self._classes, self.trained_names, self.template)
+        self._distance_scale = lru_cache(_MAX_LISTS)(moved)
 
     @classmethod
     def train(cls, **flags: Any) -> "Classifier":
@@ -140,7 +132,8 @@ class Classifier:
         if tte is not None:
             config = replace(config, views=replace(config.views, tte=tte))
         method = saved.method(build_clip(config, saved.record.values["clip"]), config)
-        return cls(method, config, saved.record.values, saved.facts, saved.results)
+        record = saved.record.values
+        return cls(method, config, record, saved.facts, saved.results, saved.fitted)
 
     @classmethod
     def from_pretrained(
@@ -170,7 +163,8 @@ class Classifier:
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
         """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""
         state = self.method.state_dict()
-        hub.save(expand_path(folder), self.record, state, self.facts, self.results, license=license)
+        told = self.facts, self.results, self.fitted
+        hub.save(expand_path(folder), self.record, state, *told, license=license)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the same to the hub and return its address (:func:`lamp_fast.runs.hub.push`)."""
@@ -237,6 +231,9 @@ class Classifier:
         top: int = 5,
         batch: int | None = None,
         prior: Wanted | None = None,
+        reject: str | float | None = None,
+        reject_by: Score | None = None,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """Classify pictures among ``classes``, in batches.
 
@@ -249,6 +246,12 @@ class Classifier:
             prior: correct the scores to these shares of classes among the pictures, whatever
                 training's were: "uniform", "train" (of the training pictures), or a positive share
                 of each class by name; None leaves them as they are.
+            reject: answer "none of these" (:attr:`Prediction.rejected`) where the score is below
+                this number; or "5%", that of the validation pictures which so many are below.
+            reject_by: which score: "probability" (by default), "cosine" or "energy", see
+                :func:`lamp_fast.answers.rejection.answer_scores`.
+            coverage: also give the set of names that holds the right one as often as this, in 0..1
+                (:attr:`Prediction.prediction_set`).
 
         Returns:
             One prediction a picture, in order.
@@ -256,12 +259,13 @@ class Classifier:
         Raises:
             InputError: what cannot be served; the first picture that cannot be read, by name.
         """
-        predictions = []
-        for outcome in self.classify_each(pictures, classes, top=top, batch=batch, prior=prior):
+        options = {"reject": reject, "reject_by": reject_by, "coverage": coverage, "prior": prior}
+        answers = []
+        for outcome in self.classify_each(pictures, classes, top=top, batch=batch, **options):
             if isinstance(outcome, InputError):
                 raise outcome
-            predictions.append(outcome)
-        return predictions
+            answers.append(outcome)
+        return answers
 
     def classify_each(
         self,
@@ -271,6 +275,9 @@ class Classifier:
         top: int = 5,
         batch: int | None = None,
         prior: Wanted | None = None,
+        reject: str | float | None = None,
+        reject_by: Score | None = None,
+        coverage: float | None = None,
     ) -> Iterator[Prediction | InputError]:
         """As :meth:`classify`, one by one; an unreadable picture gives its error and no stop."""
         names = self.trained_names if classes is None else self.check_names(classes)
@@ -286,8 +293,30 @@ class Classifier:
             raise InputError(
                 f"pictures: array {list(pictures.shape)}, expected [N, H, W, 3], or a list"
             )
-        shift = None if prior is None else self._shift(prior, names)
-        return self._predictions(pictures, names, self._classes(names), top, batch, shift)
+        asked = Asked(reject, reject_by, coverage)
+        prepared = self._classes(names)
+        answering = self.answering(names, asked, prior)
+        return self._predictions(pictures, names, prepared, top, batch, answering)
+
+    def answering(
+        self, classes: Sequence[str], asked: Asked, prior: Wanted | None = None
+    ) -> Answering:
+        """How pictures would be answered over some names, and what a reader must know of it.
+
+        Raises:
+            InputError: see :func:`lamp_fast.runs.answering.decide`, or a prior that cannot be
+                served.
+        """
+        names, trained = tuple(classes), self.are_trained(classes)
+        situation = Situation(
+            trained=trained,
+            trained_alone=all(trained) and len(names) == len(self.trained_names),
+            shift=None if prior is None else self._shift(prior, names),
+            tte=self.config.views.tte,
+            cosine_scale=self.method.cosine_scale,
+            distance_scale=partial(self._distance_scale, names, self.bias_for(names) == "adapted"),
+        )
+        return decide(asked, self.fitted, situation)
 
     def _shift(self, wanted: Wanted, names: Sequence[str]) -> Tensor:
         """What a prior adds to the logits of ``names``, float64 [C]."""
@@ -303,37 +332,19 @@ class Classifier:
         classes: Any,
         top: int,
         batch: int,
-        shift: Tensor | None,
+        answering: Answering,
     ) -> Iterator[Prediction | InputError]:
         bias, trained = self.bias_for(names), self.are_trained(names)
         for outcomes in load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
-            rows = iter(())
+            answers = iter(())
             if images:
-                rows = self._likeliest(torch.stack(images), classes, bias, top, shift)
+                given = torch.stack(images).to(self.config.machine.device, self.method.clip.dtype)
+                logits = class_scores(self.method, given, classes, bias == "adapted")
+                answered = answering.rules.answer(logits)
+                answers = predictions(answered, names, trained, bias, top)
             for outcome in outcomes:
-                if isinstance(outcome, InputError):
-                    yield outcome
-                    continue
-                probabilities, indices = next(rows)
-                yield Prediction(
-                    names=tuple(names[index] for index in indices),
-                    probabilities=tuple(probabilities),
-                    trained=tuple(trained[index] for index in indices),
-                    bias=bias,
-                )
-
-    def _likeliest(
-        self, images: Tensor, classes: Any, bias: Bias, top: int, shift: Tensor | None
-    ) -> Iterator[tuple[list[float], list[int]]]:
-        """Per image, the ``top`` probabilities and where their classes stand."""
-        clip, method = self.method.clip, self.method
-        images = images.to(self.config.machine.device, clip.dtype)
-        logits = class_scores(method, images, classes, bias == "adapted")
-        if shift is not None:
-            logits = logits + shift.to(logits)
-        values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
-        return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
+                yield outcome if isinstance(outcome, InputError) else next(answers)
 
     def _load(self, number: int, taken: Taken) -> Tensor | InputError:
         """The views of a picture, float32 [3, S, S] or [5, 3, S, S], or why there are none."""
@@ -343,6 +354,26 @@ class Classifier:
             return self._transform(read_taken(number, taken))
         except InputError as error:
             return error
+
+
+@torch.no_grad()
+def _distance_scale(
+    method: Method,
+    prepare: Callable[[tuple[str, ...]], Any],
+    trained: tuple[str, ...],
+    template: str,
+    names: tuple[str, ...],
+    adapted: bool,
+) -> Tensor | str:
+    """:func:`distance_aware_scale` of some names; or why the method has no features of them."""
+    if method.no_class_matrix is not None:
+        return method.no_class_matrix
+    tuned = [
+        method.fixed_sides(method.clip, prepare(some), which).classes
+        for some, which in ((names, adapted), (trained, False))
+    ]
+    plain = [zero_shot_texts(method.clip, some, template) for some in (names, trained)]
+    return distance_aware_scale(tuned[0], plain[0], tuned[1], plain[1])
 
 
 def _on_device(config: TrainConfig, device: str, precision: str | None) -> TrainConfig:

@@ -21,12 +21,13 @@ from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.settings import PLACES
 from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError
-from lamp_fast.fields import TextOrNone
+from lamp_fast.fields import Bounds, TextOrNone, validate
 from lamp_fast.methods import ZeroShot
 from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
 from lamp_fast.runs.prior import Prior, read_prior
 from lamp_fast.runs.ranks import join
+from lamp_fast.runs.reliability import COVERAGE
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import (
     Evaluated,
@@ -76,6 +77,9 @@ class EvaluateConfig:
     """Correct the scores to these shares of classes among the test pictures, whatever training's
     were: uniform, every class alike; train, those of the training pictures; or a JSON file
     {"cat": 0.9, "dog": 0.1} of every class. none leaves scores as they are."""
+    coverage: Annotated[float, Bounds(above=0, below=1)] = COVERAGE
+    """Of a run with validation pictures: how often the sets of names that are judged shall hold the
+    right one."""
 
     @property
     def places(self) -> dict[str, Path | None]:
@@ -108,6 +112,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; scores on another data set are written, too."""
+    validate(config)
     target, saved, prior = config.target, load(config.run), None
     if (wanted := read_prior(config.prior)) is not None:
         data = saved.record.data
@@ -123,6 +128,7 @@ def main(config: EvaluateConfig) -> int:
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
+        experiment = replace(experiment, coverage=config.coverage)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -176,6 +182,10 @@ def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evalu
 
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
     print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
+    if (found := rows[-1].reliability) is not None:
+        cli.say("", *found.lines())
+    if (why := experiment.why_not_judged) is not None:
+        cli.say("", f"answers not judged: {why}")
 
 
 if __name__ == "__main__":

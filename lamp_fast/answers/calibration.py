@@ -145,7 +145,7 @@ def bin_confidences(confidence: Tensor, right: Tensor, bins: int = BINS) -> Bins
         bins: how many.
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    which = (torch.bucketize(confidence.double(), edges) - 1).clamp(0, bins - 1)
+    which = (torch.bucketize(confidence.double().contiguous(), edges) - 1).clamp(0, bins - 1)
     counts = torch.bincount(which, minlength=bins)
     sums = [
         torch.zeros(bins, dtype=torch.float64).index_add(0, which, each.double())

@@ -23,12 +23,13 @@ from lamp_fast.data import Pictures, evaluation_batches
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
-from lamp_fast.report.tables import by_class_table, result_table
+from lamp_fast.report.tables import by_class_table, reliability_table, result_table
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
-from lamp_fast.runs.folder import METRICS, RESULT, finished_file
+from lamp_fast.runs.folder import METRICS, RELIABILITY, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
+from lamp_fast.runs.reliability import Reliability, read_reliability
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import class_scores
 
@@ -90,6 +91,8 @@ def build_page(run: Path) -> str:
     record, rows = saved.record.values, saved.results
     method = METHODS[saved.record.settings.method].title
     history = read_history(run / METRICS)
+    judged = run / RELIABILITY
+    reliability = read_reliability(judged) if judged.is_file() else None
     classes = _read_classes(run / "per_class.csv", [row["name"] for row in rows])
     examples, routes, why_not = [], None, None
     try:
@@ -120,7 +123,8 @@ def build_page(run: Path) -> str:
         table=result_table(rows),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
-        svg=_svgs(history, classes),
+        svg=_svgs(history, classes, reliability),
+        reliability=None if reliability is None else reliability_table(reliability),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
         methods=list(classes[0]["accuracies"]) if classes else [],
@@ -197,7 +201,9 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
 
 
 def _svgs(
-    history: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]],
+    classes: Sequence[Mapping[str, Any]],
+    reliability: Reliability | None,
 ) -> dict[str, Markup]:
     """The figures that this run has, as inline SVG."""
     with matplotlib.rc_context(_STYLE):
@@ -206,6 +212,9 @@ def _svgs(
         if history:
             drawings["curves"] = figures.draw_curves(history)
             drawings["activations"] = figures.draw_activations(history)
+        if reliability is not None:
+            drawings["reliability"] = figures.draw_reliability(reliability.diagrams)
+            drawings["risk_coverage"] = figures.draw_risk_coverage(reliability.curves)
         return {
             name: _to_svg(figure, name) for name, figure in drawings.items() if figure is not None
         }

@@ -38,11 +38,13 @@ from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
 from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved
+from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
+from lamp_fast.runs.reliability import COVERAGE, Judge
 from lamp_fast.runs.saved import SavedRun, load
 
 # The readable pictures of a run, the names of the others, the sha256 of all that is read.
@@ -60,6 +62,9 @@ class Experiment:
         reader: of what the frozen tower makes of pictures.
         block: how many (image, class) pairs the method encodes at once; None where it does not ask.
         prior: what scores are corrected to; None leaves them as the method gives them.
+        fitted: on validation pictures, over the trained classes; None where there were none, or
+            others are tested.
+        coverage: of the sets of names that tests judge.
     """
 
     config: TrainConfig
@@ -72,6 +77,22 @@ class Experiment:
     reader: FeatureReader
     block: int | None = None
     prior: Prior | None = None
+    fitted: Fitted | None = None
+    coverage: float = COVERAGE
+
+    @property
+    def why_not_judged(self) -> str | None:
+        """Why what was fitted says nothing of these scores; None where it does, or is not there."""
+        if self.fitted is None:
+            return None
+        return self.fitted.why_other(self.config.views.tte, prior=self.prior is not None)
+
+    @property
+    def judge(self) -> Judge | None:
+        """Of how far answers can be trusted, where that can be said."""
+        if self.fitted is None or self.why_not_judged is not None:
+            return None
+        return Judge(self.fitted, self.method.cosine_scale, self.coverage)
 
     def training_set(self, batch: int) -> TrainingSet:
         """What the method may look at before the first step.
@@ -368,7 +389,7 @@ def load_run(
         raise InputError(
             f"{folder}: the data are not those of the run (sha256 {now[:12]}, then {then[:12]})"
         )
-    return experiment, saved.facts
+    return replace(experiment, fitted=saved.fitted), saved.facts
 
 
 def load_run_on(
@@ -392,7 +413,13 @@ def load_run_on(
     config = place(saved.record.settings, ranks)
     experiment = ranks.together(assemble, config, checked, None, saved)
     benchmark, unreadable, _ = checked
-    return replace(experiment, benchmark=benchmark, unreadable=unreadable), saved.facts
+    same = benchmark.base_names == saved.record.data.base_names
+    return replace(
+        experiment,
+        benchmark=benchmark,
+        unreadable=unreadable,
+        fitted=saved.fitted if same else None,
+    ), saved.facts
 
 
 def _commit() -> str | None:

@@ -27,6 +27,8 @@ LEARNED = "learned.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+ANSWERS = "answers.json"
+RELIABILITY = "reliability.json"
 LOCK = ".lock"
 
 # Of a saved classifier (lamp_fast.runs.hub), in place of LEARNED.
@@ -35,13 +37,21 @@ WEIGHTS = "model.safetensors"
 # Says what a folder of scores on another data set was scored on.
 TARGET = "target.json"
 
-_TABLES = (RESULT, "table.md", "per_class.csv", "confusion_base.csv", "confusion_new.csv")
+_TABLES = (
+    RESULT,
+    RELIABILITY,
+    "table.md",
+    "per_class.csv",
+    "confusion_base.csv",
+    "confusion_new.csv",
+)
 
 # Everything that training, scoring and the report write into a run folder by default.
 FILES = (
     CHECKPOINT,
     LEARNED,
     METRICS,
+    ANSWERS,
     *_TABLES,
     *("per_class.png", "curves.png", "activations.png", "report.html"),
 )

@@ -20,7 +20,7 @@ from lamp_fast.files import read_json, write_bytes, write_csv, write_json
 from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
+from lamp_fast.runs.folder import RELIABILITY, RESULT, TARGET, hold_folder, is_filled
 from lamp_fast.runs.metrics import (
     Scores,
     balanced_accuracy,
@@ -32,6 +32,7 @@ from lamp_fast.runs.metrics import (
     worst_class,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
+from lamp_fast.runs.reliability import Reliability, write_reliability
 
 COLUMNS = (
     ("acc_base", "acc base"),
@@ -65,6 +66,7 @@ class Evaluated:
     new: Scores | None
     parameters: int
     seconds: float
+    reliability: Reliability | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
         """The row as JSON values in 0..1; None where there is nothing to report.
@@ -129,7 +131,7 @@ def evaluate_rows(
         return rows
     rows.append(score_method(experiment, method, method.title, seconds, ranks))
     if adapted:
-        new = _score_half(experiment, method, ranks, new=True, adapted=True)
+        new, _ = _score_half(experiment, method, ranks, new=True, adapted=True)
         rows.append(replace(rows[-1], name=f"{method.title}, b_new on new (transductive)", new=new))
     return rows
 
@@ -145,6 +147,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
+    write_reliability(folder / RELIABILITY, rows[-1].reliability)
     for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
         last = getattr(rows[min(1, len(rows) - 1)], half)
         if last is not None:
@@ -210,39 +213,41 @@ def score_method(
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
     new = len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
+    base, reliability = _score_half(experiment, method, ranks, new=False)
     return Evaluated(
         name=name,
-        base=_score_half(experiment, method, ranks, new=False),
-        new=_score_half(experiment, method, ranks, new=True) if new else None,
+        base=base,
+        new=_score_half(experiment, method, ranks, new=True)[0] if new else None,
         parameters=method.trainable_parameters(),
         seconds=seconds,
+        reliability=reliability,
     )
 
 
 def _score_half(
     experiment: Experiment, method: Method, ranks: Ranks, *, new: bool, adapted: bool = False
-) -> Scores:
+) -> tuple[Scores, Reliability | None]:
+    """Also how far answers can be trusted, where the run has fitted anything to judge that by."""
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    predicted = _predict(experiment, method, names, pictures, ranks, adapted)
-    return scores(pictures.labels, predicted, len(names))
-
-
-def _predict(
-    experiment: Experiment,
-    method: Method,
-    names: Sequence[str],
-    pictures: Pictures,
-    ranks: Ranks,
-    adapted: bool,
-) -> np.ndarray:
-    """The predicted class of every picture, int64 [N]."""
     scorer = Scorer(experiment, method, names, pictures, ranks)
-    predicted = [logits.argmax(1).cpu() for logits in scorer.logits(adapted)]
-    return np.concatenate(
-        ranks.gather(torch.cat([torch.empty(0, dtype=torch.int64), *predicted]).numpy())
-    )
+    fits = not new and type(method) is type(experiment.method)
+    judge = experiment.judge if fits else None
+    labels, done = torch.tensor(scorer.pictures.labels), 0
+    predicted, looks = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 6).double()]
+    for logits in scorer.logits(adapted):
+        predicted.append(logits.argmax(1).cpu())
+        if judge is not None:
+            looks.append(judge.look(logits, labels[done : done + len(logits)]))
+        done += len(logits)
+    answers = np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
+    found = scores(pictures.labels, answers, len(names))
+    if judge is None:
+        return found, None
+    seen = torch.from_numpy(np.concatenate(ranks.gather(torch.cat(looks).numpy())))
+    every = torch.tensor(pictures.labels)
+    return found, judge.conclude(seen, torch.from_numpy(answers) == every, every)
 
 
 class Scorer:

@@ -16,11 +16,14 @@ from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import save_tensors, write_json
+from lamp_fast.methods import METHODS
 from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
 from lamp_fast.runs.experiment import Experiment, assemble, check_data
+from lamp_fast.runs.fitted import Fitted, fit, write_fitted
 from lamp_fast.runs.folder import (
+    ANSWERS,
     CHECKPOINT,
     CONFIG,
     LEARNED,
@@ -37,6 +40,7 @@ from lamp_fast.runs.record import Record, read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
+from lamp_fast.runs.validation import validation_logits
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
 _PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
@@ -169,10 +173,30 @@ def finish(experiment: Experiment, trainer: Trainer, folder: Path, ranks: Ranks 
     if not trainer.parameters:
         seconds = trainer.reading_seconds
     facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
-    method = experiment.method
-    ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
+    state = experiment.method.state_dict()
+    ranks.once(save_tensors, folder / LEARNED, state, facts)
+    if len(experiment.benchmark.val):
+        fitted = _fit_answers(experiment, state, ranks)
+        ranks.once(write_fitted, folder / ANSWERS, fitted, state)
+        experiment = replace(experiment, fitted=fitted)
     rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
     ranks.once(_write_outcome, experiment, progress, folder, rows)
+
+
+def _fit_answers(experiment: Experiment, state: Mapping[str, Any], ranks: Ranks) -> Fitted:
+    """Fit on the validation pictures what makes answers trustworthy; see :class:`Fitted`."""
+    config, method = experiment.config, experiment.method
+    logits, labels = validation_logits(experiment, method, ranks)
+    return fit(
+        logits,
+        labels,
+        cosine_scale=method.cosine_scale,
+        head=experiment.benchmark.head,
+        state=state,
+        seed=config.seed,
+        selected=METHODS[config.method].uses_validation(config.own),
+        tte=config.views.tte,
+    )
 
 
 def _write_outcome(
@@ -183,6 +207,8 @@ def _write_outcome(
         figures.plot_curves(folder / "curves.png", progress.history)
         figures.plot_activations(folder / "activations.png", progress.history)
     print("\n" + table)
+    if (found := rows[-1].reliability) is not None:
+        cli.say("", *found.lines())
     if experiment.clip.identity.random:
         print("\nThe CLIP's weights are random: these accuracies mean nothing.")
 
