@@ -35,6 +35,7 @@ from lamp_fast.runs.scoring import (
     hold_transfer,
     results_table,
     transfer_rows,
+    why_not_judged,
     write_results,
 )
 
@@ -184,7 +185,7 @@ def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
     print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
     if (found := rows[-1].reliability) is not None:
         cli.say("", *found.lines())
-    if (why := experiment.why_not_judged) is not None:
+    if (why := why_not_judged(experiment)) is not None:
         cli.say("", f"answers not judged: {why}")
 
 

@@ -112,6 +112,9 @@ class Method(Fixable):
     no_new_names: str | None = None
     """Why names that were not trained have no score; None where they have one."""
 
+    no_selection: str | None = None
+    """Why ``--select best`` is refused; None where it is not."""
+
     reads_features: bool = False
     """Whether a picture's features of the frozen tower are all that it looks at in testing."""
 

@@ -133,6 +133,7 @@ class PromptSrc(DeepPrompts):
 
     title = "PromptSRC"
     Settings = PromptSrcSettings
+    no_selection = "PromptSRC's result is an average of the weights of all epochs, not one of them"
     presets: ClassVar = {
         "promptsrc": Preset(sgd(2.5e-3, 20, 4)),
         "promptsrc-all": Preset(

@@ -26,7 +26,7 @@ from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
 from lamp_fast.report.tables import by_class_table, reliability_table, result_table
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
-from lamp_fast.runs.folder import METRICS, RELIABILITY, RESULT, finished_file
+from lamp_fast.runs.folder import HOLDOUT, METRICS, RELIABILITY, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
 from lamp_fast.runs.reliability import Reliability, read_reliability
@@ -90,7 +90,9 @@ def build_page(run: Path) -> str:
         raise InputError(f"{finished_file(run, RESULT)}: expected a file of a run (it is missing)")
     record, rows = saved.record.values, saved.results
     method = METHODS[saved.record.settings.method].title
-    history = read_history(run / METRICS)
+    history = compared = read_history(run / METRICS)
+    if record["settings"]["selection"]["retrain"]:
+        compared = read_history(run / HOLDOUT / METRICS)
     judged = run / RELIABILITY
     reliability = read_reliability(judged) if judged.is_file() else None
     classes = _read_classes(run / "per_class.csv", [row["name"] for row in rows])
@@ -123,7 +125,7 @@ def build_page(run: Path) -> str:
         table=result_table(rows),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
-        svg=_svgs(history, classes, reliability),
+        svg=_svgs(history, compared, classes, reliability),
         reliability=None if reliability is None else reliability_table(reliability),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
@@ -202,6 +204,7 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
 
 def _svgs(
     history: Sequence[Mapping[str, Any]],
+    compared: Sequence[Mapping[str, Any]],
     classes: Sequence[Mapping[str, Any]],
     reliability: Reliability | None,
 ) -> dict[str, Markup]:
@@ -211,6 +214,7 @@ def _svgs(
         drawings = {"per_class": _draw_per_class(trained)}
         if history:
             drawings["curves"] = figures.draw_curves(history)
+            drawings["validation"] = figures.draw_validation(compared)
             drawings["activations"] = figures.draw_activations(history)
         if reliability is not None:
             drawings["reliability"] = figures.draw_reliability(reliability.diagrams)

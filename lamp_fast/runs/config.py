@@ -80,10 +80,15 @@ class TrainConfig(Generic[Own]):
                 f"--epochs none: --method {self.method} has no published number of steps, expected"
                 " a number of epochs"
             )
+        self.resolved_selection().check(method, self.data.resolved().split)
         if self.data.template is not None and method.own_prompt:
             raise InputError(
                 f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
             )
+
+    def resolved_selection(self) -> SelectionConfig:
+        """What is chosen on validation pictures, with the defaults of data and method."""
+        return self.selection.resolved(self.data.data, METHODS[self.method])
 
 
 def settings_of(method: str) -> type[MethodSettings]:
@@ -95,6 +100,13 @@ def settings_of(method: str) -> type[MethodSettings]:
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     return METHODS[method].Settings
+
+
+def uses_validation(config: TrainConfig) -> bool:
+    """Whether a run holds validation pictures: its settings ask for them, or its method chooses on
+    them."""
+    by_method = METHODS[config.method].uses_validation(config.own)
+    return by_method or config.resolved_selection().uses_validation
 
 
 # The flags that decide what the others' defaults are.

@@ -35,16 +35,36 @@ def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
         classes: C, also counting classes that do not occur.
     """
     # Here, because it takes seconds, and most commands score nothing.
-    from sklearn.metrics import confusion_matrix, f1_score
+    from sklearn.metrics import f1_score
 
     every = np.arange(classes)
-    confusion = confusion_matrix(labels, predictions, labels=every)
+    confusion = confusion_matrix(labels, predictions, classes)
     shown = confusion.sum(axis=1)
     per_class = np.full(classes, np.nan)
     np.divide(confusion.diagonal(), shown, out=per_class, where=shown > 0)
     macro_f1 = f1_score(labels, predictions, labels=every, average="macro", zero_division=0)
     accuracy = float(confusion.trace() / len(labels))
     return Scores(accuracy, float(macro_f1), per_class, confusion)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Pictures by true class (row) and predicted class (column), int64 [C, C]; of what
+    :func:`scores` takes."""
+    cells = np.bincount(labels * classes + predictions, minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def shown_macro_f1(confusion: np.ndarray) -> float:
+    """Mean F1 of the classes that have a picture, at least one; see :class:`Scores`.
+
+    A class without one could only have 0, which says nothing of the scores.
+
+    Args:
+        confusion: int64 [C, C], see :func:`confusion_matrix`.
+    """
+    truly, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    shown = truly > 0
+    return float((2 * confusion.diagonal() / np.maximum(truly + predicted, 1))[shown].mean())
 
 
 def group_accuracy(confusion: np.ndarray, group: np.ndarray) -> float | None:

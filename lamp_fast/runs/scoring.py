@@ -32,7 +32,7 @@ from lamp_fast.runs.metrics import (
     worst_class,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
-from lamp_fast.runs.reliability import Reliability, write_reliability
+from lamp_fast.runs.reliability import Judge, Reliability, write_reliability
 
 COLUMNS = (
     ("acc_base", "acc base"),
@@ -59,13 +59,17 @@ _SHOWN_WHERE_THERE = {"balanced_base", "worst_base", *SIZE_GROUPS}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of the closing table with what it was computed from."""
+    """One row of the closing table with what it was computed from.
+
+    ``selection`` says how its epoch was chosen, see :func:`lamp_fast.runs.selection.summary`.
+    """
 
     name: str
     base: Scores
     new: Scores | None
     parameters: int
     seconds: float
+    selection: Mapping[str, Any] | None = None
     reliability: Reliability | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -93,6 +97,7 @@ class Evaluated:
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
             "seconds": self.seconds,
+            **({} if self.selection is None else {"selection": self.selection}),
         }
 
 
@@ -232,8 +237,10 @@ def _score_half(
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
     scorer = Scorer(experiment, method, names, pictures, ranks)
+    judge = None
     fits = not new and type(method) is type(experiment.method)
-    judge = experiment.judge if fits else None
+    if fits and experiment.fitted is not None and why_not_judged(experiment) is None:
+        judge = Judge(experiment.fitted, method.cosine_scale, experiment.coverage)
     labels, done = torch.tensor(scorer.pictures.labels), 0
     predicted, looks = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 6).double()]
     for logits in scorer.logits(adapted):
@@ -248,6 +255,15 @@ def _score_half(
     seen = torch.from_numpy(np.concatenate(ranks.gather(torch.cat(looks).numpy())))
     every = torch.tensor(pictures.labels)
     return found, judge.conclude(seen, torch.from_numpy(answers) == every, every)
+
+
+def why_not_judged(experiment: Experiment) -> str | None:
+    """Why what the run has fitted says nothing of these scores; None where it does, or there is
+    nothing."""
+    if experiment.fitted is None:
+        return None
+    prior = experiment.prior is not None
+    return experiment.fitted.why_other(experiment.config.views.tte, prior=prior)
 
 
 class Scorer:
