@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lamp_fast.answers.asked import Asked, Score
 from lamp_fast.answers.calibration import distance_aware_scale
 from lamp_fast.answers.prediction import Bias, Prediction, predictions
-from lamp_fast.answers.rejection import Score
 from lamp_fast.cli import expand_path
 from lamp_fast.clip import check_distinct, tokenise
 from lamp_fast.data import Origin
@@ -29,7 +29,7 @@ from lamp_fast.fields import Bounds
 from lamp_fast.methods import Method, RunClasses
 from lamp_fast.methods.text import zero_shot_texts
 from lamp_fast.runs import hub
-from lamp_fast.runs.answering import Answering, Asked, Situation, decide
+from lamp_fast.runs.answering import Answering, Situation, decide
 from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.fitted import Fitted

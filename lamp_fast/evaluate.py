@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 
 from lamp_fast import cli
+from lamp_fast.answers.asked import COVERAGE
 from lamp_fast.data import DataConfig
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.settings import PLACES
@@ -27,7 +28,6 @@ from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
 from lamp_fast.runs.prior import Prior, read_prior
 from lamp_fast.runs.ranks import join
-from lamp_fast.runs.reliability import COVERAGE
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import (
     Evaluated,

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 import lamp_fast
 from lamp_fast import cli
+from lamp_fast.answers.asked import Asked, Score
 from lamp_fast.answers.prediction import Columns, Prediction, csv_text, path_text
-from lamp_fast.answers.rejection import Score
 from lamp_fast.classifier import Classifier, Picture
 from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import Inputs
@@ -35,7 +35,6 @@ from lamp_fast.data.views import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone
 from lamp_fast.files import refuse_output
-from lamp_fast.runs.answering import Asked
 from lamp_fast.runs.folder import ANSWERS, CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
 from lamp_fast.runs.prior import Wanted, read_prior

@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lamp_fast.answers.rules import Answered
 from lamp_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from lamp_fast.answers.rules import Answered
 
 Bias = Literal["trained", "adapted", "none"]
 
@@ -46,7 +48,7 @@ class Prediction:
 
 
 def predictions(
-    answered: Answered, names: Sequence[str], trained: Sequence[bool], bias: Bias, top: int
+    answered: "Answered", names: Sequence[str], trained: Sequence[bool], bias: Bias, top: int
 ) -> Iterator[Prediction]:
     """Put what is said of some pictures in words.
 

@@ -7,15 +7,12 @@ maximal cosine, and the energy (Liu et al., "Energy-based Out-of-distribution De
 
 import math
 from fractions import Fraction
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lamp_fast.answers.asked import Score
 from lamp_fast.answers.calibration import CannotFit
-
-Score = Literal["probability", "cosine", "energy"]
-SCORES: tuple[Score, ...] = get_args(Score)
 
 
 def answer_scores(by: Score, logits: Tensor, confidence: Tensor, cosine_scale: float) -> Tensor:

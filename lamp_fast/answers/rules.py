@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lamp_fast.answers.asked import Score
 from lamp_fast.answers.calibration import probabilities
 from lamp_fast.answers.conformal import prediction_sets
-from lamp_fast.answers.rejection import Score, answer_scores
+from lamp_fast.answers.rejection import answer_scores
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
+from lamp_fast.answers.asked import COVERAGE
 from lamp_fast.clip import FeatureReader, FrozenClip, check_distinct, tokenise
 from lamp_fast.data import (
     Benchmark,
@@ -45,7 +46,6 @@ from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
-from lamp_fast.runs.reliability import COVERAGE
 from lamp_fast.runs.saved import SavedRun, load
 from lamp_fast.runs.selection import SelectionConfig
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamp_fast.answers.asked import SCORES
 from lamp_fast.answers.calibration import CannotFit, fit_temperature, probabilities
 from lamp_fast.answers.conformal import nonconformity
-from lamp_fast.answers.rejection import SCORES, answer_scores
+from lamp_fast.answers.rejection import answer_scores
 from lamp_fast.errors import InputError
 from lamp_fast.files import digest_tensors, read_json, write_json
 from lamp_fast.runs.record import read_as

@@ -8,15 +8,14 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from lamp_fast.answers.asked import SCORES
 from lamp_fast.answers.calibration import CannotFit, bin_confidences, probabilities
 from lamp_fast.answers.conformal import class_gap, prediction_sets, quantile
-from lamp_fast.answers.rejection import SCORES, answer_scores, area_under, risk_coverage
+from lamp_fast.answers.rejection import answer_scores, area_under, risk_coverage
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_json
 from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.record import read_as
-
-COVERAGE = 0.9
 
 # Points that are kept of a curve, however many pictures it has.
 MAX_POINTS = 200
