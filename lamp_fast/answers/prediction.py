@@ -61,10 +61,10 @@ def predictions(
     refused, best = answered.refused, answered.order[:, :top]
     remaining = [None] * len(best)
     if answered.sets is not None:
-        within = answered.sets.gather(1, answered.order)
+        order, within = answered.order.cpu(), answered.sets.gather(1, answered.order).cpu()
         remaining = [
             tuple(names[each] for each in classes[some].tolist())
-            for classes, some in zip(answered.order, within, strict=True)
+            for classes, some in zip(order, within, strict=True)
         ]
     rows = zip(
         best.tolist(),
