@@ -37,7 +37,7 @@ from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior, Wanted
 from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import class_scores
+from lamp_fast.runs.scorer import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 

@@ -32,12 +32,11 @@ from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import (
     Evaluated,
     evaluate_rows,
-    hold_transfer,
     results_table,
-    transfer_rows,
     why_not_judged,
     write_results,
 )
+from lamp_fast.runs.transfer import hold_transfer, transfer_rows
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,8 @@ class EvaluateConfig:
     tte: Tte = "as-trained"
     """on: the mean of the logits of five crops is scored; off: one view's; by default as the run
     tested."""
+    union: bool = False
+    """Also show how base and new names do when all are asked for at once."""
     out: Path | None = None
     """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
     default on_NAME in the run folder, with --prior on_NAME_prior_WORD."""
@@ -129,7 +130,8 @@ def main(config: EvaluateConfig) -> int:
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
-        experiment = replace(experiment, coverage=config.coverage)
+        shown = replace(experiment.config, union=config.union)
+        experiment = replace(experiment, config=shown, coverage=config.coverage)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -182,7 +184,8 @@ def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evalu
 
 
 def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
-    print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
+    table_rows = [each.row(experiment.benchmark) for each in rows]
+    print("\n" + results_table(table_rows, union=experiment.config.union))
     if (found := rows[-1].reliability) is not None:
         cli.say("", *found.lines())
     if (why := why_not_judged(experiment)) is not None:

@@ -115,6 +115,10 @@ class Method(Fixable):
     no_selection: str | None = None
     """Why ``--select best`` is refused; None where it is not."""
 
+    independent_names: bool = False
+    """Whether a class's score does not depend on the other names that are asked for, so that the
+    scores over some of the names are columns of those over all."""
+
     reads_features: bool = False
     """Whether a picture's features of the frozen tower are all that it looks at in testing."""
 
@@ -373,6 +377,7 @@ class TwoTowers(Method):
     """
 
     no_class_matrix = None
+    independent_names = True
 
     def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
         super().__init__(clip)

@@ -40,6 +40,7 @@ class CoCoOp(Method):
     """
 
     title = "CoCoOp"
+    independent_names = True
     Settings = ContextSettings
     own_prompt = True
     text_per_picture = True

@@ -110,6 +110,7 @@ class TwoStage(Method):
     """
 
     title = "2SFS"
+    independent_names = True
     Settings = TwoStageSettings
     presets: ClassVar = {"2sfs": Preset(ADAMW_BY_STEPS)}
     no_class_matrix = None

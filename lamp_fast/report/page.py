@@ -31,7 +31,7 @@ from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
 from lamp_fast.runs.reliability import Reliability, read_reliability
 from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import class_scores
+from lamp_fast.runs.scorer import class_scores
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
@@ -122,7 +122,7 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
-        table=result_table(rows),
+        table=result_table(rows, saved.record.settings.union),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
         svg=_svgs(history, compared, classes, reliability),

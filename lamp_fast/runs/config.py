@@ -49,6 +49,9 @@ class TrainConfig(Generic[Own]):
     """Replace what is in --out."""
     tensorboard: bool = False
     """Also write each epoch as TensorBoard events (needs the tensorboard extra)."""
+    union: bool = False
+    """Also show in the closing table how base and new names do when all are asked for at once;
+    result.json says it in any case."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)

@@ -27,6 +27,65 @@ class Scores:
     confusion: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class UnionAnswers:
+    """What became of the test pictures of one half when the names of both were asked for at once.
+
+    Attributes:
+        own: bool [N], right among the names of their own half.
+        union: bool [N], right among all names.
+        belief: float64 [N], how much they look like a picture of a base class: larger is more.
+    """
+
+    own: np.ndarray
+    union: np.ndarray
+    belief: np.ndarray
+
+
+@dataclass(frozen=True)
+class UnionScores:
+    """Figures of base and new names at once.
+
+    Attributes:
+        accuracy: of all pictures, among all names.
+        base, new: the same of the pictures of each half.
+        harmonic_mean: of those two.
+        openworld_auc: see :func:`openworld_auc`.
+    """
+
+    accuracy: float
+    base: float
+    new: float
+    harmonic_mean: float
+    openworld_auc: float
+
+
+def union_scores(base: UnionAnswers, new: UnionAnswers) -> UnionScores:
+    """The figures of pictures of both halves, at least one of each."""
+    halves = float(base.union.mean()), float(new.union.mean())
+    return UnionScores(
+        float(np.concatenate([base.union, new.union]).mean()),
+        *halves,
+        harmonic_mean(*halves),
+        openworld_auc(base, new),
+    )
+
+
+def openworld_auc(base: UnionAnswers, new: UnionAnswers) -> float:
+    """OpenworldAUC (Hua et al., ICML 2025): the share of pairs of a base and a new picture that are
+    both right among their own half's names, and of which the base one looks more like base; half a
+    pair where both look alike.
+
+    The area under the ROC curve of base against new in which a wrong base picture looks less like
+    base than every new one, and a wrong new one more than every base one. How many pictures the
+    halves have does not matter.
+    """
+    right, others = np.sort(base.belief[base.own]), np.sort(new.belief[new.own])
+    below = np.searchsorted(others, right, side="left")
+    alike = np.searchsorted(others, right, side="right") - below
+    return float((below + alike / 2).sum() / (len(base.own) * len(new.own)))
+
+
 def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
     """Compare predicted with true classes.
 

@@ -124,6 +124,11 @@ class _Row:
     worst_class_new: str | None = None
     geometric_mean_base: float | None = None
     harmonic_mean_base: float | None = None
+    union: float | None = None
+    union_base: float | None = None
+    union_new: float | None = None
+    union_hm: float | None = None
+    openworld_auc: float | None = None
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,8 @@ class Judge:
         coverage: of the sets.
     """
 
+    COLUMNS = 6
+
     def __init__(self, fitted: Fitted, cosine_scale: float, coverage: float) -> None:
         self.fitted, self.cosine_scale, self.coverage = fitted, cosine_scale, coverage
         self.limit = self.why_no_sets = None

@@ -1,6 +1,5 @@
 """Scores of a run on test pictures, of its own data or another set, and the tables of them."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,30 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 from tabulate import tabulate
-from tqdm import tqdm
 
-from lamp_fast.data import Benchmark, DataConfig, Pictures, evaluation_batches
+from lamp_fast.data import Benchmark, Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
-from lamp_fast.data.settings import PLACES
-from lamp_fast.errors import InputError
-from lamp_fast.fields import to_json
-from lamp_fast.files import read_json, write_bytes, write_csv, write_json
+from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.methods import Method, ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.folder import RELIABILITY, RESULT, TARGET, hold_folder, is_filled
+from lamp_fast.runs.folder import RELIABILITY, RESULT
 from lamp_fast.runs.metrics import (
     Scores,
+    UnionAnswers,
+    UnionScores,
     balanced_accuracy,
     class_harmonic_mean,
     geometric_mean,
     group_accuracy,
     harmonic_mean,
     scores,
+    union_scores,
     worst_class,
 )
-from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
+from lamp_fast.runs.ranks import ALONE, Ranks
 from lamp_fast.runs.reliability import Judge, Reliability, write_reliability
+from lamp_fast.runs.scorer import Scorer, own_pictures
 
 COLUMNS = (
     ("acc_base", "acc base"),
@@ -43,6 +42,13 @@ COLUMNS = (
     ("hm_m", "HM-M"),
     ("head", "head acc"),
     ("tail", "tail acc"),
+)
+UNION_COLUMNS = (
+    ("union", "union"),
+    ("union_base", "union base"),
+    ("union_new", "union new"),
+    ("union_hm", "union HM"),
+    ("openworld_auc", "OpenworldAUC"),
 )
 UNDIVIDED_COLUMNS = (
     ("acc_base", "accuracy"),
@@ -61,7 +67,8 @@ _SHOWN_WHERE_THERE = {"balanced_base", "worst_base", *SIZE_GROUPS}
 class Evaluated:
     """One row of the closing table with what it was computed from.
 
-    ``selection`` says how its epoch was chosen, see :func:`lamp_fast.runs.selection.summary`.
+    ``selection`` says how its epoch was chosen, see :func:`lamp_fast.runs.selection.summary`;
+    ``union`` is None where base and new names were not asked for at once.
     """
 
     name: str
@@ -70,6 +77,7 @@ class Evaluated:
     parameters: int
     seconds: float
     selection: Mapping[str, Any] | None = None
+    union: UnionScores | None = None
     reliability: Reliability | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -88,6 +96,7 @@ class Evaluated:
             "f1_base": base.macro_f1,
             "f1_new": None if new is None else new.macro_f1,
             "hm_m": None if new is None else harmonic_mean(base.macro_f1, new.macro_f1),
+            **_union_row(self.union),
             "head": None if head is None else group_accuracy(base.confusion, head),
             "tail": None if head is None else group_accuracy(base.confusion, ~head),
             **_by_size(base, benchmark.size_groups),
@@ -99,6 +108,18 @@ class Evaluated:
             "seconds": self.seconds,
             **({} if self.selection is None else {"selection": self.selection}),
         }
+
+
+def _union_row(union: UnionScores | None) -> dict[str, float | None]:
+    if union is None:
+        return dict.fromkeys(key for key, _ in UNION_COLUMNS)
+    return {
+        "union": union.accuracy,
+        "union_base": union.base,
+        "union_new": union.new,
+        "union_hm": union.harmonic_mean,
+        "openworld_auc": union.openworld_auc,
+    }
 
 
 def _by_size(base: Scores, groups: np.ndarray | None) -> dict[str, float | None]:
@@ -136,8 +157,10 @@ def evaluate_rows(
         return rows
     rows.append(score_method(experiment, method, method.title, seconds, ranks))
     if adapted:
-        new, _ = _score_half(experiment, method, ranks, new=True, adapted=True)
-        rows.append(replace(rows[-1], name=f"{method.title}, b_new on new (transductive)", new=new))
+        new = _score_half(experiment, method, ranks, new=True, adapted=True).scores
+        name = f"{method.title}, b_new on new (transductive)"
+        # Which bias a picture is given would say of which half it is.
+        rows.append(replace(rows[-1], name=name, new=new, union=None))
     return rows
 
 
@@ -148,7 +171,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
-    table = results_table(table_rows)
+    table = results_table(table_rows, union=experiment.config.union)
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -171,90 +194,88 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     return table
 
 
-def transfer_rows(experiment: Experiment, seconds: float, ranks: Ranks = ALONE) -> list[Evaluated]:
-    """Score zero-shot CLIP and a run from :func:`load_run_on`, in rows that name the data set."""
-    rows = evaluate_rows(experiment, seconds, adapted=False, ranks=ranks)
-    return [replace(row, name=f"{row.name} on {experiment.benchmark.name}") for row in rows]
-
-
-def hold_transfer(
-    stack: contextlib.ExitStack, folder: Path, experiment: Experiment, target: DataConfig
-) -> None:
-    """Own the folder for scores on another data set until ``stack`` closes, and say whose it is.
-
-    Raises:
-        InputError: it cannot be written, or holds something else, which is left alone.
-    """
-    filled, places = is_filled(folder), to_json(target.resolved())
-    benchmark, program = experiment.benchmark, experiment.record()
-    prior = experiment.prior
-    identity = {
-        "data": benchmark.name,
-        "template": benchmark.template,
-        "sha256": experiment.data_hash,
-        "prior": None if prior is None else prior.wanted,
-    }
-    if filled:
-        file = folder / TARGET
-        held = read_json(file) if file.is_file() else None
-        if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
-            raise InputError(
-                f"--out {folder}: holds something else than scores on these pictures with this"
-                " template and prior, expected a new folder"
-            )
-    stack.enter_context(hold_folder(folder))
-    record = {
-        **identity,
-        **{name: places[name] for name in PLACES},
-        "unreadable": list(experiment.unreadable),
-        "tte": experiment.config.views.tte,
-        **{name: program[name] for name in ("version", "commit", "torch")},
-    }
-    write_json(folder / TARGET, record)
-
-
 def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    new = len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
-    base, reliability = _score_half(experiment, method, ranks, new=False)
+    base = _score_half(experiment, method, ranks, new=False)
+    new = (
+        _score_half(experiment, method, ranks, new=True)
+        if _serves_new(experiment, method)
+        else None
+    )
+    both = new is not None and base.answers is not None and new.answers is not None
     return Evaluated(
         name=name,
-        base=base,
-        new=_score_half(experiment, method, ranks, new=True)[0] if new else None,
+        base=base.scores,
+        new=None if new is None else new.scores,
         parameters=method.trainable_parameters(),
         seconds=seconds,
-        reliability=reliability,
+        union=union_scores(base.answers, new.answers) if both else None,
+        reliability=base.reliability,
     )
+
+
+def _serves_new(experiment: Experiment, method: Method) -> bool:
+    return len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
+
+
+@dataclass(frozen=True)
+class _Half:
+    """What is found of one half: the last two None where they cannot be said."""
+
+    scores: Scores
+    answers: UnionAnswers | None
+    reliability: Reliability | None
 
 
 def _score_half(
     experiment: Experiment, method: Method, ranks: Ranks, *, new: bool, adapted: bool = False
-) -> tuple[Scores, Reliability | None]:
-    """Also how far answers can be trusted, where the run has fitted anything to judge that by."""
+) -> _Half:
+    """Score one half's pictures among its names, and among all names where that can be said: where
+    there are two halves, and no prior, which says nothing of how often the names of one half are to
+    be expected beside those of the other; and not ``adapted``."""
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    scorer = Scorer(experiment, method, names, pictures, ranks)
-    judge = None
-    fits = not new and type(method) is type(experiment.method)
-    if fits and experiment.fitted is not None and why_not_judged(experiment) is None:
-        judge = Judge(experiment.fitted, method.cosine_scale, experiment.coverage)
-    labels, done = torch.tensor(scorer.pictures.labels), 0
-    predicted, looks = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 6).double()]
-    for logits in scorer.logits(adapted):
-        predicted.append(logits.argmax(1).cpu())
+    batch, base = experiment.config.machine.test_batch, len(benchmark.base_names)
+    judge = None if new or adapted else _judge(experiment, method)
+    among_all = _serves_new(experiment, method) and not adapted and experiment.prior is None
+    if among_all:
+        scored = _own_and_every(experiment, method, pictures, ranks, new)
+    else:
+        scorer = Scorer(experiment, method, names, pictures, ranks)
+        scored = ((own, None) for own in scorer.logits(adapted))
+    labels, done, columns = torch.tensor(own_pictures(pictures, batch, ranks).labels), 0, []
+    for own, every in scored:
+        column = [own.argmax(1)]
+        if every is not None:
+            belief = every.double().log_softmax(1)[:, :base].amax(1)
+            column += [every.argmax(1), belief]
         if judge is not None:
-            looks.append(judge.look(logits, labels[done : done + len(logits)]))
-        done += len(logits)
-    answers = np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
-    found = scores(pictures.labels, answers, len(names))
-    if judge is None:
-        return found, None
-    seen = torch.from_numpy(np.concatenate(ranks.gather(torch.cat(looks).numpy())))
-    every = torch.tensor(pictures.labels)
-    return found, judge.conclude(seen, torch.from_numpy(answers) == every, every)
+            column += judge.look(own, labels[done : done + len(own)]).unbind(1)
+        columns.append(column)
+        done += len(own)
+    kinds = [torch.int64, *([torch.int64, torch.float64] if among_all else [])]
+    kinds += [torch.float64] * (0 if judge is None else Judge.COLUMNS)
+    predicted, *others = _gathered(columns, ranks, kinds)
+    labels, answers, reliability = pictures.labels, None, None
+    right = predicted == labels
+    if among_all:
+        every, belief, *others = others
+        answers = UnionAnswers(right, every == labels + (base if new else 0), belief)
+    if judge is not None:
+        looks = torch.from_numpy(np.stack(others, axis=1))
+        reliability = judge.conclude(looks, torch.from_numpy(right), torch.tensor(labels))
+    return _Half(scores(labels, predicted, len(names)), answers, reliability)
+
+
+def _judge(experiment: Experiment, method: Method) -> Judge | None:
+    """Of how far the answers of the run's method can be trusted, where that can be said."""
+    other = type(method) is not type(experiment.method)
+    if other or experiment.fitted is None or why_not_judged(experiment) is not None:
+        return None
+    return Judge(experiment.fitted, method.cosine_scale, experiment.coverage)
 
 
 def why_not_judged(experiment: Experiment) -> str | None:
@@ -266,98 +287,30 @@ def why_not_judged(experiment: Experiment) -> str | None:
     return experiment.fitted.why_other(experiment.config.views.tte, prior=prior)
 
 
-class Scorer:
-    """Class scores of some pictures over some names, as often as they are asked for.
-
-    Ranks share whole batches, so that each is computed as one process alone would. Where features
-    are all that the method reads, they are held from the first call on.
-
-    Args:
-        experiment: whose views, batches and prior these are.
-        method: that scores.
-        names: of the classes.
-        pictures: N of them.
-        ranks: the processes that share the pictures.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        method: Method,
-        names: Sequence[str],
-        pictures: Pictures,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        batch, count = experiment.config.machine.test_batch, len(pictures)
-        mine = ranks.rows(len(batch_sizes(count, batch)))
-        first, end = (min(edge * batch, count) for edge in (mine.start, mine.stop))
-        self.experiment, self.method, self.ranks = experiment, method, ranks
-        self.pictures = pictures.select(range(first, end))
-        benchmark, prior = experiment.benchmark, experiment.prior
-        self.classes = method.prepare(names, benchmark.template, benchmark.origin)
-        self.shift = None if prior is None else prior.shift(method, names)
-        self._features: torch.Tensor | None = None
-
-    def logits(self, adapted: bool = False) -> Iterator[torch.Tensor]:
-        """[B, C] of each batch of this rank's pictures, in order.
-
-        Args:
-            adapted: as :meth:`Method.logits` takes it.
-
-        Raises:
-            InputError: see :func:`class_scores`.
-        """
-        for images in self._inputs():
-            logits = class_scores(self.method, images, self.classes, adapted)
-            yield logits if self.shift is None else logits + self.shift.to(logits)
-
-    def _inputs(self) -> Iterator[torch.Tensor]:
-        """Batches as :func:`class_scores` takes them: features, from the cache, where these
-        suffice."""
-        experiment, machine = self.experiment, self.experiment.config.machine
-        if self.method.reads_features:
-            if not len(self.pictures):
-                return
-            if self._features is None:
-                features = experiment.reader.read(self.pictures, experiment.test_transform)
-                self._features = features.to(experiment.device)
-            yield from self._features.split(machine.test_batch)
-            return
-        batches = evaluation_batches(
-            self.pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
-        )
-        quiet = None if self.ranks.first else True
-        bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-        yield from (images for images, _, _ in experiment.move_batches(bar))
+def _own_and_every(
+    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks, new: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits over the names of the pictures' own half, and over those of both, base first."""
+    benchmark = experiment.benchmark
+    base, others = benchmark.base_names, benchmark.new_names
+    every = Scorer(experiment, method, (*base, *others), pictures, ranks)
+    if method.independent_names:
+        own = slice(len(base), None) if new else slice(len(base))
+        yield from ((logits[:, own], logits) for logits in every.logits())
+        return
+    half = Scorer(experiment, method, others if new else base, pictures, ranks)
+    yield from zip(half.logits(), every.logits(), strict=True)
 
 
-@torch.no_grad()
-def class_scores(
-    method: Method, images: torch.Tensor, classes: Any, adapted: bool = False
-) -> torch.Tensor:
-    """The logits [B, C] of pictures, of which the largest is the answer.
-
-    Args:
-        method: any.
-        images: [B, 3, S, S], or views [B, 5, 3, S, S], whose logits' mean is taken; one view of
-            every picture is encoded at once, so memory is that of one. Or features before the
-            projection, [B, V] or [B, 5, V], of a method that reads these.
-        classes, adapted: as :meth:`Method.logits` takes them.
-
-    Raises:
-        InputError: any is NaN or infinite: they would say nothing, and yet have a largest one.
-    """
-    are_features = images.ndim < 4
-    score = method.feature_logits if are_features else method.logits
-    several = images.ndim == (3 if are_features else 5)
-    views = images.unbind(1) if several else (images,)
-    logits = sum(score(view, classes, adapted) for view in views) / len(views)
-    if not bool(torch.isfinite(logits).all()):
-        raise InputError(
-            "the method's class scores are not finite: its weights or settings are beyond what"
-            " it can be computed with"
-        )
-    return logits
+def _gathered(
+    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, kinds: Sequence[torch.dtype]
+) -> list[np.ndarray]:
+    """Columns of all batches of all ranks, one behind the other; of each kind one."""
+    found = []
+    for column, kind in enumerate(kinds):
+        own = [torch.empty(0, dtype=kind), *(batch[column].cpu() for batch in batches)]
+        found.append(np.concatenate(ranks.gather(torch.cat(own).numpy())))
+    return found
 
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:
@@ -384,10 +337,15 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
     write_csv(file, header, lines)
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """(key, title) of each figure of a table; none about halves where every class was trained."""
+def columns(rows: Sequence[Mapping[str, Any]], union: bool = False) -> tuple[tuple[str, str], ...]:
+    """(key, title) of each figure of a table; none about halves where every class was trained.
+
+    Args:
+        rows: of the table.
+        union: also show the figures of base and new names at once.
+    """
     if any(row["acc_new"] is not None for row in rows):
-        return COLUMNS
+        return COLUMNS + UNION_COLUMNS if union else COLUMNS
     return tuple(
         (key, title)
         for key, title in UNDIVIDED_COLUMNS
@@ -395,12 +353,13 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def results_table(rows: Sequence[Mapping[str, Any]], union: bool = False) -> str:
     """The closing table as Markdown: percentages, trainable parameters, training seconds.
 
-    A line below it says which columns give each class the same weight, if any do.
+    A line below it says which columns give each class the same weight, if any do. Arguments are
+    those of :func:`columns`.
     """
-    shown = columns(rows)
+    shown = columns(rows, union)
     body = [
         [
             row["name"],

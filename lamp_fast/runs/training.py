@@ -67,7 +67,7 @@ def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path)
     then = {**record.values, "clip": completed_record(record.values["clip"])}
     begun = _by_flag(to_saved(record.settings))
     for (group, name), value in _by_flag(now["settings"]).items():
-        free = group in ("out", "config", "machine", "tensorboard")
+        free = group in ("out", "config", "machine", "tensorboard", "union")
         if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
             continue
         before = begun[group, name]

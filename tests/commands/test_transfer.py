@@ -24,7 +24,7 @@ from lamp_fast.methods.text import plain_text_features
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
-from lamp_fast.runs.scoring import transfer_rows
+from lamp_fast.runs.transfer import transfer_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:--data", "ignore:.*never seen in the tiny")
 

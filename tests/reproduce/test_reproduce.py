@@ -30,8 +30,8 @@ from lamp_fast.runs import parameters
 from lamp_fast.runs.config import TrainConfig, apply_preset, from_saved, to_saved
 from lamp_fast.runs.experiment import load_run_on
 from lamp_fast.runs.metrics import harmonic_mean
-from lamp_fast.runs.scoring import transfer_rows
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.runs.transfer import transfer_rows
 
 TINY = {"clip": "tiny", "preset": "tiny", "data": ("digits",)}
 PAPER = json.loads((jobs.Path(paper.__file__).parent / "paper.json").read_text())["tables"]

@@ -28,12 +28,7 @@ from lamp_fast.methods.lamp.export import apart
 from lamp_fast.methods.lamp.memory import affordable_block, free_memory
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.settings import PRESETS, LampSettings, default_preset
-from lamp_fast.methods.lamp.state import (
-    Forward,
-    Selections,
-    over_ranks,
-    similarity_loss,
-)
+from lamp_fast.methods.lamp.state import Forward, Selections, over_ranks, similarity_loss
 from lamp_fast.methods.settings import Surroundings
 
 
@@ -58,6 +53,7 @@ class Lamp(Method):
     """
 
     title = "LAMP"
+    independent_names = True
     Settings = LampSettings
     presets = PRESETS
     no_as_published = "expected another --method; LAMP has --path literal"
