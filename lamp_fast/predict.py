@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -27,18 +27,20 @@ from tqdm import tqdm
 import lamp_fast
 from lamp_fast import cli
 from lamp_fast.answers.asked import Asked, Score
-from lamp_fast.answers.prediction import Columns, Prediction, csv_text, path_text
-from lamp_fast.classifier import Classifier, Picture
-from lamp_fast.data.sources.files import LeftOut
-from lamp_fast.data.sources.given import Inputs
-from lamp_fast.data.views import TTE, Tte
+from lamp_fast.answers.prediction import Columns, csv_text, path_text
+from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone
 from lamp_fast.files import refuse_output
 from lamp_fast.runs.folder import ANSWERS, CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
-from lamp_fast.runs.prior import Wanted, read_prior
-from lamp_fast.runs.ranks import Part, launched, own_device
+from lamp_fast.runs.launch import Part, launched
+
+if TYPE_CHECKING:
+    from lamp_fast.classifier import Classifier, Picture, Prediction
+    from lamp_fast.data.sources.files import LeftOut
+    from lamp_fast.data.sources.given import Inputs
+    from lamp_fast.runs.prior import Wanted
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,12 @@ def main(config: PredictConfig) -> int:
     asked = Asked(config.reject, config.reject_by, config.coverage)
     outputs = _files(config, part)
     _check_outputs(config, outputs, lambda: config.sources)
+    from lamp_fast.classifier import Classifier
+    from lamp_fast.data.sources.files import LeftOut
+    from lamp_fast.data.sources.given import Inputs
+    from lamp_fast.runs.prior import read_prior
+    from lamp_fast.runs.ranks import own_device
+
     left_out = LeftOut(skip_unreadable=True)
     inputs = Inputs(config.sources, config.path_column, left_out)
     total, digest = inputs.check()
@@ -194,12 +202,12 @@ class _Ahead:
         names: of those that were asked for and have no answer yet.
     """
 
-    def __init__(self, inputs: Inputs, files: GrowingFiles, part: Part, batch: int) -> None:
+    def __init__(self, inputs: "Inputs", files: GrowingFiles, part: Part, batch: int) -> None:
         self._inputs, self._files = inputs, files
         self._part, self.batch = part, batch
         self.names: deque[Path] = deque()
 
-    def __iter__(self) -> Iterator[Picture | InputError]:
+    def __iter__(self) -> "Iterator[Picture | InputError]":
         own = self._part.of(self._inputs, self.batch)
         for given in islice(own, self._files.done, None):
             self.names.append(given.name)
@@ -211,7 +219,7 @@ def _classify(
     outputs: Sequence["_File"],
     columns: Columns,
     ahead: _Ahead,
-    outcomes: Iterator[Prediction | InputError],
+    outcomes: "Iterator[Prediction | InputError]",
     total: int | None,
 ) -> None:
     """Write what becomes of each picture, and mark every whole batch."""
@@ -247,10 +255,10 @@ def _classify(
 
 def _about(
     config: PredictConfig,
-    classifier: Classifier,
+    classifier: "Classifier",
     names: Sequence[str],
-    prior: Wanted | None,
-    left_out: LeftOut,
+    prior: "Wanted | None",
+    left_out: "LeftOut",
 ) -> dict[str, Any]:
     """What a document tells beside its pictures."""
     about: dict[str, Any] = {
@@ -268,7 +276,7 @@ def _about(
 
 
 def _settings(
-    config: PredictConfig, classifier: Classifier, batch: int, about: dict[str, Any]
+    config: PredictConfig, classifier: "Classifier", batch: int, about: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be the same where a call is continued, beside the pictures."""
     digest = hashlib.sha256()
@@ -291,7 +299,7 @@ def _settings(
     }
 
 
-def choose_classes(classifier: Classifier, config: PredictConfig) -> tuple[str, ...]:
+def choose_classes(classifier: "Classifier", config: PredictConfig) -> tuple[str, ...]:
     """The class names that ``--classes`` and ``--add`` mean.
 
     Raises:
@@ -384,7 +392,7 @@ def _output(each: _File, about: dict[str, Any], columns: Columns) -> Output:
     return Output(each.flag, each.file, header, finish)
 
 
-def _text_of(each: _File, columns: Columns) -> Callable[[Path, Prediction | InputError], str]:
+def _text_of(each: _File, columns: Columns) -> "Callable[[Path, Prediction | InputError], str]":
     """What makes the text of a picture's rows."""
     if each.kind != "csv":
         return columns.json_line

@@ -3,7 +3,6 @@
 Training, evaluation and prediction assemble the same way, so a saved config is all they need.
 """
 
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,40 +13,42 @@ import torch
 import lamp_fast
 from lamp_fast import ops
 from lamp_fast.answers.asked import COVERAGE
-from lamp_fast.clip import FeatureReader, FrozenClip, check_distinct, tokenise
-from lamp_fast.data import (
+from lamp_fast.clip.features import FeatureReader
+from lamp_fast.clip.prompts import check_distinct, tokenise
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data import catalog
+from lamp_fast.data.benchmark import (
     Benchmark,
-    DataConfig,
-    DataSource,
-    DecodedCache,
-    PictureLists,
-    PictureTable,
+    Validated,
     build_benchmark,
     check_benchmark,
     decode_through,
-    load_source,
-    move_batches,
     transfer_benchmark,
 )
-from lamp_fast.data.benchmark import Validated
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.disk_cache import default_folder
-from lamp_fast.data.loading import Batch, Transform
-from lamp_fast.data.sources import catalog
+from lamp_fast.data.loading import Batch, Transform, move_batches
+from lamp_fast.data.settings import DataConfig, ViewConfig
+from lamp_fast.data.sources import DataSource, load_source
+from lamp_fast.data.sources.lists import PictureLists
+from lamp_fast.data.sources.table import PictureTable
 from lamp_fast.data.transforms import CentreCrop, Views
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.views import centre_view, testing_views, training_views
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
-from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses
+from lamp_fast.methods.training_set import TrainingSet
 from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved, uses_validation
 from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.machine import resolve_machine
-from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
-from lamp_fast.runs.record import Record
+from lamp_fast.runs.record import Record, current_commit
 from lamp_fast.runs.saved import SavedRun, load
 from lamp_fast.runs.selection import SelectionConfig
+from lamp_fast.runs.settings import OptimConfig
 
 # The readable pictures of a run, the names of the others, the sha256 of all that is read.
 Checked = tuple[Benchmark, tuple[str, ...], str]
@@ -102,18 +103,20 @@ class Experiment:
     @property
     def test_transform(self) -> Transform:
         """The views that pictures are scored on: one, or five."""
-        return self._transform(self.config.views.testing(self._size))
+        return self._transform(testing_views(self.config.views, self._size))
 
     @property
     def centre_transform(self) -> Transform:
         """The one deterministic view, also where scores are of five."""
-        return self._transform(self.config.views.centre(self._size))
+        return self._transform(centre_view(self.config.views, self._size))
 
     @property
     def train_transform(self) -> Transform:
         """The random views of training, or the centre."""
         views, epochs = self.config.views, self.config.optim.epochs
-        return self._transform(views.training(self._size, epochs, croppable=self.benchmark.augment))
+        return self._transform(
+            training_views(views, self._size, epochs, croppable=self.benchmark.augment)
+        )
 
     def with_tte(self, tte: bool | None) -> "Experiment":
         """The same, scored on five views or on one; None leaves it as the run has it."""
@@ -163,7 +166,7 @@ class Experiment:
             "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
             "block": self.block,
             "version": lamp_fast.__version__,
-            "commit": _commit(),
+            "commit": current_commit(),
             "torch": torch.__version__,
             "clip": to_json(self.clip.identity),
             "data": {
@@ -282,10 +285,10 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
     for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
-    if method.no_new_names is not None and not benchmark.trained:
+    if method.entry.no_new_names is not None and not benchmark.trained:
         method.prepare(benchmark.base_names, benchmark.template, benchmark.origin)
     entry = catalog.CATALOG.get(benchmark.name)
-    if method.no_new_names is not None and not benchmark.trained:
+    if method.entry.no_new_names is not None and not benchmark.trained:
         method.prepare(names, benchmark.template, benchmark.origin)
     if distinct and (entry is None or entry.distinct_names):
         check_distinct(tokens, f"--data {benchmark.name}: class names")
@@ -305,9 +308,9 @@ def load_benchmark(config: TrainConfig) -> Benchmark:
     """What a run sees of its data set: :func:`load_data`, with validation pictures where something
     asks for them: all of them where the method chooses on them, else as many as can be scored after
     every epoch."""
-    by_method = METHODS[config.method].uses_validation(config.own)
+    by_method = config.own.uses_validation
     validation = "all" if by_method else "some" if uses_validation(config) else "none"
-    holdout = config.selection.held_out
+    holdout = config.resolved_selection().held_out
     return load_data(config.data, config.seed, validation=validation, holdout=holdout)[1]
 
 
@@ -432,19 +435,3 @@ def load_run_on(
     same = benchmark.base_names == saved.record.data.base_names
     tested = {"benchmark": benchmark, "unreadable": unreadable}
     return replace(experiment, **tested, fitted=saved.fitted if same else None), saved.facts
-
-
-def _commit() -> str | None:
-    """The package's git commit, where it runs from a checkout."""
-    folder = Path(lamp_fast.__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None

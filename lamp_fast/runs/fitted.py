@@ -18,8 +18,9 @@ from lamp_fast.answers.calibration import CannotFit, fit_temperature, probabilit
 from lamp_fast.answers.conformal import nonconformity
 from lamp_fast.answers.rejection import answer_scores
 from lamp_fast.errors import InputError
-from lamp_fast.files import digest_tensors, read_json, write_json
+from lamp_fast.files import read_json, write_json
 from lamp_fast.runs.record import read_as
+from lamp_fast.tensors import digest_tensors
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ table and the log, of this version and of 0.1.0.
 """
 
 import math
+import subprocess
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from lamp_fast.data.sources import catalog
+import lamp_fast
+from lamp_fast.data import catalog
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, parse_layers, validate
 from lamp_fast.files import parse_json, read_json
@@ -26,7 +28,7 @@ MAX_SHOWN = 1e30
 
 @dataclass(frozen=True)
 class SavedClip:
-    """Which CLIP a run used; see :class:`lamp_fast.clip.ClipIdentity`."""
+    """Which CLIP a run used; see :class:`lamp_fast.clip.towers.ClipIdentity`."""
 
     name: str
     weights: str
@@ -289,6 +291,22 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: missing or damaged ({error})") from None
     return check_history(values, str(file))
+
+
+def current_commit() -> str | None:
+    """The package's git commit, where it runs from a checkout."""
+    folder = Path(lamp_fast.__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
 
 
 def _check_layers(layers: tuple[int, ...], where: str) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
-from lamp_fast.methods import Method
+from lamp_fast.methods.base import Method
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
 

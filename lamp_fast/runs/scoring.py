@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from lamp_fast.data import Benchmark, Pictures
+from lamp_fast.data.benchmark import Benchmark
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
 from lamp_fast.files import write_bytes, write_csv, write_json
-from lamp_fast.methods import Method, ZeroShot
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RELIABILITY, RESULT
@@ -152,13 +154,13 @@ def evaluate_rows(
     """
     method = experiment.method
     zeroshot = ZeroShot(experiment.clip)
-    rows = [score_method(experiment, zeroshot, zeroshot.title, 0.0, ranks)]
+    rows = [score_method(experiment, zeroshot, zeroshot.entry.title, 0.0, ranks)]
     if isinstance(method, ZeroShot):
         return rows
-    rows.append(score_method(experiment, method, method.title, seconds, ranks))
+    rows.append(score_method(experiment, method, method.entry.title, seconds, ranks))
     if adapted:
         new = _score_half(experiment, method, ranks, new=True, adapted=True).scores
-        name = f"{method.title}, b_new on new (transductive)"
+        name = f"{method.entry.title}, b_new on new (transductive)"
         # Which bias a picture is given would say of which half it is.
         rows.append(replace(rows[-1], name=name, new=new, union=None))
     return rows
@@ -217,7 +219,7 @@ def score_method(
 
 
 def _serves_new(experiment: Experiment, method: Method) -> bool:
-    return len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
+    return len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from lamp_fast.data.sources.entries import OWN_DATA
+from lamp_fast.data.entries import OWN_DATA
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, FloatOrNone, IntOrNone
-from lamp_fast.methods import Method
+from lamp_fast.methods.settings import MethodEntry
 
 # In a line of the log, what is maximised; a line without it is no candidate.
 SCORE = "val_score"
@@ -34,7 +34,7 @@ class SelectionConfig:
     retrain: bool = False
     """Of --holdout-classes: then train all base classes, to the epoch that was chosen without."""
 
-    def resolved(self, data: str, method: type[Method]) -> "SelectionConfig":
+    def resolved(self, data: str, method: MethodEntry) -> "SelectionConfig":
         """The same with the defaults of a data set, by its name, and a method filled in."""
         select, own = self.select, data in OWN_DATA
         if select == "auto":
@@ -60,7 +60,7 @@ class SelectionConfig:
         """Whether epochs are compared, and not just counted up to one that is known."""
         return self.select == "best" and not self.retrain
 
-    def check(self, method: type[Method], split: str) -> None:
+    def check(self, method: MethodEntry, split: str) -> None:
         """Refuse what does not go together, of a resolved selection.
 
         Args:

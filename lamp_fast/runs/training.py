@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip, completed_record
+from lamp_fast.clip.load import completed_record
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
-from lamp_fast.files import save_tensors, write_json
+from lamp_fast.files import write_json
 from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
@@ -40,13 +41,15 @@ from lamp_fast.runs.folder import (
     resume_or_choose_folder,
     resumed_defaults,
 )
-from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
+from lamp_fast.runs.launch import launch_id
+from lamp_fast.runs.ranks import ALONE, Ranks, join, place
 from lamp_fast.runs.record import Record, read_history, read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
 from lamp_fast.runs.selection import selected_epoch, summary
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
 from lamp_fast.runs.validation import validation_logits
+from lamp_fast.tensors import save_tensors
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
 _PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
@@ -197,7 +200,7 @@ def _about_choice(trainer: Trainer) -> list[str]:
     if selection.select != "best":
         return []
     if not trainer.parameters:
-        return [f"select  {experiment.method.title} has no epochs to choose between"]
+        return [f"select  {experiment.method.entry.title} has no epochs to choose between"]
     if selection.retrain:
         count = len(experiment.benchmark.base_names)
         return [f"select  trained again on all {count} base classes, to epoch {trainer.last_epoch}"]
@@ -305,7 +308,7 @@ def _fit_answers(
         head=experiment.benchmark.head,
         state=state,
         seed=config.seed,
-        selected=config.selection.select == "best" or type(method).uses_validation(config.own),
+        selected=config.selection.select == "best" or config.own.uses_validation,
         tte=config.views.tte,
     )
     ranks.once(write_fitted, folder / ANSWERS, fitted, state)

@@ -4,8 +4,7 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from lamp_fast.data import DataConfig
-from lamp_fast.data.settings import PLACES
+from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
 from lamp_fast.files import read_json, write_json

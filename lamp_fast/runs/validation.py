@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamp_fast.data import Pictures
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
-from lamp_fast.methods import Method
+from lamp_fast.methods.base import Method
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.metrics import confusion_matrix, harmonic_mean, shown_macro_f1
 from lamp_fast.runs.ranks import ALONE, Ranks

@@ -15,9 +15,9 @@ from lamp_fast import evaluate, predict, train
 from lamp_fast.answers.asked import Asked
 from lamp_fast.answers.calibration import fit_temperature
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import load_source
+from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, read_json
+from lamp_fast.files import read_json
 from lamp_fast.methods.text import zero_shot_texts
 from lamp_fast.report import page as page_module
 from lamp_fast.runs import growing
@@ -27,6 +27,7 @@ from lamp_fast.runs.fitted import fit, read_fitted
 from lamp_fast.runs.folder import ANSWERS, RELIABILITY, VALIDATION
 from lamp_fast.runs.reliability import read_reliability
 from lamp_fast.runs.saved import load
+from lamp_fast.tensors import load_tensors
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from lamp_fast import train
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
-from lamp_fast.files import load_tensors, read_json
+from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS
 from lamp_fast.runs import experiment as experiments
 from lamp_fast.runs import trainer
@@ -20,6 +20,7 @@ from lamp_fast.runs.folder import HOLDOUT, LEARNED, METRICS, RESULT, VALIDATION
 from lamp_fast.runs.selection import is_exhausted, selected_epoch
 from lamp_fast.runs.trainer import Trainer
 from lamp_fast.runs.validation import validation_logits
+from lamp_fast.tensors import load_tensors
 
 TINY = ("--threads", "1", "--shots", "2", "--batch", "5", "--warmup-epochs", "0")
 # So large a rate that epochs differ in what they get right.

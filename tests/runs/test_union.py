@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from lamp_fast import train
-from lamp_fast.clip import load_clip
+from lamp_fast.clip.load import load_clip
 from lamp_fast.files import read_json
-from lamp_fast.methods import METHODS, RunClasses, ZeroShot
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.surroundings import RunClasses
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import load_run
@@ -15,6 +17,7 @@ from lamp_fast.runs.folder import RESULT
 from lamp_fast.runs.scoring import UNION_COLUMNS, results_table
 
 KEYS = [key for key, _ in UNION_COLUMNS]
+INDEPENDENT = [name for name, each in METHODS.items() if each.load().independent_names]
 TINY = ("--threads", "1", "--shots", "2", "--batch", "5", "--epochs", "1")
 
 
@@ -72,7 +75,7 @@ def clip():
     return load_clip("tiny", dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", [name for name, each in METHODS.items() if each.independent_names])
+@pytest.mark.parametrize("name", INDEPENDENT)
 @torch.no_grad()
 def test_scores_over_some_names_are_columns_of_all(clip, name):
     base, new = ("digit one", "digit two", "digit three"), ("digit four", "digit five")
