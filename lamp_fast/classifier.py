@@ -23,8 +23,11 @@ from lamp_fast.cli import expand_path
 from lamp_fast.clip.prompts import check_distinct, tokenise
 from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
+from lamp_fast.data.hierarchy import CLASS, Level, saved_hierarchy
+from lamp_fast.data.sources.hierarchy import read_hierarchy
 from lamp_fast.data.transforms import HostTransform
 from lamp_fast.data.views import testing_views, used_preprocessing
+from lamp_fast.data.words import saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Method
@@ -36,6 +39,7 @@ from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.folder import choose_folder
+from lamp_fast.runs.levels import roll_up
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior, Wanted
 from lamp_fast.runs.saved import load
@@ -57,6 +61,7 @@ class Classifier:
         facts: training seconds, epochs, and how the bias was adapted to new classes (or None).
         results: rows of the closing table, values in 0..1; None where there is none.
         fitted: what the run fitted on validation pictures; None where it had none.
+        hierarchy: what classes are kinds of; None where nobody said.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Classifier:
         self.facts = facts
         self.results = results
         self.fitted = fitted
+        self.hierarchy = saved_hierarchy(record["data"].get("hierarchy"), "hierarchy")
         views, own = config.views, method.clip.preprocessing
         self._transform = HostTransform(
             used_preprocessing(views, own), testing_views(views, own.size)
@@ -113,6 +119,7 @@ class Classifier:
         pretrained: str | os.PathLike | None = None,
         tte: bool | None = None,
         precision: str | None = None,
+        hierarchy: str | os.PathLike | None = None,
     ) -> "Classifier":
         """Load a finished run, or what :meth:`save_pretrained` wrote; no network, no training data.
 
@@ -124,12 +131,14 @@ class Classifier:
                 as the run used them.
             tte: whether five views of each picture answer together; by default as the run tests.
             precision: what the frozen CLIP computes in, as of --precision, in place of all that.
+            hierarchy: a file of levels above the classes, as --hierarchy, in place of the run's.
 
         Raises:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
                 not there or does not compute in the precision.
         """
         saved = load(expand_path(run))
+        levels = None if hierarchy is None else read_hierarchy(expand_path(hierarchy))
         config = _on_device(saved.record.settings, device, precision)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
@@ -137,7 +146,9 @@ class Classifier:
             config = replace(config, views=replace(config.views, tte=tte))
         method = saved.method(build_clip(config, saved.record.values["clip"]), config)
         record = saved.record.values
-        return cls(method, config, record, saved.facts, saved.results, saved.fitted)
+        loaded = cls(method, config, record, saved.facts, saved.results, saved.fitted)
+        loaded.hierarchy = levels or loaded.hierarchy
+        return loaded
 
     @classmethod
     def from_pretrained(
@@ -192,8 +203,8 @@ class Classifier:
     @property
     def origin(self) -> Origin:
         """The data set of the run, whose prompts are its own unless the run was given others."""
-        data = self.config.data
-        return Origin(data.data if data.template is None else None)
+        data, words = self.config.data, saved_words(self.record["data"].get("words"), "words")
+        return Origin(None if data.template else data.data, words=words)
 
     def bias_for(self, classes: Sequence[str]) -> Bias:
         """Which load-balancing bias retrieves prompts for these classes.
@@ -235,6 +246,7 @@ class Classifier:
         top: int = 5,
         batch: int | None = None,
         prior: Wanted | None = None,
+        level: str | None = None,
         reject: str | float | None = None,
         reject_by: Score | None = None,
         coverage: float | None = None,
@@ -250,6 +262,8 @@ class Classifier:
             prior: correct the scores to these shares of classes among the pictures, whatever
                 training's were: "uniform", "train" (of the training pictures), or a positive share
                 of each class by name; None leaves them as they are.
+            level: answer at this level of the run's hierarchy (genus, family, ...), whose
+                probabilities are the sums over classes; None answers with classes.
             reject: answer "none of these" (:attr:`Prediction.rejected`) where the score is below
                 this number; or "5%", that of the validation pictures which so many are below.
             reject_by: which score: "probability" (by default), "cosine" or "energy", see
@@ -263,9 +277,10 @@ class Classifier:
         Raises:
             InputError: what cannot be served; the first picture that cannot be read, by name.
         """
-        options = {"reject": reject, "reject_by": reject_by, "coverage": coverage, "prior": prior}
+        asked = {"reject": reject, "reject_by": reject_by, "coverage": coverage}
+        asked |= {"top": top, "batch": batch, "prior": prior, "level": level}
         answers = []
-        for outcome in self.classify_each(pictures, classes, top=top, batch=batch, **options):
+        for outcome in self.classify_each(pictures, classes, **asked):
             if isinstance(outcome, InputError):
                 raise outcome
             answers.append(outcome)
@@ -279,6 +294,7 @@ class Classifier:
         top: int = 5,
         batch: int | None = None,
         prior: Wanted | None = None,
+        level: str | None = None,
         reject: str | float | None = None,
         reject_by: Score | None = None,
         coverage: float | None = None,
@@ -299,11 +315,16 @@ class Classifier:
             )
         asked = Asked(reject, reject_by, coverage)
         prepared = self._classes(names)
-        answering = self.answering(names, asked, prior)
-        return self._predictions(pictures, names, prepared, top, batch, answering)
+        above = None if level is None else self.at_level(level, names)
+        answering = self.answering(names, asked, prior, level)
+        return self._predictions(pictures, names, prepared, top, batch, answering, above)
 
     def answering(
-        self, classes: Sequence[str], asked: Asked, prior: Wanted | None = None
+        self,
+        classes: Sequence[str],
+        asked: Asked,
+        prior: Wanted | None = None,
+        level: str | None = None,
     ) -> Answering:
         """How pictures would be answered over some names, and what a reader must know of it.
 
@@ -312,15 +333,29 @@ class Classifier:
                 served.
         """
         names, trained = tuple(classes), self.are_trained(classes)
+        above = None if level is None else self.at_level(level, names)
         situation = Situation(
             trained=trained,
             trained_alone=all(trained) and len(names) == len(self.trained_names),
             shift=None if prior is None else self._shift(prior, names),
             tte=self.config.views.tte,
             cosine_scale=self.method.cosine_scale,
+            roll_up=None if above is None else partial(roll_up, level=above),
             distance_scale=partial(self._distance_scale, names, self.bias_for(names) == "adapted"),
         )
         return decide(asked, self.fitted, situation)
+
+    def at_level(self, level: str, names: Sequence[str]) -> Level:
+        """Some classes at a level of the hierarchy.
+
+        Raises:
+            InputError: no hierarchy, another level, or a class that is not in it.
+        """
+        if self.hierarchy is None:
+            raise InputError(
+                f"--level {level}: the run knows no level above its classes, expected --hierarchy"
+            )
+        return self.hierarchy.level(level, names)
 
     def _shift(self, wanted: Wanted, names: Sequence[str]) -> Tensor:
         """What a prior adds to the logits of ``names``, float64 [C]."""
@@ -337,8 +372,14 @@ class Classifier:
         top: int,
         batch: int,
         answering: Answering,
+        level: Level | None,
     ) -> Iterator[Prediction | InputError]:
         bias, trained = self.bias_for(names), self.are_trained(names)
+        title = CLASS
+        if level is not None:
+            title, names = level.title, level.names
+            known = set(level.parent[list(trained)].tolist())
+            trained = tuple(index in known for index in range(len(names)))
         for outcomes in load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
             answers = iter(())
@@ -346,7 +387,7 @@ class Classifier:
                 given = torch.stack(images).to(self.config.machine.device, self.method.clip.dtype)
                 logits = class_scores(self.method, given, classes, bias == "adapted")
                 answered = answering.rules.answer(logits)
-                answers = predictions(answered, names, trained, bias, top)
+                answers = predictions(answered, names, trained, bias, top, title)
             for outcome in outcomes:
                 yield outcome if isinstance(outcome, InputError) else next(answers)
 

@@ -28,10 +28,11 @@ import lamp_fast
 from lamp_fast import cli
 from lamp_fast.answers.asked import Asked, Score
 from lamp_fast.answers.prediction import Columns, csv_text, path_text
+from lamp_fast.data.hierarchy import CLASS
 from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
-from lamp_fast.fields import TextOrNone
-from lamp_fast.files import refuse_output
+from lamp_fast.fields import TextOrNone, to_json
+from lamp_fast.files import refuse_output, same_file
 from lamp_fast.runs.folder import ANSWERS, CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
 from lamp_fast.runs.launch import Part, launched
@@ -63,6 +64,11 @@ class PredictConfig:
     """Correct the scores to these shares of classes among the pictures, whatever training's were:
     uniform, every class alike; train, those of the training pictures; or a JSON file
     {"cat": 0.9, "dog": 0.1} of every class that is asked for. none leaves scores as they are."""
+    level: str | None = None
+    """Answer at this level above the classes (genus, family, ...), as the run's --hierarchy names
+    it: a probability is the sum over the classes below."""
+    hierarchy: Path | None = None
+    """As in training: the levels of a run that was trained without, or others."""
     top: int = 5
     """How many classes a picture."""
     csv: Path | None = None
@@ -119,15 +125,23 @@ def main(config: PredictConfig) -> int:
     prior = read_prior(config.prior)
     device = own_device(config.device)
     classifier = Classifier.load(
-        config.run, device=device, pretrained=config.pretrained, tte=TTE[config.tte]
+        config.run,
+        device=device,
+        pretrained=config.pretrained,
+        tte=TTE[config.tte],
+        hierarchy=config.hierarchy,
     )
     names = choose_classes(classifier, config)
     batch = classifier.config.machine.test_batch if config.batch is None else config.batch
     names = classifier.check_names(names)
-    answering = classifier.answering(names, asked, prior)
+    answering = classifier.answering(names, asked, prior, config.level)
     about = _about(config, classifier, names, prior, left_out) | answering.about
     call = {"inputs": digest, **_settings(config, classifier, batch, about), "--part": str(part)}
-    columns = Columns(rejects=asked.reject is not None, sets=asked.coverage is not None)
+    columns = Columns(
+        level=about["level"],
+        rejects=asked.reject is not None,
+        sets=asked.coverage is not None,
+    )
     files = GrowingFiles(
         [_output(each, about, columns) for each in outputs],
         {**call, **{each.flag: path_text(each.file) for each in outputs}},
@@ -140,6 +154,7 @@ def main(config: PredictConfig) -> int:
         top=config.top,
         batch=batch,
         prior=prior,
+        level=config.level,
         reject=asked.reject,
         reject_by=asked.by,
         coverage=asked.coverage,
@@ -147,8 +162,12 @@ def main(config: PredictConfig) -> int:
     if part.index == 0 or not launched():
         _tell(_about_classes(names, classifier.are_trained(names)))
         _tell(f"bias    {about['bias']}")
+        if (words := classifier.origin.words) is not None:
+            _tell(f"words   {words.describe(names)}")
         if config.prior is not None:
             _tell(f"prior   {config.prior}")
+        if config.level is not None:
+            _tell(f"level   {config.level}: probabilities are sums over classes")
         for line in answering.lines:
             _tell(line)
         for line in left_out.lines():
@@ -265,6 +284,7 @@ def _about(
         "run": path_text(config.run),
         "template": classifier.template,
         "bias": classifier.bias_for(names),
+        "level": config.level or CLASS,
         "classes": [
             {"name": name, "trained": known}
             for name, known in zip(names, classifier.are_trained(names), strict=True)
@@ -272,6 +292,8 @@ def _about(
     }
     if prior is not None:
         about["prior"] = prior
+    if (words := classifier.origin.words) is not None:
+        about["words"] = to_json(words)
     return {**about, "left_out": left_out.lines()}
 
 
@@ -290,6 +312,8 @@ def _settings(
         "--reject": config.reject,
         "--reject-by": config.reject_by,
         "--coverage": config.coverage,
+        "--level": config.level,
+        "hierarchy": None if config.level is None else to_json(classifier.hierarchy),
         "--top": config.top,
         "--batch": batch,
         "--tte": classifier.config.views.tte,
@@ -366,15 +390,8 @@ def _check_outputs(
             raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
     for one, other in combinations(outputs, 2):
         standard = STDOUT in (one.file, other.file)
-        if one.file == other.file or (not standard and _same(one.file, other.file)):
+        if one.file == other.file or (not standard and same_file(one.file, other.file)):
             raise InputError(f"{other.flag} {other.file}: {one.flag} writes there too")
-
-
-def _same(file: Path, other: Path) -> bool:
-    """Whether two names lead to one regular file, there or to come."""
-    if not (file.exists() and other.exists()):
-        return file.resolve() == other.resolve()
-    return file.is_file() and file.samefile(other)
 
 
 def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:

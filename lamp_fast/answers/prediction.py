@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lamp_fast.data.hierarchy import CLASS
 from lamp_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Prediction:
             else softmax of the scores as they are.
         trained: whether each was among the trained classes.
         bias: what prompts were retrieved with, see :meth:`lamp_fast.Classifier.bias_for`.
+        level: of the names: "class", or a level above, where probabilities are sums over classes
+            and trained is what any of these was.
         raw_probabilities: softmax of the scores as they are.
         calibrated: whether ``probabilities`` are.
         score: how sure the answer is, by what was asked for; None where nothing is to be refused.
@@ -40,6 +43,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     trained: tuple[bool, ...]
     bias: Bias
+    level: str = CLASS
     raw_probabilities: tuple[float, ...] = ()
     calibrated: bool = False
     score: float | None = None
@@ -48,7 +52,12 @@ class Prediction:
 
 
 def predictions(
-    answered: "Answered", names: Sequence[str], trained: Sequence[bool], bias: Bias, top: int
+    answered: "Answered",
+    names: Sequence[str],
+    trained: Sequence[bool],
+    bias: Bias,
+    top: int,
+    level: str = CLASS,
 ) -> Iterator[Prediction]:
     """Put what is said of some pictures in words.
 
@@ -57,6 +66,7 @@ def predictions(
         names, trained: of the classes, [C].
         bias: what prompts were retrieved with.
         top: how many classes a picture.
+        level: of the names.
     """
     refused, best = answered.refused, answered.order[:, :top]
     remaining = [None] * len(best)
@@ -80,6 +90,7 @@ def predictions(
             probabilities=tuple(likely),
             trained=tuple(trained[each] for each in classes),
             bias=bias,
+            level=level,
             raw_probabilities=tuple(raw),
             calibrated=calibrated,
             score=None if refused is None else score,
@@ -90,15 +101,16 @@ def predictions(
 
 @dataclass(frozen=True)
 class Columns:
-    """What rows tell beside classes and probabilities: what was asked for."""
+    """What rows tell: the level of the names, and what was asked for beside them."""
 
+    level: str = CLASS
     rejects: bool = False
     sets: bool = False
 
     @property
     def header(self) -> tuple[str, ...]:
         """Of the CSV."""
-        names = ("file", "rank", "class", "probability", "trained", "raw", "calibrated")
+        names = ("file", "rank", self.level, "probability", "trained", "raw", "calibrated")
         return (
             *names,
             *(("score", "rejected") if self.rejects else ()),
@@ -139,7 +151,7 @@ class Columns:
         if self.sets:
             found["set"] = list(outcome.prediction_set)
         found["predictions"] = [
-            {"class": name, "probability": likely, "raw": raw, "trained": trained}
+            {outcome.level: name, "probability": likely, "raw": raw, "trained": trained}
             for name, likely, trained, raw in _classes(outcome)
         ]
         return json.dumps(found) + "\n"

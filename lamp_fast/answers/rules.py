@@ -1,5 +1,6 @@
 """What becomes of class scores: order, probabilities, whether there is an answer, and a set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,8 @@ class Rules:
         by: how sure an answer is, see :func:`answer_scores`.
         cosine_scale: of the method.
         threshold: a score below is no answer; None answers always.
+        roll_up: makes probabilities [n, C] those of K parents [n, K], which are then the answers;
+            not with ``scale`` or ``limit``. None answers with classes.
         limit: of :func:`lamp_fast.answers.conformal.quantile`; None makes no sets.
     """
 
@@ -54,6 +57,7 @@ class Rules:
     cosine_scale: float = 1.0
     threshold: float | None = None
     limit: float | None = None
+    roll_up: Callable[[Tensor], Tensor] | None = None
 
     def answer(self, logits: Tensor) -> Answered:
         """Apply them to logits [n, C], on whatever device."""
@@ -61,6 +65,9 @@ class Rules:
         # The order is that of the logits: no calibration can change it, not even by rounding.
         order = shifted.argsort(dim=1, descending=True, stable=True)
         raw = calibrated = probabilities(shifted)
+        if self.roll_up is not None:
+            raw = calibrated = self.roll_up(raw)
+            order = raw.argsort(dim=1, descending=True, stable=True)
         known = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         if self.scale is not None:
             scale = self.scale.to(logits.device)[order[:, 0]]

@@ -27,6 +27,7 @@ class Situation:
         shift: what a prior adds to the logits, float64 [C]; None without one.
         tte: whether five views answer together.
         cosine_scale: of the method.
+        roll_up: makes probabilities of classes those of a level above; None answers with classes.
         distance_scale: gives :func:`lamp_fast.answers.calibration.distance_aware_scale` of the
             names, or the reason why the method has none.
     """
@@ -36,6 +37,7 @@ class Situation:
     shift: Tensor | None
     tte: bool
     cosine_scale: float
+    roll_up: Callable[[Tensor], Tensor] | None
     distance_scale: Callable[[], Tensor | str]
 
 
@@ -94,7 +96,8 @@ def decide(asked: Asked, fitted: Fitted | None, situation: Situation) -> Answeri
             f"sets    {100 * asked.coverage:g}%: of {fitted.pictures}"
             f" they hold the right name of {shown}"
         )
-    rules = Rules(scale, situation.shift, by, situation.cosine_scale, least, limit)
+    told = by, situation.cosine_scale, least, limit, situation.roll_up
+    rules = Rules(scale, situation.shift, *told)
     return Answering(rules, about, tuple(lines))
 
 
@@ -104,7 +107,7 @@ def _scale(fitted: Fitted | None, situation: Situation) -> tuple[Tensor | None, 
         return None, None
     if fitted.scale is None:
         return None, fitted.why_uncalibrated
-    if (other := fitted.why_other(situation.tte, prior=situation.shift is not None)) is not None:
+    if (other := _otherwise(fitted, situation)) is not None:
         return None, other
     trained = torch.tensor(list(situation.trained))
     scale = torch.full((len(trained),), fitted.scale, dtype=torch.float64)
@@ -117,13 +120,20 @@ def _scale(fitted: Fitted | None, situation: Situation) -> tuple[Tensor | None, 
     return torch.where(trained, scale, scale * moved.cpu()), None
 
 
+def _otherwise(fitted: Fitted, situation: Situation) -> str | None:
+    """What is not as it was when the run fitted; None where all is, whatever the names."""
+    if situation.roll_up is not None:
+        return "fitted for classes, not for a level above them"
+    return fitted.why_other(situation.tte, prior=situation.shift is not None)
+
+
 def _fits(what: str, fitted: Fitted | None, situation: Situation) -> Fitted:
     if fitted is None:
         raise InputError(
             f"{what}: the run has no validation pictures to fit it on; expected one that was"
             " trained with them"
         )
-    other = fitted.why_other(situation.tte, prior=situation.shift is not None)
+    other = _otherwise(fitted, situation)
     if other is None and not situation.trained_alone:
         other = "fitted over the trained classes, expected these and no others"
     if other is not None:

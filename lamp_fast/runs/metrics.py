@@ -1,6 +1,7 @@
 """Accuracy, macro-F1 and what is derived from them; every figure is in 0..1."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,12 +20,14 @@ class Scores:
             predicted (zero_division=0).
         per_class: float64 [C], accuracy on the pictures of each class; NaN for one without any.
         confusion: int64 [C, C], pictures by true class (row) and predicted class (column).
+        levels: accuracy at each level above the classes, where there are some.
     """
 
     accuracy: float
     macro_f1: float
     per_class: np.ndarray
     confusion: np.ndarray
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

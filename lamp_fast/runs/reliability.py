@@ -14,6 +14,8 @@ from lamp_fast.answers.conformal import class_gap, prediction_sets, quantile
 from lamp_fast.answers.rejection import answer_scores, area_under, risk_coverage
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_json
+from lamp_fast.methods.base import Method
+from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.record import read_as
 
@@ -213,6 +215,23 @@ class Judge:
                 for by, each in zip(SCORES, (confidence, *others), strict=True)
             ),
         )
+
+
+def judge_of(experiment: Experiment, method: Method) -> Judge | None:
+    """Of how far the answers of the run's method can be trusted, where that can be said."""
+    other = type(method) is not type(experiment.method)
+    if other or experiment.fitted is None or why_not_judged(experiment) is not None:
+        return None
+    return Judge(experiment.fitted, method.cosine_scale, experiment.coverage)
+
+
+def why_not_judged(experiment: Experiment) -> str | None:
+    """Why what the run has fitted says nothing of these scores; None where it does, or there is
+    nothing."""
+    if experiment.fitted is None:
+        return None
+    prior = experiment.prior is not None
+    return experiment.fitted.why_other(experiment.config.views.tte, prior=prior)
 
 
 def _diagram(confidence: Tensor, right: Tensor, calibrated: bool) -> Diagram:

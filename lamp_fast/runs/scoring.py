@@ -10,6 +10,7 @@ import torch
 from tabulate import tabulate
 
 from lamp_fast.data.benchmark import Benchmark
+from lamp_fast.data.hierarchy import Level
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
 from lamp_fast.files import write_bytes, write_csv, write_json
@@ -18,6 +19,7 @@ from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RELIABILITY, RESULT
+from lamp_fast.runs.levels import level_accuracies, predict_levels
 from lamp_fast.runs.metrics import (
     Scores,
     UnionAnswers,
@@ -32,7 +34,7 @@ from lamp_fast.runs.metrics import (
     worst_class,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks
-from lamp_fast.runs.reliability import Judge, Reliability, write_reliability
+from lamp_fast.runs.reliability import Judge, Reliability, judge_of, write_reliability
 from lamp_fast.runs.scorer import Scorer, own_pictures
 
 COLUMNS = (
@@ -104,6 +106,7 @@ class Evaluated:
             **_by_size(base, benchmark.size_groups),
             **_by_class("base", base, benchmark.base_names),
             **_by_class("new", new, benchmark.new_names),
+            **_by_level(base, new),
             "geometric_mean_base": geometric_mean(base.per_class),
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
@@ -141,6 +144,19 @@ def _by_class(half: str, found: Scores | None, names: Sequence[str]) -> dict[str
     }
 
 
+def _by_level(base: Scores, new: Scores | None) -> dict[str, Any]:
+    """Accuracy at each level above the classes, where the run knows such levels."""
+    if not base.levels:
+        return {}
+    above = {} if new is None else new.levels
+    return {
+        "levels": {
+            level: {"acc_base": accuracy, "acc_new": above.get(level)}
+            for level, accuracy in base.levels.items()
+        }
+    }
+
+
 def evaluate_rows(
     experiment: Experiment, seconds: float, adapted: bool, ranks: Ranks = ALONE
 ) -> list[Evaluated]:
@@ -173,7 +189,9 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
-    table = results_table(table_rows, union=experiment.config.union)
+    table = results_table(table_rows, experiment.caution, union=experiment.config.union)
+    if above := levels_table(table_rows):
+        table = f"{table}\n\n{above}"
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -240,8 +258,9 @@ def _score_half(
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
+    levels = () if benchmark.hierarchy is None else tuple(benchmark.hierarchy.every_level(names))
     batch, base = experiment.config.machine.test_batch, len(benchmark.base_names)
-    judge = None if new or adapted else _judge(experiment, method)
+    judge = None if new or adapted else judge_of(experiment, method)
     among_all = _serves_new(experiment, method) and not adapted and experiment.prior is None
     if among_all:
         scored = _own_and_every(experiment, method, pictures, ranks, new)
@@ -250,43 +269,36 @@ def _score_half(
         scored = ((own, None) for own in scorer.logits(adapted))
     labels, done, columns = torch.tensor(own_pictures(pictures, batch, ranks).labels), 0, []
     for own, every in scored:
-        column = [own.argmax(1)]
+        column = [predict_levels(own, levels)]
         if every is not None:
             belief = every.double().log_softmax(1)[:, :base].amax(1)
             column += [every.argmax(1), belief]
         if judge is not None:
-            column += judge.look(own, labels[done : done + len(own)]).unbind(1)
+            column.append(judge.look(own, labels[done : done + len(own)]))
         columns.append(column)
         done += len(own)
-    kinds = [torch.int64, *([torch.int64, torch.float64] if among_all else [])]
-    kinds += [torch.float64] * (0 if judge is None else Judge.COLUMNS)
+    kinds = [(torch.int64, 1 + len(levels))]
+    kinds += [(torch.int64, None), (torch.float64, None)] if among_all else []
+    kinds += [] if judge is None else [(torch.float64, Judge.COLUMNS)]
     predicted, *others = _gathered(columns, ranks, kinds)
     labels, answers, reliability = pictures.labels, None, None
-    right = predicted == labels
+    right = predicted[:, 0] == labels
     if among_all:
         every, belief, *others = others
         answers = UnionAnswers(right, every == labels + (base if new else 0), belief)
     if judge is not None:
-        looks = torch.from_numpy(np.stack(others, axis=1))
-        reliability = judge.conclude(looks, torch.from_numpy(right), torch.tensor(labels))
-    return _Half(scores(labels, predicted, len(names)), answers, reliability)
+        reliability = judge.conclude(
+            torch.from_numpy(others[0]), torch.from_numpy(right), torch.tensor(labels)
+        )
+    return _Half(_scores(labels, predicted, len(names), levels), answers, reliability)
 
 
-def _judge(experiment: Experiment, method: Method) -> Judge | None:
-    """Of how far the answers of the run's method can be trusted, where that can be said."""
-    other = type(method) is not type(experiment.method)
-    if other or experiment.fitted is None or why_not_judged(experiment) is not None:
-        return None
-    return Judge(experiment.fitted, method.cosine_scale, experiment.coverage)
-
-
-def why_not_judged(experiment: Experiment) -> str | None:
-    """Why what the run has fitted says nothing of these scores; None where it does, or there is
-    nothing."""
-    if experiment.fitted is None:
-        return None
-    prior = experiment.prior is not None
-    return experiment.fitted.why_other(experiment.config.views.tte, prior=prior)
+def _scores(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, levels: Sequence[Level]
+) -> Scores:
+    """Of classes, the first column, and of their parents at each level."""
+    found = scores(labels, predicted[:, 0], classes)
+    return replace(found, levels=level_accuracies(levels, labels, predicted[:, 1:]))
 
 
 def _own_and_every(
@@ -305,12 +317,16 @@ def _own_and_every(
 
 
 def _gathered(
-    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, kinds: Sequence[torch.dtype]
+    batches: Sequence[Sequence[torch.Tensor]],
+    ranks: Ranks,
+    kinds: Sequence[tuple[torch.dtype, int | None]],
 ) -> list[np.ndarray]:
-    """Columns of all batches of all ranks, one behind the other; of each kind one."""
+    """Columns of all batches of all ranks, one behind the other; of each its type, and its width
+    where a row has several numbers."""
     found = []
-    for column, kind in enumerate(kinds):
-        own = [torch.empty(0, dtype=kind), *(batch[column].cpu() for batch in batches)]
+    for column, (kind, width) in enumerate(kinds):
+        shape = (0,) if width is None else (0, width)
+        own = [torch.empty(shape, dtype=kind), *(batch[column].cpu() for batch in batches)]
         found.append(np.concatenate(ranks.gather(torch.cat(own).numpy())))
     return found
 
@@ -355,11 +371,18 @@ def columns(rows: Sequence[Mapping[str, Any]], union: bool = False) -> tuple[tup
     )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]], union: bool = False) -> str:
+def results_table(
+    rows: Sequence[Mapping[str, Any]], caution: str | None = None, *, union: bool = False
+) -> str:
     """The closing table as Markdown: percentages, trainable parameters, training seconds.
 
-    A line below it says which columns give each class the same weight, if any do. Arguments are
-    those of :func:`columns`.
+    A line below it says which columns give each class the same weight, if any do.
+
+    Args:
+        rows: of the table.
+        caution: why its figures mean nothing, the last line;
+            see :func:`lamp_fast.clip.settings.caution`.
+        union: as :func:`columns` takes it.
     """
     shown = columns(rows, union)
     body = [
@@ -375,7 +398,28 @@ def results_table(rows: Sequence[Mapping[str, Any]], union: bool = False) -> str
     alignment = ["left"] + ["right"] * (len(header) - 1)
     table = tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
     note = columns_note(shown)
-    return f"{table}\n\n{note}" if note else table
+    return "\n\n".join(filter(None, [table, note, caution]))
+
+
+def levels_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies of the rows at each level above the classes, as Markdown; "" without levels."""
+    shown = [row for row in rows if row.get("levels")]
+    if not shown:
+        return ""
+    halves = [("acc_base", "accuracy")]
+    if any(row["acc_new"] is not None for row in shown):
+        halves = [("acc_base", "acc base"), ("acc_new", "acc new")]
+    levels = list(shown[0]["levels"])
+    header = ["", *(f"{title}, {level}" for level in levels for _, title in halves)]
+    body = [
+        [
+            row["name"],
+            *(_percent(row["levels"][level][key]) for level in levels for key, _ in halves),
+        ]
+        for row in shown
+    ]
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
 def columns_note(shown: Sequence[tuple[str, str]]) -> str:

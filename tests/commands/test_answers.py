@@ -211,7 +211,9 @@ def test_without_a_temperature_or_a_class_matrix():
     sure = fit(20 * torch.eye(3)[labels], labels, **known, selected=False, tte=False)
     assert sure.temperature is None
     assert sure.tail == ()
-    about = Situation((True, False, True), False, None, False, 10.0, lambda: "text hangs on it")
+    about = Situation(
+        (True, False, True), False, None, False, 10.0, None, lambda: "text hangs on it"
+    )
     decided = decide(Asked(), sure, about)
     assert decided.rules.scale is None
     assert "all 12 validation pictures are right" in decided.lines[0]
@@ -222,7 +224,7 @@ def test_without_a_temperature_or_a_class_matrix():
     answered = decided.rules.answer(torch.eye(3))
     assert answered.calibrated.tolist() == [True, False, True]
     assert "a little optimistic" in decided.lines[0]
-    assert "(text hangs on it)" in decided.lines[1]
+    assert "(text hangs on)" in decided.lines[1]
 
 
 def call(run, *sources, **words):
