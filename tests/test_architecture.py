@@ -18,6 +18,7 @@ HOUSE = (
     ("data", ("lamp_fast.data",)),
     ("clip", ("lamp_fast.clip",)),
     ("methods", ("lamp_fast.methods",)),
+    ("answers", ("lamp_fast.answers",)),
     ("runs", ("lamp_fast.runs",)),
     ("classifier", ("lamp_fast.classifier",)),
     (
@@ -176,6 +177,8 @@ def test_every_module_has_its_step():
         ("lamp_fast.data.pictures", "from lamp_fast.runs import config", False),
         ("lamp_fast.data.__main__", "from lamp_fast.runs import config", True),
         ("lamp_fast.runs.trainer", "from lamp_fast import classifier", False),
+        ("lamp_fast.answers.rules", "from lamp_fast.runs.fitted import Fitted", False),
+        ("lamp_fast.runs.fitted", "from lamp_fast.answers.rules import Rules", True),
         ("lamp_fast.train", "from lamp_fast.report.page import build_page", False),
         ("lamp_fast.reproduce.plan", "from lamp_fast import train, report", True),
     ],

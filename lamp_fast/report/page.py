@@ -28,14 +28,15 @@ from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.zeroshot import ZeroShot
-from lamp_fast.report.tables import by_class_table, result_table
+from lamp_fast.report.tables import by_class_table, reliability_table, result_table
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
-from lamp_fast.runs.folder import HOLDOUT, METRICS, RESULT, finished_file
+from lamp_fast.runs.folder import HOLDOUT, METRICS, RELIABILITY, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
+from lamp_fast.runs.reliability import Reliability, read_reliability
 from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import class_scores
+from lamp_fast.runs.scorer import class_scores
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
@@ -97,6 +98,8 @@ def build_page(run: Path) -> str:
     history = compared = read_history(run / METRICS)
     if record["settings"]["selection"]["retrain"]:
         compared = read_history(run / HOLDOUT / METRICS)
+    judged = run / RELIABILITY
+    reliability = read_reliability(judged) if judged.is_file() else None
     classes = _read_classes(run / "per_class.csv", [row["name"] for row in rows])
     examples, routes, why_not = [], None, None
     try:
@@ -133,7 +136,8 @@ def build_page(run: Path) -> str:
         table=result_table(rows, saved.record.settings.union),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
-        svg=_svgs(history, compared, classes),
+        svg=_svgs(history, compared, classes, reliability),
+        reliability=None if reliability is None else reliability_table(reliability),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
         methods=list(classes[0]["accuracies"]) if classes else [],
@@ -213,6 +217,7 @@ def _svgs(
     history: Sequence[Mapping[str, Any]],
     compared: Sequence[Mapping[str, Any]],
     classes: Sequence[Mapping[str, Any]],
+    reliability: Reliability | None,
 ) -> dict[str, Markup]:
     """The figures that this run has, as inline SVG."""
     with matplotlib.rc_context(_STYLE):
@@ -222,6 +227,9 @@ def _svgs(
             drawings["curves"] = figures.draw_curves(history)
             drawings["validation"] = figures.draw_validation(compared)
             drawings["activations"] = figures.draw_activations(history)
+        if reliability is not None:
+            drawings["reliability"] = figures.draw_reliability(reliability.diagrams)
+            drawings["risk_coverage"] = figures.draw_risk_coverage(reliability.curves)
         return {
             name: _to_svg(figure, name) for name, figure in drawings.items() if figure is not None
         }

@@ -24,7 +24,9 @@ from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
 from lamp_fast.runs.experiment import Experiment, assemble, check_data
+from lamp_fast.runs.fitted import Fitted, fit, write_fitted
 from lamp_fast.runs.folder import (
+    ANSWERS,
     CHECKPOINT,
     CONFIG,
     HOLDOUT,
@@ -282,18 +284,40 @@ def finish(
         "selected": selected_epoch(compared),
         "adaptation": adaptation,
     }
-    method = experiment.method
-    if len(experiment.benchmark.val):
-        logits, labels = validation_logits(experiment, method, ranks)
-        held = {"logits": logits, "labels": labels}
-        ranks.once(save_tensors, folder / VALIDATION, held, {})
-    ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
+    state = experiment.method.state_dict()
+    fitted = _fit_answers(experiment, state, folder, ranks)
+    ranks.once(save_tensors, folder / LEARNED, state, facts)
     if not scored:
         return
+    experiment = replace(experiment, fitted=fitted)
     rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
     if (choice := summary(compared)) is not None:
         rows[1] = replace(rows[1], selection=choice)
     ranks.once(_write_outcome, experiment, progress, folder, rows, compared)
+
+
+def _fit_answers(
+    experiment: Experiment, state: Mapping[str, Any], folder: Path, ranks: Ranks
+) -> Fitted | None:
+    """Keep the scores of validation pictures, and what is fitted on them; None where there are
+    none."""
+    if not len(experiment.benchmark.val):
+        return None
+    config, method = experiment.config, experiment.method
+    logits, labels = validation_logits(experiment, method, ranks)
+    ranks.once(save_tensors, folder / VALIDATION, {"logits": logits, "labels": labels}, {})
+    fitted = fit(
+        logits,
+        labels,
+        cosine_scale=method.cosine_scale,
+        head=experiment.benchmark.head,
+        state=state,
+        seed=config.seed,
+        selected=config.selection.select == "best" or config.own.uses_validation,
+        tte=config.views.tte,
+    )
+    ranks.once(write_fitted, folder / ANSWERS, fitted, state)
+    return fitted
 
 
 def _write_outcome(
@@ -309,6 +333,8 @@ def _write_outcome(
         figures.plot_curves(folder / "curves.png", progress.history)
         figures.plot_activations(folder / "activations.png", progress.history)
     print("\n" + table)
+    if (found := rows[-1].reliability) is not None:
+        cli.say("", *found.lines())
 
 
 def training_settings(given: Mapping[str, Any]) -> TrainConfig:

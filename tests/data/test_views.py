@@ -28,7 +28,8 @@ from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
 from lamp_fast.runs.experiment import assemble, load_run
 from lamp_fast.runs.folder import CONFIG, LEARNED
-from lamp_fast.runs.scoring import class_scores, evaluate_rows
+from lamp_fast.runs.scorer import class_scores
+from lamp_fast.runs.scoring import evaluate_rows
 from lamp_fast.runs.trainer import Trainer
 from lamp_fast.tensors import load_tensors
 
