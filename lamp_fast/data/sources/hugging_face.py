@@ -14,6 +14,7 @@ from typing import Any
 
 from lamp_fast.data.sources.source import Given, Source
 from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 
 PREFIX = "hf:"
 _BUILDERS = ("imagefolder", "parquet", "arrow", "webdataset")
@@ -140,13 +141,7 @@ def _one_line(argument: str) -> Iterator[None]:
 
 
 def _library(argument: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            f"{argument}: reading a Hugging Face dataset needs datasets"
-            " (pip install 'lamp_fast[datasets]')"
-        ) from None
+    datasets = need(argument, "datasets", "datasets")
     datasets.disable_progress_bars()
     for name in ("datasets", "huggingface_hub"):  # every attempt without a network is a warning
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -15,6 +15,7 @@ from lamp_fast.data.pictures import EXTENSIONS
 from lamp_fast.data.sources.files import check_regular
 from lamp_fast.data.sources.source import Given, Source
 from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 
 SUFFIX = ".tar"
 # In a folder of shards 0.tar, 1.tar, ...: how many there are.
@@ -119,11 +120,4 @@ def read_samples(shard: Path, wanted: Callable[[str], bool]) -> Iterator[dict[st
 
 
 def _library(argument: Path) -> Any:
-    try:
-        from webdataset import tariterators
-    except ImportError:
-        raise InputError(
-            f"{argument}: reading {SUFFIX} shards needs webdataset"
-            " (pip install 'lamp_fast[webdataset]')"
-        ) from None
-    return tariterators
+    return need(str(argument), "webdataset.tariterators", "webdataset")

@@ -7,10 +7,12 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lamp_fast.data.sources.files import check_regular
 from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 
 # What the column of parts is called, in any case. Of the second kind one that names no part at all
 # is about something else.
@@ -25,6 +27,7 @@ PART_OF = {
 # What tables hold in place of a label that is missing, as pandas and numpy write it.
 MISSING = ("nan", "NaN", "None", "<NA>", "NaT")
 
+_LIBRARY = ("pyarrow", "pyarrow.parquet")
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 
 
@@ -169,15 +172,14 @@ def _read_csv(table: PictureTable) -> Content:
     return [header[column] for column in columns], rows, {}
 
 
+def need_parquet(where: str) -> tuple[ModuleType, ModuleType]:
+    """The library that reads .parquet, and its part that does; see :func:`need`."""
+    modules = (need(where, name, "parquet", otherwise="; .csv does without") for name in _LIBRARY)
+    return tuple(modules)
+
+
 def _read_parquet(table: PictureTable) -> Content:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"--table {table.file}: reading .parquet needs pyarrow"
-            " (pip install 'lamp_fast[parquet]'); .csv does without"
-        ) from None
+    pyarrow, parquet = need_parquet(f"--table {table.file}")
     try:
         with parquet.ParquetFile(table.file) as content:
             schema = content.schema_arrow
