@@ -1,6 +1,7 @@
 """Pictures with labels, from files or from memory, decoded to RGB through PIL."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -142,11 +143,15 @@ class Pictures:
     def content_digests(self) -> np.ndarray:
         """The sha256 of each picture's file, or of its array and the array's shape: uint8 [N, 32].
 
+        Where no check has left them, every picture is read, once for this object.
+
         Raises:
             InputError: a file that cannot be read.
         """
-        if self.digests is not None:
-            return self.digests
+        return self._computed_digests if self.digests is None else self.digests
+
+    @functools.cached_property
+    def _computed_digests(self) -> np.ndarray:
         found = []
         for index in range(len(self)):
             try:
