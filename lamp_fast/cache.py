@@ -1,7 +1,8 @@
 """``python -m lamp_fast.cache``: show, and remove, what lies outside run folders on our account.
 
-The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`) and features of them
-(:mod:`lamp_fast.data.feature_cache`). What it makes others keep are downloads:
+The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`), features of them
+(:mod:`lamp_fast.data.feature_cache`) and where pictures lie in shards
+(:mod:`lamp_fast.data.sources.shard_index`). What it makes others keep are downloads:
 open_clip fetches CLIP weights for it, into the Hugging Face cache or into open_clip's own folder,
 and the hub's classifiers come the same way. Other programs may use those too, so nothing is removed
 unasked.
@@ -21,6 +22,7 @@ from tabulate import tabulate
 from lamp_fast import cli
 from lamp_fast.data import DecodedCache, disk_cache
 from lamp_fast.data.feature_cache import FeatureCache
+from lamp_fast.data.sources.shard_index import ShardIndexCache
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.record import holds_record
@@ -28,7 +30,7 @@ from lamp_fast.runs.record import holds_record
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
 OPEN_CLIP_FOLDER = Path("~/.cache/clip")
 
-OWN_CACHES = (DecodedCache, FeatureCache)
+OWN_CACHES = (DecodedCache, FeatureCache, ShardIndexCache)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class StoredItem:
     """One download, or all of what the package itself keeps of one kind.
 
     Attributes:
-        what: "CLIP weights", "classifier", "decoded pictures" or "features".
+        what: "CLIP weights", "classifier", or what the package itself keeps.
         name: the hub's repository, or a file's name.
         path: its folder or file.
         size: bytes on disk.

@@ -301,6 +301,8 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
         data.template,
         table,
         lists=PictureLists(given, data.names),
+        path_column=data.path_column,
+        label_column=data.label_column,
         level=data.level,
         imb=data.imb,
         only_test=only_test,
