@@ -37,6 +37,8 @@ from lamp_fast.runs.scoring import (
     write_results,
 )
 
+_COLUMNS = ("path_column", "label_column")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -59,7 +61,11 @@ class EvaluateConfig:
     test: Path | None = None
     """As --table, for --data list."""
     names: Path | None = None
-    """As --table, for --data list."""
+    """As --table, for --data list, webdataset and hf."""
+    path_column: str = DataConfig.path_column
+    """As in training, for --data."""
+    label_column: str = DataConfig.label_column
+    """As in training, for --data."""
     level: str | None = None
     """As in training, for --data inaturalist2018."""
     template: str | None = None
@@ -90,8 +96,9 @@ class EvaluateConfig:
             InputError: a flag of --data without it.
         """
         if self.data is None:
-            for name in ("template", "level", "skip_unreadable", "out"):
-                if value := getattr(self, name):
+            for name in ("template", "level", "skip_unreadable", "out", *_COLUMNS):
+                value = getattr(self, name)
+                if value != getattr(EvaluateConfig, name):
                     flag = name.replace("_", "-")
                     raise InputError(
                         f"--{flag} {value}: expected --data with it, the data set to test on"
@@ -100,6 +107,8 @@ class EvaluateConfig:
         return DataConfig(
             data=self.data,
             **self.places,
+            path_column=self.path_column,
+            label_column=self.label_column,
             level=self.level,
             template=self.template,
             skip_unreadable=self.skip_unreadable,
