@@ -67,7 +67,7 @@ def run(tmp_path_factory, jpegs):
 def bench_predict(benchmark, size, run, jpegs, tmp_path, monkeypatch, closing):
     count, batch = size
     classifier = Classifier.load(run, device=str(this_device()))
-    monkeypatch.setattr(predict.Classifier, "load", lambda *_, **__: classifier)
+    monkeypatch.setattr(Classifier, "load", lambda *_, **__: classifier)
     listed = tmp_path / "list.txt"
     files = [str(each) for each in itertools.islice(itertools.cycle(jpegs), count)]
     listed.write_text("\n".join(files) + "\n")

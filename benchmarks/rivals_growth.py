@@ -27,7 +27,7 @@ from benchmarks.measuring.timing import (
 )
 from benchmarks.rivals.lines import GRID, LINES, Line
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.runs.figures import save_figure
 
 PIECES = ("train", "evaluate")
@@ -136,6 +136,9 @@ def main(settings: Settings) -> None:
         compiled = settings.compiled and line.rival
         point = measure(clip, line, batch, classes, settings.rounds, compiled)
         results[line.title][batch, classes] = point
+        # An interrupted run leaves no table, but what it has measured.
+        cells = ", ".join(f"{piece} {_cell(point, piece)}" for piece in PIECES)
+        tqdm.write(f"{line.title} B={batch} C={classes:,}: {cells}")
     print(table(results))
     steps = {
         name: [{"batch": b, "classes": c, **asdict(point)} for (b, c), point in found.items()]

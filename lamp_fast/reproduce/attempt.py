@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from lamp_fast import cli, train
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.fields import from_json
 from lamp_fast.files import read_json, write_json
 from lamp_fast.reproduce.queue import OUTCOME, TASK

@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 
 import lamp_fast
-from lamp_fast.clip import ClipConfig, ClipIdentity, load_clip
-from lamp_fast.data import DataConfig, Pictures
-from lamp_fast.data.settings import PLACES
+from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.clip.towers import ClipIdentity
+from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.fields import to_json
 from lamp_fast.methods import METHODS
 from lamp_fast.reproduce.queue import Task
@@ -50,8 +52,8 @@ _UNTRAINED_OF = {"data": ("imb", "cap", "shots"), "views": ("augment", "crop_are
 # made of results (report), or comes after them; whatever is not listed counts.
 _WITHOUT_INFLUENCE = (
     "cache", "classifier", "cli", "errors", "export", "fields", "info", "predict", "pretrain",
-    "report", "reproduce", "data/__main__", "data/describe", "data/names", "methods/__init__",
-    "runs/config", "runs/figures", "runs/hub", "runs/tensorboard",
+    "report", "reproduce", "data/__main__", "data/chart", "data/describe", "data/names",
+    "methods/__init__", "runs/config", "runs/figures", "runs/hub", "runs/tensorboard",
 )  # fmt: skip
 
 
@@ -163,7 +165,7 @@ def describe_clip(clip: ClipConfig) -> tuple[ClipIdentity, int]:
     """What CLIP a run would load, and how many layers its shallower tower has.
 
     Raises:
-        InputError: see :func:`lamp_fast.clip.load_clip`.
+        InputError: see :func:`lamp_fast.clip.load.load_clip`.
     """
     loaded = load_clip(
         clip.clip, clip.pretrained, weights_of=clip.weights_of, init_seed=clip.init_seed
@@ -210,7 +212,8 @@ def code_identity(method: str) -> str:
     nothing. A changed comment counts; ``--code-of`` keeps results that are known to stand.
     """
     others = {_file_of(each) for each in METHODS} - {_file_of(method)}
-    aside = [*_WITHOUT_INFLUENCE, *others]
+    folders = ("methods", "methods/settings")
+    aside = [*_WITHOUT_INFLUENCE, *(f"{each}/{name}" for each in folders for name in others)]
     digest = hashlib.sha256()
     for name, file in sorted(_sources().items()):
         stem = f"{name.removesuffix(file.suffix)}/"
@@ -220,9 +223,8 @@ def code_identity(method: str) -> str:
 
 
 def _file_of(method: str) -> str:
-    """The file or folder that a method is in, alone or with others: ``methods/NAME``."""
-    name = METHODS[method].__module__.removeprefix("lamp_fast.methods.").partition(".")[0]
-    return f"methods/{name}"
+    """What a method's file or folder is called, of its model and of its settings."""
+    return METHODS[method].model.partition(".")[0]
 
 
 def _sources() -> dict[str, Path]:

@@ -1,7 +1,8 @@
 """Every setting of a run: what its parts read, put together, saved and read again.
 
 The dataclasses are the single source of the command line, of the saved ``config.json`` and of the
-Python interface. A setting stands with the code that reads it; field names are the flags' names.
+Python interface. A setting stands in the ``settings`` of the folder whose code reads it; names of
+fields are the flags' names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,15 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.clip import ClipConfig, Trimming
-from lamp_fast.data import DataConfig
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.clip.settings import ClipConfig, Trimming
+from lamp_fast.data.settings import DataConfig, ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, from_json, peek, to_json
 from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, find_preset
-from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import MethodSettings, SteppedSettings
-from lamp_fast.runs.machine import MachineConfig
-from lamp_fast.runs.optimisation import OptimConfig
+from lamp_fast.methods.settings.coop import ContextSettings
+from lamp_fast.runs.settings import MachineConfig, OptimConfig
 
 Own = TypeVar("Own", bound=MethodSettings)
 
@@ -70,15 +69,22 @@ class TrainConfig(Generic[Own]):
             raise InputError("--resume --overwrite: expected one of the two")
         if type(self.own) is not settings_of(self.method):
             raise InputError(f"--method {self.method}: the settings are those of another method")
-        method = METHODS[self.method]
-        if self.trim.as_published and method.no_as_published:
-            raise InputError(f"--as-published: {method.no_as_published}")
+        entry = METHODS[self.method]
+        if self.trim.as_published and entry.no_as_published:
+            raise InputError(f"--as-published: {entry.no_as_published}")
+        for flag, given in (
+            ("--logit-adjustment", self.optim.logit_adjustment),
+            (f"--loss {self.optim.loss}", self.optim.loss != "ce"),
+            ("--class-weights", self.optim.class_weights != "none"),
+        ):
+            if given and entry.own_loss is not None:
+                raise InputError(f"{flag}: {entry.own_loss}")
         if self.optim.epochs is None and not isinstance(self.own, SteppedSettings):
             raise InputError(
                 f"--epochs none: --method {self.method} has no published number of steps, expected"
                 " a number of epochs"
             )
-        if self.data.template is not None and method.own_prompt:
+        if self.data.template is not None and entry.own_prompt:
             raise InputError(
                 f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
             )

@@ -14,18 +14,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import DataConfig, PictureLists, load_source
 from lamp_fast.data.disk_cache import FOLDER_VARIABLE, written_files
+from lamp_fast.data.loading import training_batches
 from lamp_fast.data.pictures import check_pictures
-from lamp_fast.data.sources import shard_index
+from lamp_fast.data.settings import DataConfig
+from lamp_fast.data.sources import load_source, shard_index
+from lamp_fast.data.sources.files import LeftOut
+from lamp_fast.data.sources.given import Inputs
+from lamp_fast.data.sources.lists import PictureLists
+from lamp_fast.data.transforms import Preprocessing, training_transform
 from lamp_fast.errors import InputError
+from lamp_fast.features.computing import read_pictures
+from lamp_fast.features.settings import FeaturesConfig
 from lamp_fast.fields import validate
-from lamp_fast.files import load_tensors
-from lamp_fast.runs.experiment import check_target, load_run
-from lamp_fast.runs.folder import LEARNED
+from lamp_fast.runs.experiment import check_target, load_data, load_run
 
 CLASSES = ("red_ant", "bee", "cat")
 COUNTS = {"train": 4, "test": 2}
@@ -307,29 +313,55 @@ def test_pictures_are_not_held(tmp_path):
         tracemalloc.stop()
 
 
-def test_a_run_on_shards_is_the_run_on_folders(place, tmp_path):
-    """The same pictures in the same order; the cats are rare enough for a tail."""
-    pytest.importorskip("webdataset")
-    # Folders come in the order of their names.
-    ordered = tmp_path / "shards"
+@pytest.fixture
+def ordered(tmp_path):
+    """Shards in the order in which folders are listed."""
     for part in COUNTS:
         found = sorted(members(part, "txt"), key=lambda each: each[0])
-        write_shard(ordered / part / "0.tar", found)
-        (ordered / part / "nshards.txt").write_text("1")
-    settings = {"epochs": 1, "warmup_epochs": 0, "imb": 2, "batch": 2, "cache_size": 0}
-    learned = []
-    for name, root in (("folder", place / "folder"), ("webdataset", ordered)):
-        out = tmp_path / name
-        column = {"label_column": "txt"} if name == "webdataset" else {}
-        classifier = Classifier.train(data=name, root=root, out=out, **settings, **column)
-        assert classifier.record["data"]["counts"] == [4, 2, 2]
-        learned.append(load_tensors(out / LEARNED)[0])
-    assert learned[0].keys() == learned[1].keys()
-    for key, value in learned[0].items():
-        assert np.array_equal(value.numpy(), learned[1][key].numpy()), key
-    # The run finds them again where they lie now, by their content.
+        write_shard(tmp_path / "ordered" / part / "0.tar", found)
+        (tmp_path / "ordered" / part / "nshards.txt").write_text("1")
+    return tmp_path / "ordered"
+
+
+def test_training_sees_of_shards_what_it_sees_of_folders(place, ordered):
+    """Every batch of every part of the protocol, with a long tail, to the bit."""
+    pytest.importorskip("webdataset")
+    benchmarks = [
+        load_data(DataConfig(data=name, root=root, imb=2, label_column="txt"), seed=1)[1]
+        for name, root in (("folder", place / "folder"), ("webdataset", ordered))
+    ]
+    assert [each.counts.tolist() for each in benchmarks] == [[4, 2, 2]] * 2
+    transform = training_transform(Preprocessing(size=8))
+    for part in ("train", "test_base"):
+        batches = [
+            list(training_batches(getattr(each, part), transform, 3, seed=1).epoch(2))
+            for each in benchmarks
+        ]
+        assert len(batches[0]) == len(batches[1]) > 0
+        for one, other in zip(*batches, strict=True):
+            assert all(map(torch.equal, one, other))
+    data = DataConfig(data="webdataset", root=ordered, label_column="txt")
+    listed = read_pictures(FeaturesConfig(out=Path("unused"), data=data))
+    expected = [each.content_digests() for each in (benchmarks[0].train, benchmarks[0].test_base)]
+    assert {*map(bytes, np.concatenate(expected))} <= {*map(bytes, listed.pictures.digests)}
+    assert listed.known["class"].count("cat") == sum(COUNTS.values())
+
+
+def test_a_run_finds_its_shards_where_they_lie_now(ordered, tmp_path):
+    pytest.importorskip("webdataset")
+    out = tmp_path / "run"
+    flags = {"data": "webdataset", "root": ordered, "label_column": "txt"}
+    Classifier.train(method="zeroshot", out=out, cache_size=0, **flags)
     moved = ordered.rename(tmp_path / "moved")
-    assert len(load_run(tmp_path / "webdataset", root=moved)[0].benchmark.test_base) == 6
+    assert len(load_run(out, root=moved)[0].benchmark.test_base) == 6
+    write_shard(moved / "test" / "0.tar", members("train", "txt"))
+    with pytest.raises(InputError, match="the data are not those of the run"):
+        load_run(out, root=moved)
+    # The run itself goes on to predict from shards as it was trained on them.
+    given = Inputs([moved / "train" / "0.tar"], "path", LeftOut())
+    answers = Classifier.load(out).classify([each.picture for each in given], top=1)
+    assert {answer.names[0] for answer in answers} <= {"red ant", "bee", "cat"}
+    assert len(answers) == 12
 
 
 def test_datasets_hold_what_folders_hold(place, tmp_path, hub):

@@ -19,20 +19,25 @@ import under_test
 from training_sets import training_set
 
 from lamp_fast import info
-from lamp_fast.clip import Trimming
-from lamp_fast.data import Origin, build_benchmark, load_source
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.benchmark import Origin, build_benchmark
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses
+from lamp_fast.fields import validate
+from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Memo
 from lamp_fast.methods.lfa import cross_validated_beta
-from lamp_fast.methods.maple import MapleSettings
-from lamp_fast.methods.mma import TEMPLATE, MmaSettings
-from lamp_fast.methods.tcp import TcpSettings
+from lamp_fast.methods.mma import TEMPLATE
+from lamp_fast.methods.settings.maple import MapleSettings
+from lamp_fast.methods.settings.mma import MmaSettings
+from lamp_fast.methods.settings.tcp import TcpSettings
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, apply_preset, default_config
+from lamp_fast.runs.settings import OptimConfig
 
 # The same float64 numbers added up in another order: some hundred operations on values of order 1
 # to 100 (logits), each rounded to 1.1e-16 relative.
@@ -699,6 +704,11 @@ def test_lfas_beta_is_chosen_on_held_out_training_features():
     assert cross_validated_beta(few[:12], texts, labels[:12], seed=1) > 0.0
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_entry_and_model_name_each_other(name):
+    assert METHODS[name].load().entry is METHODS[name]
+
+
 @pytest.mark.parametrize(
     ("optim", "flag"),
     [
@@ -708,9 +718,9 @@ def test_lfas_beta_is_chosen_on_held_out_training_features():
     ],
 )
 @pytest.mark.parametrize("name", ["lfa", "candle"])
-def test_other_losses_are_refused_where_a_method_has_its_own(small_clip, name, optim, flag):
+def test_other_losses_are_refused_where_a_method_has_its_own(name, optim, flag):
     with pytest.raises(InputError) as error:
-        build(name, small_clip(), optim=optim)
+        validate(TrainConfig(method=name, optim=OptimConfig(**optim)))
     assert str(error.value) == flag + METHODS[name].own_loss
 
 

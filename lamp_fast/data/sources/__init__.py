@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lamp_fast.data import catalog
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.entries import OWN_DATA, DataSet
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
-from lamp_fast.data.sources import catalog, digits, layouts
-from lamp_fast.data.sources.catalog import CATALOG
-from lamp_fast.data.sources.entries import OWN_DATA, DataSet
+from lamp_fast.data.sources import digits, layouts
 from lamp_fast.data.sources.layouts import SPLIT_PARTS, SPLIT_SEED
 from lamp_fast.data.sources.lists import PictureLists
 from lamp_fast.data.sources.own import OwnPictures, read_own

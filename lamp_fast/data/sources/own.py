@@ -36,7 +36,9 @@ CLASSES_LIKE_PARTS = ("train", "training", "valid")
 
 @dataclass(frozen=True)
 class OwnPictures:
-    """What a command line says of one's own pictures; see :class:`lamp_fast.data.DataConfig`.
+    """What a command line says of one's own pictures.
+
+    See :class:`lamp_fast.data.settings.DataConfig`.
 
     Attributes:
         root: a folder, or what else the kind of data set is named by.
@@ -53,7 +55,7 @@ class OwnPictures:
 
 
 def read_own(name: str, own: OwnPictures, only_test: bool) -> tuple[Found, str]:
-    """List pictures of one's own, of one of :data:`lamp_fast.data.sources.entries.OWN_DATA`.
+    """List pictures of one's own, of one of :data:`lamp_fast.data.entries.OWN_DATA`.
 
     Returns:
         What was found, and the flag and value that named it.

@@ -52,7 +52,6 @@ class ShardIndexCache(DiskCache):
     """The indices of one machine; see :class:`DiskCache`."""
 
     subfolder = "shards"
-    what = "indices of shards"
 
     def read(self, key: str) -> ShardIndex | None:
         """What is kept under a key; None where nothing is, or a damaged one, which is removed."""
