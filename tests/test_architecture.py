@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Ascending. A module imports from its own step or a lower one; the longest prefix decides.
 HOUSE = (
     ("errors", ("lamp_fast.errors",)),
+    ("extras", ("lamp_fast.extras",)),
     ("cli", ("lamp_fast.cli",)),
     ("fields", ("lamp_fast.fields",)),
     ("files", ("lamp_fast.files", "lamp_fast.tensors")),

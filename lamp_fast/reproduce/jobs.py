@@ -198,7 +198,10 @@ def _listing(pictures: Pictures) -> bytes:
     if pictures.arrays is not None:
         held = json.dumps([pictures.names, pictures.labels.tolist()])
         return held.encode() + np.ascontiguousarray(pictures.arrays).tobytes()
-    sizes = [(pictures.root / name).stat().st_size for name in pictures.names]
+    if pictures.store is not None:
+        sizes = pictures.places.tolist()
+    else:
+        sizes = [(pictures.root / name).stat().st_size for name in pictures.names]
     return json.dumps([pictures.names, pictures.labels.tolist(), sizes]).encode()
 
 

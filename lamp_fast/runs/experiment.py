@@ -382,6 +382,8 @@ def find_source(
         None,
         table,
         lists=PictureLists(given, data.names),
+        path_column=data.path_column,
+        label_column=data.label_column,
         level=data.level,
         imb=data.imb,
         only_test=only_test,
