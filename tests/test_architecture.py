@@ -19,6 +19,7 @@ HOUSE = (
     ("clip", ("lamp_fast.clip",)),
     ("methods", ("lamp_fast.methods",)),
     ("runs", ("lamp_fast.runs",)),
+    ("jobs", ("lamp_fast.jobs",)),
     ("classifier", ("lamp_fast.classifier",)),
     (
         "commands",

@@ -13,8 +13,9 @@ from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.data.sources.catalog import find
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, format_layers, validate
+from lamp_fast.jobs.identity import describe_clip
 from lamp_fast.methods import METHODS
-from lamp_fast.reproduce.jobs import Job, change, describe_clip
+from lamp_fast.reproduce.jobs import Job
 from lamp_fast.reproduce.layout import (
     ADJUSTED,
     ZEROSHOT,
@@ -28,7 +29,7 @@ from lamp_fast.reproduce.layout import (
     shot_panels,
 )
 from lamp_fast.reproduce.tables import SEEDS, TABLES
-from lamp_fast.runs.config import TrainConfig, default_config, parse_flags
+from lamp_fast.runs.config import TrainConfig, change, default_config, parse_flags
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ class Scores:
             predicted (zero_division=0).
         per_class: float64 [C], accuracy on the pictures of each class; NaN for one without any.
         confusion: int64 [C, C], pictures by true class (row) and predicted class (column).
+        predicted: integers [N], the predicted class of each picture.
     """
 
     accuracy: float
     macro_f1: float
     per_class: np.ndarray
     confusion: np.ndarray
+    predicted: np.ndarray
 
 
 def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
@@ -44,7 +46,7 @@ def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
     np.divide(confusion.diagonal(), shown, out=per_class, where=shown > 0)
     macro_f1 = f1_score(labels, predictions, labels=every, average="macro", zero_division=0)
     accuracy = float(confusion.trace() / len(labels))
-    return Scores(accuracy, float(macro_f1), per_class, confusion)
+    return Scores(accuracy, float(macro_f1), per_class, confusion, predictions)
 
 
 def group_accuracy(confusion: np.ndarray, group: np.ndarray) -> float | None:

@@ -19,7 +19,7 @@ from lamp_fast.files import save_tensors, write_json
 from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
-from lamp_fast.runs.experiment import Experiment, assemble, check_data
+from lamp_fast.runs.experiment import Experiment, assemble, check_data, load_run
 from lamp_fast.runs.folder import (
     CHECKPOINT,
     CONFIG,
@@ -70,8 +70,13 @@ def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path)
             raise InputError(f"--resume: the {kind} differs from the run in {folder}")
 
 
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, *, test: bool = True) -> int:
     """Train, adapt, score, and leave everything in the run folder.
+
+    Args:
+        config: the settings.
+        test: False leaves the test pictures unscored, for a run whose settings may yet lose against
+            others; :func:`test_run` scores it then.
 
     Returns:
         An exit code: 0, or 1 where training diverged.
@@ -87,7 +92,7 @@ def train(config: TrainConfig) -> int:
         join(config.machine.device) as ranks,
         contextlib.ExitStack() as made,
     ):
-        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks)
+        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks, test)
 
 
 def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
@@ -99,7 +104,7 @@ def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
+def _run(config: TrainConfig, folder: Path, ranks: Ranks, test: bool) -> int:
     ranks.together(_refuse_split_batches, config, ranks)
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
@@ -126,7 +131,7 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
             if trainer.parameters:
                 trainer.run()
             experiment.method.settle(trainer.training)
-            finish(experiment, trainer, folder, ranks)
+            finish(experiment, trainer, folder, ranks, test=test)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
@@ -155,8 +160,15 @@ def _begin(trainer: Trainer) -> None:
     trainer.save()
 
 
-def finish(experiment: Experiment, trainer: Trainer, folder: Path, ranks: Ranks = ALONE) -> None:
-    """Adapt, save what was learned, score it and draw the pictures.
+def finish(
+    experiment: Experiment,
+    trainer: Trainer,
+    folder: Path,
+    ranks: Ranks = ALONE,
+    *,
+    test: bool = True,
+) -> None:
+    """Adapt, save what was learned, draw the curves and, with ``test``, score it.
 
     The seconds of a run are those of its epochs; of a method that has none, those that it took to
     read the training set, where features that were not kept are computed.
@@ -171,17 +183,32 @@ def finish(experiment: Experiment, trainer: Trainer, folder: Path, ranks: Ranks 
     facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
     method = experiment.method
     ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
-    rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
-    ranks.once(_write_outcome, experiment, progress, folder, rows)
+    ranks.once(_draw_curves, progress, folder)
+    if test:
+        rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
+        ranks.once(_write_outcome, experiment, folder, rows)
 
 
-def _write_outcome(
-    experiment: Experiment, progress: Progress, folder: Path, rows: Sequence[Evaluated]
-) -> None:
-    table = write_results(folder, experiment, rows)
+def test_run(folder: Path) -> tuple[Experiment, list[Evaluated]]:
+    """Score a run that was trained without its test pictures, and leave the results in its folder.
+
+    Raises:
+        InputError: see :func:`lamp_fast.runs.experiment.load_run`.
+    """
+    experiment, facts = load_run(folder)
+    rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None)
+    _write_outcome(experiment, folder, rows)
+    return experiment, rows
+
+
+def _draw_curves(progress: Progress, folder: Path) -> None:
     if progress.history:
         figures.plot_curves(folder / "curves.png", progress.history)
         figures.plot_activations(folder / "activations.png", progress.history)
+
+
+def _write_outcome(experiment: Experiment, folder: Path, rows: Sequence[Evaluated]) -> None:
+    table = write_results(folder, experiment, rows)
     print("\n" + table)
     if experiment.clip.identity.random:
         print("\nThe CLIP's weights are random: these accuracies mean nothing.")
