@@ -42,7 +42,7 @@ _ASIDE_OF = {"data": (*PLACES, "skip_unreadable"), "trim": ("block",)}
 # Of the machine, which changes no result beyond rounding: rounding itself, and what is timed.
 _MACHINE = ("precision", "path")
 # Without training there is no seed, no long tail and no optimiser.
-_UNTRAINED = ("seed", "optim")
+_UNTRAINED = ("seed", "optim", "selection")
 _UNTRAINED_OF = {"data": ("imb", "cap", "shots"), "views": ("augment", "crop_area", "flip")}
 
 # Sources that no result depends on. What they decide is in the settings (config, the registry), is

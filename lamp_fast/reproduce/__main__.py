@@ -12,7 +12,6 @@ from lamp_fast.files import read_json
 from lamp_fast.jobs.cluster import run_on_cluster
 from lamp_fast.jobs.here import local_slots, stoppable
 from lamp_fast.jobs.queue import Failure, Queue, Task
-from lamp_fast.methods import METHODS
 from lamp_fast.reproduce import attempt
 from lamp_fast.reproduce.jobs import Identities, Job
 from lamp_fast.reproduce.layout import TRANSDUCTIVE, ZEROSHOT
@@ -20,6 +19,7 @@ from lamp_fast.reproduce.paper import origin
 from lamp_fast.reproduce.plan import Plan, ReproduceConfig, make_plan
 from lamp_fast.reproduce.render import Drawn, Rendered, write_table
 from lamp_fast.reproduce.results import compare, default_pairs, read_cells
+from lamp_fast.runs.experiment import uses_validation
 
 TABLES_FOLDER = "tables"
 
@@ -133,14 +133,13 @@ def remarks_on(
 def _different_pictures(outcome_of: Mapping[Job, Any]) -> list[str]:
     """Where runs that should have seen the same pictures read different bytes.
 
-    Methods that choose on validation pictures read these too.
+    Runs that choose on validation pictures read these too.
     """
     seen: dict[tuple, set[str]] = {}
     for job, outcome in outcome_of.items():
         settings = job.settings
         if outcome is not None and settings.method != ZEROSHOT:
-            validation = METHODS[settings.method].uses_validation(settings.own)
-            key = settings.data, settings.seed, validation
+            key = settings.data, settings.seed, uses_validation(settings)
             seen.setdefault(key, set()).add(outcome["record"]["data_sha256"])
     return [
         f"**The pictures of {data.data} changed between runs of seed {seed}**, so its rows cannot"

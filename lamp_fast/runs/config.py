@@ -23,6 +23,7 @@ from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import MethodSettings, SteppedSettings
 from lamp_fast.runs.machine import MachineConfig
 from lamp_fast.runs.optimisation import OptimConfig
+from lamp_fast.runs.selection import BEFORE, SelectionConfig
 
 Own = TypeVar("Own", bound=MethodSettings)
 
@@ -53,6 +54,7 @@ class TrainConfig(Generic[Own]):
     views: ViewConfig = field(default_factory=ViewConfig)
     own: Own = None  # of the method, see __post_init__
     optim: OptimConfig = field(default_factory=OptimConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
     trim: Trimming = field(default_factory=Trimming)
 
@@ -222,8 +224,8 @@ def from_saved(values: Any, where: str) -> TrainConfig:
 def saved_settings(values: Any, where: str) -> TrainConfig:
     """What a run saved of its settings, in this or an earlier version.
 
-    Before there was a setting, what it decides was fixed: phi was linear, and the similarity loss
-    moved keys and tokens.
+    Before there was a setting, what it decides was fixed: phi was linear, the similarity loss
+    moved keys and tokens, and no epoch was chosen on validation pictures.
 
     Raises:
         InputError: see :func:`from_saved`.
@@ -231,6 +233,8 @@ def saved_settings(values: Any, where: str) -> TrainConfig:
     lamp = values.get("lamp") if isinstance(values, Mapping) else None
     if isinstance(lamp, Mapping) and values.get("method") == "lamp":
         values = {**values, "lamp": {"phi": "linear", "similarity_gradient": "both", **lamp}}
+    if isinstance(values, Mapping):
+        values = {"selection": BEFORE, **values}
     return from_saved(values, where)
 
 

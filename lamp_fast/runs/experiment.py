@@ -185,7 +185,8 @@ def assemble(
     """
     validate(config)
     machine, device = resolve_machine(config.machine)
-    config = replace(config, machine=machine, data=config.data.resolved())
+    selection = config.selection.resolved(config.data.data)
+    config = replace(config, machine=machine, data=config.data.resolved(), selection=selection)
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
@@ -266,10 +267,16 @@ def check_data(config: TrainConfig) -> Checked:
 
 
 def load_benchmark(config: TrainConfig) -> Benchmark:
-    """What a run sees of its data set: :func:`load_data`, with validation pictures where its method
-    chooses on them."""
-    validation = METHODS[config.method].uses_validation(config.own)
-    return load_data(config.data, config.seed, validation=validation)[1]
+    """What a run sees of its data set: :func:`load_data`, with validation pictures where something
+    asks for them."""
+    return load_data(config.data, config.seed, validation=uses_validation(config))[1]
+
+
+def uses_validation(config: TrainConfig) -> bool:
+    """Whether a run holds validation pictures: its settings ask for them, or its method chooses on
+    them."""
+    selection = config.selection.resolved(config.data.data)
+    return selection.uses_validation or METHODS[config.method].uses_validation(config.own)
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:

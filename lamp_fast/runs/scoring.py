@@ -237,44 +237,77 @@ def _predict(
     ranks: Ranks,
     adapted: bool,
 ) -> np.ndarray:
-    """The predicted class of every picture, int64 [N].
-
-    Ranks share whole batches, so that each is computed as one process alone would.
-    """
-    machine = experiment.config.machine
-    count = len(pictures)
-    mine = ranks.rows(len(batch_sizes(count, machine.test_batch)))
-    first, end = (min(edge * machine.test_batch, count) for edge in (mine.start, mine.stop))
-    pictures = pictures.select(range(first, end))
-    benchmark = experiment.benchmark
-    classes = method.prepare(names, benchmark.template, benchmark.origin)
-    prior = experiment.prior
-    shift = None if prior is None else prior.shift(method, names)
-    predicted = [torch.empty(0, dtype=torch.int64)]
-    for images in _inputs(experiment, method, pictures, ranks):
-        logits = class_scores(method, images, classes, adapted)
-        if shift is not None:
-            logits = logits + shift.to(logits)
-        predicted.append(logits.argmax(1).cpu())
-    return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
-
-
-def _inputs(
-    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks
-) -> Iterator[torch.Tensor]:
-    """Batches as :func:`class_scores` takes them: features, from the cache, where these suffice."""
-    machine = experiment.config.machine
-    if method.reads_features:
-        if len(pictures):
-            features = experiment.reader.read(pictures, experiment.test_transform)
-            yield from (each.to(experiment.device) for each in features.split(machine.test_batch))
-        return
-    batches = evaluation_batches(
-        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
+    """The predicted class of every picture, int64 [N]."""
+    scorer = Scorer(experiment, method, names, pictures, ranks)
+    predicted = [logits.argmax(1).cpu() for logits in scorer.logits(adapted)]
+    return np.concatenate(
+        ranks.gather(torch.cat([torch.empty(0, dtype=torch.int64), *predicted]).numpy())
     )
-    quiet = None if ranks.first else True
-    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-    yield from (images for images, _, _ in experiment.move_batches(bar))
+
+
+class Scorer:
+    """Class scores of some pictures over some names, as often as they are asked for.
+
+    Ranks share whole batches, so that each is computed as one process alone would. Where features
+    are all that the method reads, they are held from the first call on.
+
+    Args:
+        experiment: whose views, batches and prior these are.
+        method: that scores.
+        names: of the classes.
+        pictures: N of them.
+        ranks: the processes that share the pictures.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        method: Method,
+        names: Sequence[str],
+        pictures: Pictures,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        batch, count = experiment.config.machine.test_batch, len(pictures)
+        mine = ranks.rows(len(batch_sizes(count, batch)))
+        first, end = (min(edge * batch, count) for edge in (mine.start, mine.stop))
+        self.experiment, self.method, self.ranks = experiment, method, ranks
+        self.pictures = pictures.select(range(first, end))
+        benchmark, prior = experiment.benchmark, experiment.prior
+        self.classes = method.prepare(names, benchmark.template, benchmark.origin)
+        self.shift = None if prior is None else prior.shift(method, names)
+        self._features: torch.Tensor | None = None
+
+    def logits(self, adapted: bool = False) -> Iterator[torch.Tensor]:
+        """[B, C] of each batch of this rank's pictures, in order.
+
+        Args:
+            adapted: as :meth:`Method.logits` takes it.
+
+        Raises:
+            InputError: see :func:`class_scores`.
+        """
+        for images in self._inputs():
+            logits = class_scores(self.method, images, self.classes, adapted)
+            yield logits if self.shift is None else logits + self.shift.to(logits)
+
+    def _inputs(self) -> Iterator[torch.Tensor]:
+        """Batches as :func:`class_scores` takes them: features, from the cache, where these
+        suffice."""
+        experiment, machine = self.experiment, self.experiment.config.machine
+        if self.method.reads_features:
+            if not len(self.pictures):
+                return
+            if self._features is None:
+                features = experiment.reader.read(self.pictures, experiment.test_transform)
+                self._features = features.to(experiment.device)
+            yield from self._features.split(machine.test_batch)
+            return
+        batches = evaluation_batches(
+            self.pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
+        )
+        quiet = None if self.ranks.first else True
+        bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
+        yield from (images for images, _, _ in experiment.move_batches(bar))
 
 
 @torch.no_grad()
