@@ -34,6 +34,7 @@ HOUSE = (
     ),
     ("report", ("lamp_fast.report",)),
     ("reproduce", ("lamp_fast.reproduce",)),
+    ("compare", ("lamp_fast.compare",)),
     ("benchmarks", ("benchmarks",)),
 )
 STEP_OF = {module: number for number, (_, modules) in enumerate(HOUSE) for module in modules}
