@@ -46,7 +46,7 @@ def bench_feature_method(benchmark, closing, request, runs, name):
         experiment = runs.experiment(name)
         seen = runs.pictures() * (experiment.config.optim.epochs if _has_epochs(name) else 1)
         closing.add(
-            f"{experiment.method.title}, trained on the features of {_data(runs)}",
+            f"{experiment.method.entry.title}, trained on the features of {_data(runs)}",
             seconds,
             "s",
             beside=f"{seen / seconds:,.0f} pictures/s",

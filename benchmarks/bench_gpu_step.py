@@ -18,8 +18,8 @@ from benchmarks.bench_input import draw_pictures
 from benchmarks.measuring.floors import floor_seconds
 from benchmarks.measuring.steps import Line
 from benchmarks.measuring.timing import this_device, time_steps
-from lamp_fast.clip import ClipConfig
-from lamp_fast.data import DataConfig
+from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.graph import CudaRecorder

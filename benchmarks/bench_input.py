@@ -24,9 +24,9 @@ from benchmarks.measuring.timing import (
     this_device,
     threads,
 )
-from lamp_fast.data import DecodedCache, Pictures
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.loading import PictureDataset
-from lamp_fast.data.pictures import EXTENSIONS, check_pictures
+from lamp_fast.data.pictures import EXTENSIONS, Pictures, check_pictures
 from lamp_fast.data.resample import PackTransform, join, resample
 from lamp_fast.data.transforms import Preprocessing, RandomCrop, training_transform
 

@@ -19,7 +19,7 @@ from benchmarks.measuring.memory import BATCH, counted_peak, gpu_peak, system_pe
 from benchmarks.measuring.names import numbered
 from benchmarks.measuring.steps import Cell
 from benchmarks.measuring.timing import this_device
-from lamp_fast.clip import Trimming
+from lamp_fast.clip.settings import Trimming
 from lamp_fast.methods.lamp import LampSettings
 
 TEST_BATCH = 100

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.measuring.memory import kept_for_backward
 from benchmarks.measuring.steps import AS_PUBLISHED, DISTINCT, Cell
 from benchmarks.measuring.timing import interleave
-from lamp_fast.clip import Trimming
+from lamp_fast.clip.settings import Trimming
 from lamp_fast.methods import METHODS
 
 BATCH, CLASSES, ROUNDS = 4, 10, 2
@@ -45,7 +45,7 @@ def bench_method(benchmark, clip, closing, name, trim):
         benchmark.extra_info.update({"parameters": parameters, "kept_bytes": kept})
     options = {"unit": evaluated.image_forward}
     times = benchmark.pedantic(interleave, (pieces, ROUNDS), options, rounds=1)
-    title = trained.method.title + (", as published" if trim.as_published else "")
+    title = trained.method.entry.title + (", as published" if trim.as_published else "")
     for piece, time in times.items():
         what = f"{title} B={BATCH} C={CLASSES}: {piece}"
         closing.add(what, time.ratio, "image forwards", beside=facts.get(piece, ""))

@@ -15,7 +15,7 @@ import torch
 from benchmarks.measuring.floors import floor_in_image_forwards
 from benchmarks.measuring.steps import Cell
 from benchmarks.measuring.timing import interleave
-from lamp_fast.clip import Trimming
+from lamp_fast.clip.settings import Trimming
 from lamp_fast.ops import dispatch
 from lamp_fast.runs.machine import CPU_BFLOAT16
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from lamp_fast.data import DataSource, Pictures
-from lamp_fast.data.sources import digits
+from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.sources import DataSource, digits
 from lamp_fast.pretrain import glyphs
 
 TEMPLATE = "a photo of the letter {}."

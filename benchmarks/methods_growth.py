@@ -26,7 +26,8 @@ from benchmarks.measuring.timing import (
 )
 from benchmarks.plots.growth import draw_methods
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.methods import METHODS
 from lamp_fast.runs.figures import save_figure
 from lamp_fast.runs.graph import CudaRecorder

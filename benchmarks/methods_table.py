@@ -22,8 +22,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast import cli, train
-from lamp_fast.data.sources.catalog import CATALOG
-from lamp_fast.methods import METHODS, Method
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.base import Method
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import CONFIG, RESULT
@@ -122,7 +123,7 @@ def rows_of(runs: dict[tuple, Path]) -> list[list[Any]]:
         found = json.loads((folder / RESULT).read_text())
         for row in found if method == "zeroshot" else found[1:]:
             epochs = json.loads((folder / CONFIG).read_text())["settings"]["optim"]
-            shown = 0 if METHODS[method].step is Method.step else epochs["epochs"]
+            shown = 0 if METHODS[method].load().step is Method.step else epochs["epochs"]
             values[data, imb, row["name"]].append({**row, "epochs": shown})
     table = []
     for (data, imb, name), results in values.items():

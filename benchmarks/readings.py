@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from benchmarks.letters import letters
 from lamp_fast import cli
-from lamp_fast.data import DataSource, build_benchmark
+from lamp_fast.data.benchmark import build_benchmark
+from lamp_fast.data.sources import DataSource
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
 from lamp_fast.runs import config as settings

@@ -27,7 +27,7 @@ from benchmarks.measuring.timing import (
 )
 from benchmarks.rivals.lines import GRID, LINES, Line
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.runs.figures import save_figure
 
 PIECES = ("train", "evaluate")

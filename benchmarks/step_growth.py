@@ -16,7 +16,7 @@ from benchmarks.measuring.steps import Cell, random_clip
 from benchmarks.measuring.timing import CPU, interleave, write_record
 from benchmarks.plots.growth import draw_sweeps
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.fields import format_layers
 from lamp_fast.runs.figures import save_figure
 

@@ -57,7 +57,7 @@ def run_config(method: str, imb: float, seed: int) -> TrainConfig:
 def train(config: TrainConfig) -> Curve:
     """A run's curve; empty where new names have no score."""
     experiment = assemble(config)
-    if experiment.method.no_new_names is not None:
+    if experiment.method.entry.no_new_names is not None:
         return []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(experiment, Path(folder))
@@ -75,7 +75,8 @@ def train(config: TrainConfig) -> Curve:
 def _hm_a(experiment: Experiment) -> float:
     method = experiment.method
     method.eval()
-    return score_method(experiment, method, method.title, 0.0).row(experiment.benchmark)["hm_a"]
+    scored = score_method(experiment, method, method.entry.title, 0.0)
+    return scored.row(experiment.benchmark)["hm_a"]
 
 
 def seconds_to(curve: Curve, goal: float) -> float | None:

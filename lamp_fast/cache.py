@@ -14,21 +14,16 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import open_clip
 from huggingface_hub import CachedRevisionInfo, CacheNotFound, constants, scan_cache_dir
-from tabulate import tabulate
 
 from lamp_fast import cli
-from lamp_fast.data import DecodedCache, disk_cache
-from lamp_fast.data.feature_cache import FeatureCache
+from lamp_fast.data import disk_cache
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.record import holds_record
 
 # Where open_clip puts what it does not take from the hub; it has no setting for it.
 OPEN_CLIP_FOLDER = Path("~/.cache/clip")
-
-OWN_CACHES = (DecodedCache, FeatureCache)
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,16 @@ class StoredItem:
 
 def find_stored() -> list[StoredItem]:
     """Decoded pictures, features, and downloads that this package can have caused, by name."""
-    repositories, files = _weights_of_open_clip()
     kept = []
     try:
         cache = scan_cache_dir()
     except CacheNotFound:
         cache = None
+    folder = cli.expand_path(OPEN_CLIP_FOLDER)
+    downloads = list(folder.iterdir()) if folder.is_dir() else []
+    repositories, files = frozenset(), frozenset()
+    if downloads or (cache and cache.repos):
+        repositories, files = _weights_of_open_clip()
     for each in cache.repos if cache else ():
         if each.repo_id in repositories:
             what = "CLIP weights"
@@ -72,18 +71,17 @@ def find_stored() -> list[StoredItem]:
         kept.append(
             StoredItem(what, each.repo_id, each.repo_path, each.size_on_disk, strategy.execute)
         )
-    folder = cli.expand_path(OPEN_CLIP_FOLDER)
-    for file in folder.iterdir() if folder.is_dir() else ():
+    for file in downloads:
         if file.name in files:
             kept.append(
                 StoredItem("CLIP weights", file.name, file, file.stat().st_size, file.unlink)
             )
-    for cache in OWN_CACHES:
-        folder = disk_cache.default_folder() / cache.subfolder
+    for subfolder, what in disk_cache.CONTENTS.items():
+        folder = disk_cache.default_folder() / subfolder
         sizes = [each.stat().st_size for each in disk_cache.written_files(folder)]
         if sizes:
             remove = partial(disk_cache.clear, folder)
-            kept.append(StoredItem(cache.what, f"{len(sizes):,} files", folder, sum(sizes), remove))
+            kept.append(StoredItem(what, f"{len(sizes):,} files", folder, sum(sizes), remove))
     return sorted(kept, key=lambda each: (each.what, each.name))
 
 
@@ -110,6 +108,8 @@ def main(config: CacheConfig) -> int:
         return 0
     rows = [[each.what, each.name, _megabytes(each.size), each.path] for each in kept]
     rows.append(["", "together", _megabytes(sum(each.size for each in kept)), ""])
+    from tabulate import tabulate
+
     alignment = ("left", "left", "right", "left")
     header = ("", "name", "MB", "where")
     print(tabulate(rows, header, tablefmt="github", colalign=alignment, disable_numparse=True))
@@ -129,6 +129,8 @@ def _agreed(count: int) -> bool:
 
 def _weights_of_open_clip() -> tuple[set[str], set[str]]:
     """Hub repositories and file names of every pretrained tag that open_clip knows."""
+    import open_clip
+
     repositories, files = set(), set()
     for model, tag in open_clip.list_pretrained():
         source = open_clip.get_pretrained_cfg(model, tag)

@@ -17,13 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from lamp_fast.cli import expand_path
-from lamp_fast.clip import check_distinct, tokenise
-from lamp_fast.data import Origin
+from lamp_fast.clip.prompts import check_distinct, tokenise
+from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
 from lamp_fast.data.transforms import HostTransform
+from lamp_fast.data.views import testing_views, used_preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
-from lamp_fast.methods import Method, RunClasses
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import hub
 from lamp_fast.runs.building import DTYPES, build_clip
 from lamp_fast.runs.config import TrainConfig
@@ -83,7 +85,9 @@ class Classifier:
         self.facts = facts
         self.results = results
         views, own = config.views, method.clip.preprocessing
-        self._transform = HostTransform(views.preprocessing(own), views.testing(own.size))
+        self._transform = HostTransform(
+            used_preprocessing(views, own), testing_views(views, own.size)
+        )
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)

@@ -11,31 +11,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig
-from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.settings import PLACES
-from lamp_fast.data.views import TTE, Tte
+from lamp_fast.data.settings import PLACES, TTE, DataConfig, Tte
 from lamp_fast.errors import InputError
 from lamp_fast.fields import TextOrNone
-from lamp_fast.methods import ZeroShot
-from lamp_fast.runs.experiment import Experiment, load_run, load_run_on
 from lamp_fast.runs.folder import refuse_nested
-from lamp_fast.runs.prior import Prior, read_prior
-from lamp_fast.runs.ranks import join
-from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import (
-    Evaluated,
-    evaluate_rows,
-    hold_transfer,
-    results_table,
-    transfer_rows,
-    write_results,
-)
+
+if TYPE_CHECKING:
+    from lamp_fast.runs.experiment import Experiment
+    from lamp_fast.runs.prior import Prior
+    from lamp_fast.runs.scoring import Evaluated
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,15 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; scores on another data set are written, too."""
-    target, saved, prior = config.target, load(config.run), None
+    target, prior = config.target, None
+    from lamp_fast.data.loading import report_dead_workers
+    from lamp_fast.runs.experiment import load_run, load_run_on
+    from lamp_fast.runs.prior import Prior, read_prior
+    from lamp_fast.runs.ranks import join
+    from lamp_fast.runs.saved import load
+    from lamp_fast.runs.scoring import evaluate_rows, hold_transfer, transfer_rows, write_results
+
+    saved = load(config.run)
     if (wanted := read_prior(config.prior)) is not None:
         data = saved.record.data
         prior = Prior(wanted, saved.record.settings.optim, data.base_names, data.counts)
@@ -146,12 +143,14 @@ def main(config: EvaluateConfig) -> int:
     return 0
 
 
-def _with_prior(experiment: Experiment, prior: Prior) -> Experiment:
+def _with_prior(experiment: "Experiment", prior: "Prior") -> "Experiment":
     """The same, to be scored for other shares of classes.
 
     Raises:
         InputError: what the names or a method cannot serve; nothing has been scored.
     """
+    from lamp_fast.methods.zeroshot import ZeroShot
+
     halves = [experiment.benchmark.base_names, experiment.benchmark.new_names]
     prior.check([*halves[0], *halves[1]])
     for names in filter(None, halves):
@@ -167,14 +166,16 @@ def _about_prior(given: str | None) -> str:
     }.get(given, f"{given}: scores as if test classes had these shares")
 
 
-def _name_prior(experiment: Experiment, rows: Sequence[Evaluated]) -> list[Evaluated]:
+def _name_prior(experiment: "Experiment", rows: "Sequence[Evaluated]") -> "list[Evaluated]":
     prior = experiment.prior
     if prior is None:
         return list(rows)
     return [replace(row, name=f"{row.name}, prior {prior.word}") for row in rows]
 
 
-def _print_table(experiment: Experiment, rows: Sequence[Evaluated]) -> None:
+def _print_table(experiment: "Experiment", rows: "Sequence[Evaluated]") -> None:
+    from lamp_fast.runs.scoring import results_table
+
     print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
 
 

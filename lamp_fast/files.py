@@ -1,23 +1,18 @@
 """Files that are whole or not there: every write is atomic, and nothing here unpickles.
 
-Tensors are kept as safetensors, the rest as JSON or CSV. A file is either the old one or the new
-one, whenever the process dies. Links are followed; devices and pipes are written to as they are.
+JSON and CSV here; :mod:`lamp_fast.tensors` keeps tensors in the same way. A file is either the old
+one or the new one, whenever the process dies. Links are followed; devices and pipes are written to
+as they are.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
-from torch import Tensor
 
 from lamp_fast.errors import InputError
 
@@ -87,7 +82,7 @@ def refuse_output(flag: str, file: Path, inputs: Iterable[Path] = ()) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise InputError(f"{flag} {file}: cannot be written ({_reason(error)})") from None
+        raise InputError(f"{flag} {file}: cannot be written ({reason_of(error)})") from None
     if stat.S_ISDIR(output.st_mode):
         raise InputError(f"{flag} {file}: is a folder, expected a file to write")
     if not stat.S_ISREG(output.st_mode):
@@ -101,7 +96,8 @@ def refuse_output(flag: str, file: Path, inputs: Iterable[Path] = ()) -> None:
             raise InputError(f"{flag} {file}: is read as {each}, expected another file to write")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What an error says, on one line and without the file's name."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
@@ -131,11 +127,11 @@ def read_json(file: Path) -> Any:
         InputError: naming a file that is missing or damaged, or holds what no run writes: values
             deeper than ``MAX_DEPTH``, integers beyond 64 bits, text that is no Unicode.
     """
-    content = _read_regular(file)
+    content = read_regular(file)
     try:
         return parse_json(content.decode())
     except ValueError as error:
-        raise InputError(f"{file}: damaged ({_reason(error)})") from None
+        raise InputError(f"{file}: damaged ({reason_of(error)})") from None
 
 
 def parse_json(text: str) -> Any:
@@ -168,7 +164,7 @@ def _check_plain(value: Any, depth: int) -> None:
         raise ValueError("an integer of more than 64 bits")
 
 
-def _read_regular(file: Path) -> bytes:
+def read_regular(file: Path) -> bytes:
     """The content of a file of a run; a pipe is not waited for.
 
     Raises:
@@ -179,45 +175,4 @@ def _read_regular(file: Path) -> bytes:
             raise OSError("no regular file")
         return file.read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: expected a file of a run ({_reason(error)})") from None
-
-
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write named tensors with JSON facts, and a digest of both, in one safetensors file."""
-    held = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-    # One entry for both: safetensors writes several in no order, and equal files shall be equal.
-    entry = json.dumps([facts, _digest(held, facts)])
-    write_bytes(file, to_safetensors(held, metadata={"facts": entry}))
-
-
-def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what :func:`save_tensors` wrote, in this version or one that kept no digest.
-
-    Raises:
-        InputError: naming a file that is missing or damaged, or holds values that are not finite.
-    """
-    if not file.is_file():
-        _read_regular(file)
-    try:
-        with safe_open(file, framework="pt") as archive:
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-            facts = parse_json((archive.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{file}: damaged ({_reason(error)})") from None
-    if isinstance(facts, list):  # a dictionary where there is no digest yet
-        if len(facts) != 2 or facts[1] != _digest(tensors, facts[0]):
-            raise InputError(f"{file}: damaged (its content is not that of its sha256)")
-        facts = facts[0]
-    for name, each in tensors.items():
-        if each.is_floating_point() and not bool(torch.isfinite(each).all()):
-            raise InputError(f"{file}: {name} holds values that are not finite")
-    return tensors, facts
-
-
-def _digest(tensors: Mapping[str, Tensor], facts: Any) -> str:
-    """sha256 over the facts as JSON and the names, dtypes, shapes and bytes of all tensors."""
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, each in sorted(tensors.items()):
-        digest.update(f"\n{name} {each.dtype} {tuple(each.shape)}\n".encode())
-        digest.update(each.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        raise InputError(f"{file}: expected a file of a run ({reason_of(error)})") from None

@@ -8,16 +8,15 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-
-import torch
-from tabulate import tabulate
+from typing import TYPE_CHECKING
 
 from lamp_fast import __version__, cli
-from lamp_fast.ops import dispatch
-from lamp_fast.runs.building import DTYPES
 from lamp_fast.runs.config import default_config
-from lamp_fast.runs.machine import CPU_BFLOAT16, auto_precision
-from lamp_fast.runs.parameters import parameter_lines
+
+if TYPE_CHECKING:
+    import torch
+
+    from lamp_fast.ops import dispatch
 
 PACKAGES = ("torch", "triton", "open_clip_torch", "torchvision", "numpy")
 
@@ -45,8 +44,13 @@ def cuda_line() -> str:
     return f"cuda: built for {build['cuda_architectures']}"
 
 
-def devices() -> Iterator[tuple[torch.device, str]]:
+def devices() -> "Iterator[tuple[torch.device, str]]":
     """Every device that runs could use, with a description."""
+    import torch
+
+    from lamp_fast.ops import dispatch
+    from lamp_fast.runs.machine import CPU_BFLOAT16
+
     vectors = torch.backends.cpu.get_cpu_capability()
     names = ", ".join(name.upper() for name in CPU_BFLOAT16 if dispatch.cpu_has(name))
     products = f"products of bfloat16 ({names})" if names else "no products of bfloat16"
@@ -60,9 +64,15 @@ def devices() -> Iterator[tuple[torch.device, str]]:
         )
 
 
-def op_table(device: torch.device) -> str:
+def op_table(device: "torch.device") -> str:
     """What serves every op on a device in what --precision auto computes in, why, and what else is
     there or is missing."""
+    from tabulate import tabulate
+
+    from lamp_fast.ops import dispatch
+    from lamp_fast.runs.building import DTYPES
+    from lamp_fast.runs.machine import auto_precision
+
     dtype = DTYPES[auto_precision(device)]
     rows = []
     for op in dispatch.IMPLEMENTATIONS:
@@ -76,9 +86,11 @@ def op_table(device: torch.device) -> str:
     return tabulate(rows, header, tablefmt="simple")
 
 
-def _others(op: str, call: dispatch.CallFacts, chosen: str, missing: str | None) -> str:
+def _others(op: str, call: "dispatch.CallFacts", chosen: str, missing: str | None) -> str:
     if missing is not None:
         return f"not {missing}"
+    from lamp_fast.ops import dispatch
+
     able = (
         name
         for name in dispatch.IMPLEMENTATIONS[op]
@@ -107,12 +119,16 @@ def main(config: InfoConfig) -> int:
     if config.method is not None:
         settings = default_config({"method": config.method, "clip": config.clip})
         settings = replace(settings, clip=replace(settings.clip, clip=config.clip))
+        from lamp_fast.runs.parameters import parameter_lines
+
         print("\n".join(parameter_lines(settings, config.new_classes, config.trained_classes)))
         return 0
     print("  ".join(f"{name} {version}" for name, version in versions().items()))
     print(cuda_line())
     for device, description in devices():
         print(f"\n{device}: {description}\n{op_table(device)}")
+    import torch
+
     if not torch.cuda.is_available():
         print("\nno GPU: torch sees none")
     return 0

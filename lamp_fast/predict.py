@@ -21,24 +21,26 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 import lamp_fast
 from lamp_fast import cli
-from lamp_fast.classifier import Classifier, Picture, Prediction
-from lamp_fast.data.sources.files import LeftOut
-from lamp_fast.data.sources.given import Inputs
-from lamp_fast.data.views import TTE, Tte
+from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone
 from lamp_fast.files import refuse_output
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
-from lamp_fast.runs.prior import Wanted, read_prior
-from lamp_fast.runs.ranks import Part, launched, own_device
+from lamp_fast.runs.launch import Part, launched
+
+if TYPE_CHECKING:
+    from lamp_fast.classifier import Classifier, Picture, Prediction
+    from lamp_fast.data.sources.files import LeftOut
+    from lamp_fast.data.sources.given import Inputs
+    from lamp_fast.runs.prior import Wanted
 
 CSV_HEADER = ("file", "rank", "class", "probability", "trained")
 
@@ -95,6 +97,12 @@ def main(config: PredictConfig) -> int:
     part = choose_part(config)
     outputs = _files(config, part)
     _check_outputs(config, outputs, lambda: config.sources)
+    from lamp_fast.classifier import Classifier
+    from lamp_fast.data.sources.files import LeftOut
+    from lamp_fast.data.sources.given import Inputs
+    from lamp_fast.runs.prior import read_prior
+    from lamp_fast.runs.ranks import own_device
+
     left_out = LeftOut(skip_unreadable=True)
     inputs = Inputs(config.sources, config.path_column, left_out)
     total, digest = inputs.check()
@@ -173,12 +181,12 @@ class _Ahead:
         names: of those that were asked for and have no answer yet.
     """
 
-    def __init__(self, inputs: Inputs, files: GrowingFiles, part: Part, batch: int) -> None:
+    def __init__(self, inputs: "Inputs", files: GrowingFiles, part: Part, batch: int) -> None:
         self._inputs, self._files = inputs, files
         self._part, self.batch = part, batch
         self.names: deque[Path] = deque()
 
-    def __iter__(self) -> Iterator[Picture | InputError]:
+    def __iter__(self) -> "Iterator[Picture | InputError]":
         own = self._part.of(self._inputs, self.batch)
         for given in islice(own, self._files.done, None):
             self.names.append(given.name)
@@ -189,7 +197,7 @@ def _classify(
     files: GrowingFiles,
     outputs: Sequence["_File"],
     ahead: _Ahead,
-    outcomes: Iterator[Prediction | InputError],
+    outcomes: "Iterator[Prediction | InputError]",
     total: int | None,
 ) -> None:
     """Write what becomes of each picture, and mark every whole batch."""
@@ -225,10 +233,10 @@ def _classify(
 
 def _about(
     config: PredictConfig,
-    classifier: Classifier,
+    classifier: "Classifier",
     names: Sequence[str],
-    prior: Wanted | None,
-    left_out: LeftOut,
+    prior: "Wanted | None",
+    left_out: "LeftOut",
 ) -> dict[str, Any]:
     """What a document tells beside its pictures."""
     about: dict[str, Any] = {
@@ -246,7 +254,7 @@ def _about(
 
 
 def _settings(
-    config: PredictConfig, classifier: Classifier, batch: int, about: dict[str, Any]
+    config: PredictConfig, classifier: "Classifier", batch: int, about: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be the same where a call is continued, beside the pictures."""
     digest = hashlib.sha256()
@@ -266,7 +274,7 @@ def _settings(
     }
 
 
-def choose_classes(classifier: Classifier, config: PredictConfig) -> tuple[str, ...]:
+def choose_classes(classifier: "Classifier", config: PredictConfig) -> tuple[str, ...]:
     """The class names that ``--classes`` and ``--add`` mean.
 
     Raises:
@@ -353,7 +361,7 @@ def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
     return told
 
 
-def _line(file: Path, prediction: Prediction) -> str:
+def _line(file: Path, prediction: "Prediction") -> str:
     classes = zip(prediction.names, prediction.probabilities, prediction.trained, strict=True)
     told = (
         f"{name} {100 * probability:.2f}%{'' if trained else ' (not trained)'}"
@@ -368,7 +376,7 @@ def _output(each: _File, about: dict[str, Any]) -> Output:
     return Output(each.flag, each.file, header, finish)
 
 
-def _text_of(each: _File) -> Callable[[Path, Prediction | InputError], str]:
+def _text_of(each: _File) -> "Callable[[Path, Prediction | InputError], str]":
     """What makes the text of a picture's rows."""
     if each.kind != "csv":
         return _json_line
@@ -376,7 +384,9 @@ def _text_of(each: _File) -> Callable[[Path, Prediction | InputError], str]:
     return partial(_csv_rows, printable if each.file == STDOUT and sys.stdout.isatty() else str)
 
 
-def _csv_rows(shown: Callable[[str], str], picture: Path, outcome: Prediction | InputError) -> str:
+def _csv_rows(
+    shown: Callable[[str], str], picture: Path, outcome: "Prediction | InputError"
+) -> str:
     if isinstance(outcome, InputError):
         return ""
     classes = zip(outcome.names, outcome.probabilities, outcome.trained, strict=True)
@@ -392,7 +402,7 @@ def _csv_text(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _json_line(picture: Path, outcome: Prediction | InputError) -> str:
+def _json_line(picture: Path, outcome: "Prediction | InputError") -> str:
     found: dict[str, Any] = {"file": _text(picture)}
     if isinstance(outcome, InputError):
         found["reason"] = str(outcome)

@@ -6,9 +6,10 @@ Without arguments: handwritten digits and the tiny CLIP that the package carries
 from collections.abc import Sequence
 
 from lamp_fast import cli
+from lamp_fast.fields import validate
 from lamp_fast.runs.config import TrainConfig, choosing_flags, parse_flags
 from lamp_fast.runs.folder import resumed_defaults
-from lamp_fast.runs.training import train
+from lamp_fast.runs.launch import launched
 
 
 def read_flags(argv: Sequence[str]) -> TrainConfig:
@@ -23,6 +24,10 @@ def read_flags(argv: Sequence[str]) -> TrainConfig:
 
 def main(config: TrainConfig) -> int:
     """Train, adapt, score, and leave everything in the run folder."""
+    if not launched():  # else the ranks refuse it together, and one of them says so
+        validate(config)
+    from lamp_fast.runs.training import train
+
     return train(config)
 
 

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 import open_clip
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.disk_cache import FOLDER_VARIABLE
 from lamp_fast.data.transforms import Preprocessing
 

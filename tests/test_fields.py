@@ -9,14 +9,13 @@ from typing import Annotated
 import numpy as np
 import pytest
 
-from lamp_fast.clip import ClipConfig, Trimming
-from lamp_fast.data import DataConfig
+from lamp_fast.clip.settings import ClipConfig, Trimming
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone, Layers, from_json, to_json, validate
 from lamp_fast.methods import METHODS
 from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.machine import MachineConfig
-from lamp_fast.runs.optimisation import OptimConfig
+from lamp_fast.runs.settings import MachineConfig, OptimConfig
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Training sets as a run would hand them to a method, without a run."""
 
-from lamp_fast.clip import FeatureReader
+from lamp_fast.clip.features import FeatureReader
 from lamp_fast.data.transforms import evaluation_transform, training_transform
-from lamp_fast.methods import TrainingSet
+from lamp_fast.methods.training_set import TrainingSet
 
 
 def training_set(benchmark, clip, batch, *, seed=1, cache=None):

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring.names import CALTECH101, TEMPLATE
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import Benchmark, DataConfig, Pictures
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import Benchmark
 from lamp_fast.data.loading import Transform
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import long_tail_targets
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.transforms import FiveCrops
-from lamp_fast.methods import RunClasses
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_clip, build_method
 from lamp_fast.runs.config import TrainConfig, default_config
 from lamp_fast.runs.experiment import Checked, Experiment, assemble, check_data

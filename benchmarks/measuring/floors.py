@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 
 from benchmarks.measuring.timing import time_call
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 
 PRODUCTS, ATTENTION, NORMS, ACTIVATION, OPTIMISER = (

@@ -20,7 +20,7 @@ from benchmarks.measuring.floors import Ceilings
 from benchmarks.measuring.names import CALTECH101
 from benchmarks.measuring.timing import Inputs, Time, interleave, rotations, time_call
 from lamp_fast import ops
-from lamp_fast.clip import plant
+from lamp_fast.clip.prompts import plant
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

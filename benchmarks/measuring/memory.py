@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.measuring.steps import SMALL, Cell, random_clip
 from benchmarks.measuring.timing import CPU, Run
-from lamp_fast.clip import Trimming
+from lamp_fast.clip.settings import Trimming
 
 BATCH = 32
 

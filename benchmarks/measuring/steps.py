@@ -16,10 +16,11 @@ from torch import Tensor
 
 from benchmarks.measuring.floors import Kernel, step_kernels
 from benchmarks.measuring.names import TEMPLATE, base_and_new
-from lamp_fast.clip import FrozenClip, Trimming
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.transforms import Preprocessing
-from lamp_fast.methods import RunClasses
 from lamp_fast.methods.base import Step
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.graph import CapturedStep, Recorder

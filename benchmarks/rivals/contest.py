@@ -9,7 +9,7 @@ from benchmarks.rivals.lift import LiftRival
 from benchmarks.rivals.maple import MapleRival
 from benchmarks.rivals.mmrl import MmrlRival
 from benchmarks.rivals.towers import Rival
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 
 RIVALS: dict[str, type[Rival]] = {"maple": MapleRival, "mmrl": MmrlRival, "lift": LiftRival}
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals.towers import Rival, advance, attend, learned_dtype, think, wide
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 
 SCALE = 25.0
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.measuring.names import TEMPLATE, base_and_new
 from benchmarks.measuring.steps import Cell
 from benchmarks.rivals.contest import RIVALS, Contest
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.methods import METHODS
 
 GRID = tuple((batch, classes) for batch in (4, 32) for classes in (10, 50, 200, 1000))

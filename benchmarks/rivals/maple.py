@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals.towers import Rival, advance, learned_dtype
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 
 COUNT, DEPTH = 2, 9
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rivals.towers import Rival, advance, learned_dtype
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 
 COUNT, WIDTH, ALPHA, PULL = 5, 512, 0.7, 1.0
 

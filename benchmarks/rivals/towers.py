@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip, tokenise
+from lamp_fast.clip.prompts import tokenise
+from lamp_fast.clip.towers import FrozenClip
 
 
 class Rival(nn.Module):

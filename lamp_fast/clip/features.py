@@ -15,10 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast.clip.towers import FrozenClip, last_cls
-from lamp_fast.data import Pictures, evaluation_batches, move_batches
 from lamp_fast.data.decoded import DECODER
 from lamp_fast.data.feature_cache import FeatureCache, as_keys
-from lamp_fast.data.loading import Batches, Transform, view_batches
+from lamp_fast.data.loading import (
+    Batches,
+    Transform,
+    evaluation_batches,
+    move_batches,
+    view_batches,
+)
+from lamp_fast.data.pictures import Pictures
 
 # Raised whenever the towers or the transforms make other features of the same pictures.
 _REVISION = 1

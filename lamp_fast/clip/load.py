@@ -23,7 +23,6 @@ from lamp_fast.clip import tiny
 from lamp_fast.clip.towers import ClipIdentity, FrozenClip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Seed
 
 RANDOM = "random"
 _TAG = " (open_clip tag)"
@@ -54,21 +53,6 @@ class Usage:
             f"{self.activation}, {looks.size} pixels, {looks.interpolation}, {looks.resize_mode},"
             f" mean ({mean}), std ({std})"
         )
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """The frozen CLIP."""
-
-    clip: str = "tiny"
-    """An open_clip model name such as ViT-B-16, or "tiny": the small one the package carries."""
-    pretrained: str | None = None
-    """A tag (openai), a local state dict (.safetensors, .pt), or "random"."""
-    weights_of: str | None = None
-    """The tag whose weights the file of --pretrained holds, such as openai: it decides activation
-    and normalisation. Files of some tags are recognised."""
-    init_seed: Seed = 0
-    """Seed of the weights when --pretrained random."""
 
 
 def load_clip(

@@ -7,61 +7,20 @@ begin alike share those tokens' states. Rows of a :class:`TokenForest` are the n
 tree, and a row sees its ancestors and itself. That one mask stands for shared prefixes, for packing
 (branches do not see each other) and for cutting behind eot (no node is there). bot is not a node:
 it sees only itself, so its keys and values are constants of the CLIP
-(:class:`lamp_fast.clip.TextTower`).
+(:class:`lamp_fast.clip.towers.TextTower`).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
 from lamp_fast.clip import tiny
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds, IntOrNone
-
-# A field that no flag sets.
-StudySwitch = tyro.conf.Suppress[tyro.conf.Fixed[bool]]
-
-
-@dataclass(frozen=True)
-class Trimming:
-    """What the exact path leaves out. All of it is exact to rounding; a switch each, for study.
-
-    Three of them are flags; the others are for Python alone.
-    """
-
-    fold_quick_gelu: StudySwitch = True
-    """Write QuickGELU as SiLU over folded weights (float32 and float64)."""
-    prepare_text: StudySwitch = True
-    """Run the text layers below the first selected one once per class set."""
-    project_once: StudySwitch = True
-    """Project each layer's pool once a step, then index."""
-    last_row: StudySwitch = True
-    """In the last layer compute the cls and eot rows alone."""
-    share_tokens: StudySwitch = True
-    """Compute what class prompts share once an image (text per image only)."""
-    share_routes: bool = True
-    """Images that retrieved the same prompts so far share their text computation."""
-    cache_text: StudySwitch = True
-    """Keep text features per class until weights, bias or classes change."""
-    block: Annotated[IntOrNone, Bounds(1, 2**31 - 1)] = None
-    """(image, class) pairs encoded at once; none decides by free memory when the run begins."""
-    most_rows: Annotated[tyro.conf.Suppress[tyro.conf.Fixed[int]], Bounds(1, 1_000_000)] = 192
-    """Text rows of one sequence of classes."""
-    as_published: bool = False
-    """Trim nothing of the methods LAMP is compared with: 77 tokens, text encoded anew for every
-    batch where their code does (for timing; LAMP has --path literal)."""
-
-    @property
-    def only_cls(self) -> bool:
-        """Whether the last image layer of such a method computes cls alone."""
-        return self.last_row and not self.as_published
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ search.py      further settings of a method, which validation decides about
 jobs.py        what the queue does: probes, fits without the test pictures, tests
 attempt.py     one job, in a process of its own
 work.py        the order of all that, within the budget; what is settled stays settled
+comparing.py   from the flags to the folder
 results.py     scores, intervals, paired tests and the choice
 page.py        all of it on one HTML page
 """

@@ -17,7 +17,7 @@ import tyro
 from lamp_fast import cli
 from lamp_fast.compare.jobs import FIT, PROBE
 from lamp_fast.compare.probe import measure_all
-from lamp_fast.files import read_json, save_tensors, write_json
+from lamp_fast.files import read_json, write_json
 from lamp_fast.jobs.here import stoppable
 from lamp_fast.jobs.process import RUN, end_with_parent, run_facts, run_of, train_attempt
 from lamp_fast.jobs.queue import CLAIM, OUTCOME, TASK
@@ -26,6 +26,7 @@ from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.training import test_run
 from lamp_fast.runs.validation import validation_logits
+from lamp_fast.tensors import save_tensors
 
 ANSWERS = "answers.safetensors"
 VALIDATION = "validation.safetensors"

@@ -7,7 +7,8 @@ from typing import Literal
 from lamp_fast.compare.settings import CompareConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
-from lamp_fast.methods import METHODS, Method
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.base import Method
 from lamp_fast.runs.config import TrainConfig, change, default_config
 
 Group = Literal["zero-shot", "over features", "training"]
@@ -41,9 +42,9 @@ class Candidate:
 def group_of(method: str) -> Group:
     """What kind of work a method is: nothing to learn, something over features of the frozen tower
     that are computed once, or training through the towers."""
-    kind = METHODS[method]
     if method == ZEROSHOT:
         return "zero-shot"
+    kind = METHODS[method].load()
     over_features = kind.reads_features and kind.read_training_set is not Method.read_training_set
     return "over features" if over_features else "training"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lamp_fast.compare.cost import Measured
-from lamp_fast.data import Pictures
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_json
 from lamp_fast.runs.config import TrainConfig

@@ -15,10 +15,10 @@ from tabulate import tabulate
 from lamp_fast.compare.candidates import describe_changes
 from lamp_fast.compare.settings import format_duration
 from lamp_fast.compare.work import TESTED, Entry
-from lamp_fast.data import Benchmark
-from lamp_fast.files import load_tensors
+from lamp_fast.data.benchmark import Benchmark
 from lamp_fast.runs.metrics import scores
 from lamp_fast.runs.stats import LEVEL, RESAMPLES, Bootstrap, Interval, holm, interval, mcnemar
+from lamp_fast.tensors import load_tensors
 
 STATISTICS = (
     f"Intervals: {LEVEL:.0%}, percentiles of {RESAMPLES:,} bootstrap resamples of the pictures,"

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from lamp_fast.clip import ClipConfig
-from lamp_fast.data import DataConfig
+from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone, Seed
 from lamp_fast.methods import METHODS
-from lamp_fast.runs.machine import MachineConfig
+from lamp_fast.runs.settings import MachineConfig
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")

@@ -28,11 +28,12 @@ from lamp_fast.compare.jobs import fit_task, probe_task, test_task
 from lamp_fast.compare.search import Search
 from lamp_fast.compare.settings import format_duration
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, read_json, write_json
+from lamp_fast.files import read_json, write_json
 from lamp_fast.jobs.here import local_slots
 from lamp_fast.jobs.queue import OUT_OF_TIME, Failure, Queue, Task
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
 from lamp_fast.runs.metrics import scores
+from lamp_fast.tensors import load_tensors
 
 SETTLED = "settled.json"
 

@@ -6,35 +6,25 @@ takes (--data NAME --root DIR).
 fetches those that torchvision can.
 """
 
-import io
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig, DataSource
-from lamp_fast.data.describe import Description, describe, to_text
-from lamp_fast.data.settings import PLACES
-from lamp_fast.data.sources import readiness
-from lamp_fast.data.sources.download import check_downloads, download
-from lamp_fast.data.sources.readiness import Readiness, check_root
-from lamp_fast.errors import InputError, printable
+from lamp_fast.data.settings import PLACES, DataConfig
+from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, validate
-from lamp_fast.files import refuse_output, write_bytes
-from lamp_fast.runs.experiment import load_data
+from lamp_fast.files import refuse_output
 
-COLOURS = {"head": "C0", "tail": "C1", "new": "C7", None: "C0"}
-# Bars of more classes are too thin for names beside them.
-MAX_NAMED_BARS = 120
+if TYPE_CHECKING:
+    from lamp_fast.data.sources import DataSource
+    from lamp_fast.data.sources.readiness import Readiness
+
 PLAIN_BARS = str.maketrans(dict.fromkeys("█▉▊▋▌▍▎▏", "#"))
 
 
@@ -75,44 +65,6 @@ def data_of(settings: DescribeConfig) -> DataConfig:
     return replace(data, data="folder") if data.data == DataConfig.data and folder else data
 
 
-def plot(file: Path, description: Description) -> None:
-    """Draw training pictures by class, the largest first, into a PNG."""
-    ranked = sorted(description.trained, key=lambda each: -each.training)
-    named = len(ranked) <= MAX_NAMED_BARS
-    height = 1.5 + (0.2 * len(ranked) if named else 6)
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(ranked))
-    bars = axes.barh(
-        places,
-        [each.training for each in ranked],
-        height=0.8 if named else 1.0,
-        color=[COLOURS[each.group] for each in ranked],
-    )
-    if named:
-        axes.bar_label(bars, padding=3, fontsize=7)
-        axes.set_yticks(places, [_plain(each.name) for each in ranked], fontsize=8)
-    axes.set(
-        title=f"{description.data}: {len(ranked)} trained classes",
-        xlabel="training pictures",
-        ylabel=None if named else "class, by rank",
-        ylim=(len(ranked) - 0.4, -0.6),
-    )
-    groups = [group for group in ("head", "tail") if any(each.group == group for each in ranked)]
-    if groups:
-        patches = [Patch(color=COLOURS[group], label=group) for group in groups]
-        axes.legend(handles=patches, frameon=False, loc="lower right")
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_bytes(file, content.getvalue())
-
-
-def _plain(name: str) -> str:
-    """A class name as matplotlib shall print it: dollars begin no formula."""
-    return printable(name).replace("$", r"\$")
-
-
 def _check_out(out: Path, data: DataConfig) -> None:
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"--out {out}: expected the name of a .png file")
@@ -121,14 +73,14 @@ def _check_out(out: Path, data: DataConfig) -> None:
     refuse_output("--out", out, filter(None, (getattr(data, name) for name in PLACES)))
 
 
-def _refuse_picture(out: Path, source: DataSource) -> None:
+def _refuse_picture(out: Path, source: "DataSource") -> None:
     """Before the chart takes the place of a picture that is described in it."""
     parts = (source.train, source.val, source.test)
     files = (part.root / name for part in parts if part.root is not None for name in part.names)
     refuse_output("--out", out, files)
 
 
-def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
+def fetch(names: Sequence[str], root: Path | None) -> "list[Readiness]":
     """Fetch data sets, and say what each lacks then.
 
     Raises:
@@ -136,6 +88,9 @@ def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
     """
     if root is None:
         raise InputError("--root: missing; --download needs the folder to fetch into")
+    from lamp_fast.data.sources.download import check_downloads, download
+    from lamp_fast.data.sources.readiness import check_root
+
     root = cli.expand_path(root)
     names = check_downloads(names, root)
     for name in names:
@@ -144,7 +99,7 @@ def fetch(names: Sequence[str], root: Path | None) -> list[Readiness]:
     return check_root(root, names)
 
 
-def prepare(settings: DescribeConfig) -> list[Readiness]:
+def prepare(settings: DescribeConfig) -> "list[Readiness]":
     """What ``--check`` or ``--download`` asks for.
 
     Raises:
@@ -160,6 +115,8 @@ def prepare(settings: DescribeConfig) -> list[Readiness]:
         raise InputError(f"{flag}: expected nothing with it but {takes}")
     if settings.download:
         return fetch(settings.download, settings.data.root)
+    from lamp_fast.data.sources.readiness import check_root
+
     return check_root(cli.expand_path(settings.check))
 
 
@@ -170,12 +127,18 @@ def main(settings: DescribeConfig) -> int:
         if settings.json:
             print(json.dumps([asdict(each) for each in states], indent=2))
         else:
+            from lamp_fast.data.sources import readiness
+
             cli.say(*readiness.to_text(states).split("\n"))
         return 0
     data = data_of(settings)
     validate(replace(settings, data=data))
     if settings.out is not None:
         _check_out(settings.out, data)
+    from lamp_fast.data.chart import plot
+    from lamp_fast.data.describe import describe, to_text
+    from lamp_fast.runs.experiment import load_data
+
     source, benchmark = load_data(data, settings.seed)
     if settings.out is not None:
         _refuse_picture(settings.out, source)

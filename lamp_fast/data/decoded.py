@@ -34,7 +34,6 @@ class DecodedCache(DiskCache):
     """The decoded pictures of one machine; see :class:`DiskCache`."""
 
     subfolder = "decoded"
-    what = "decoded pictures"
 
     def read(self, digest: bytes, downscale: int | None = None) -> Tensor | None:
         """A kept picture, uint8 [H, W, 3], mapped and writable without changing the file.

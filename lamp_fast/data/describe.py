@@ -61,7 +61,7 @@ class Description:
         data: name of the data set.
         template: class prompt.
         split: "all" or "base-new".
-        imb, cap, shots: of the protocol; see :class:`lamp_fast.data.Benchmark`.
+        imb, cap, shots: of the protocol; see :class:`lamp_fast.data.benchmark.Benchmark`.
         drawn: parts that were drawn from train, because the data set has none.
         notes: how the pictures were found, and what was left out on the way, a line each.
         classes: in label order, base before new.

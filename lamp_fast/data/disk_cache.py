@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
-from torch.utils.data import get_worker_info
 
 from lamp_fast.cli import expand_path
 
 FOLDER_VARIABLE = "LAMP_FAST_CACHE"
+CONTENTS = {"decoded": "decoded pictures", "features": "features"}
+"""The folders of the caches below it, and what each keeps, in the plural."""
 
 _LOCK, _TOTAL, _PARTIAL = ".lock", ".total", ".partial"
 # Programs that make backups leave a folder alone that holds this file (bford.info/cachedir).
@@ -89,10 +90,7 @@ class DiskCache:
     """
 
     subfolder: str
-    """Its own folder in ``folder``."""
-
-    what: str
-    """What it keeps, in the plural."""
+    """Its own folder in ``folder``; of :data:`CONTENTS`."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder / self.subfolder
@@ -142,7 +140,7 @@ class DiskCache:
 
     @property
     def _mark(self) -> bytes:
-        return _SIGNATURE + f"# {self.what.capitalize()} of lamp_fast.\n".encode()
+        return _SIGNATURE + f"# {CONTENTS[self.subfolder].capitalize()} of lamp_fast.\n".encode()
 
     def _lock(self) -> FileLock:
         if not is_ours(self.folder):
@@ -203,10 +201,12 @@ class DiskCache:
     def _stop_writing(self, error: OSError) -> None:
         self._writes = False
         # Worker processes meet a full disk together; one line says it all.
+        from torch.utils.data import get_worker_info
+
         if (worker := get_worker_info()) is None or worker.id == 0:
             reason = error.strerror or error
             print(
-                f"warning: {self.folder}: no more {self.what} are kept ({reason})",
+                f"warning: {self.folder}: no more {CONTENTS[self.subfolder]} are kept ({reason})",
                 file=sys.stderr,
             )
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamp_fast.data.loading import Sampling, epoch_order
+from lamp_fast.data.loading import epoch_order
+from lamp_fast.data.settings import Sampling
 
 Views = Literal["in turn", "drawn", "mixed"]
 

@@ -29,7 +29,6 @@ class FeatureCache(DiskCache):
     """The features of one machine; see :class:`lamp_fast.data.disk_cache.DiskCache`."""
 
     subfolder = "features"
-    what = "features"
 
     def read(self, kind: str, digests: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
         """What is kept of some pictures.

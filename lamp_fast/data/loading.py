@@ -10,7 +10,6 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.resample import Packed, join, resample
+from lamp_fast.data.settings import Sampling
 from lamp_fast.errors import InputError
 
 # Images, labels and indices.
@@ -26,7 +26,6 @@ Batch = list[Tensor | Packed]
 Transform = Callable[[Tensor], Tensor | Packed]
 # (epoch, index), and behind them from 1 on how often the epoch drew that index before.
 Draw = tuple[int, ...]
-Sampling = Literal["shuffle", "balanced", "sqrt"]
 
 
 def class_shares(counts: np.ndarray, sampler: Sampling) -> np.ndarray:

@@ -1,15 +1,16 @@
-"""Which pictures a run takes, and how the protocol draws from them."""
+"""Which pictures a run takes, how the protocol draws from them, and what is shown of each."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from lamp_fast.cli import expand_path
-from lamp_fast.data.sources import catalog
-from lamp_fast.data.sources.catalog import CATALOG
-from lamp_fast.data.sources.entries import AS_IT_IS, HALVED, OWN_DATA, Protocol
+from lamp_fast.data import catalog
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.entries import AS_IT_IS, HALVED, OWN_DATA, Protocol
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
 
@@ -20,6 +21,15 @@ SPLITS = ("all", "base-new")
 AUTO = "auto"
 # More pictures than any data set has.
 MANY = 1_000_000_000
+# The least share of a picture that a random crop shows, as the peers draw it.
+LEAST_AREA = 0.08
+MAX_SIDE = 65_536
+# Times what the CLIP takes: beyond that the centre shows next to nothing of a picture.
+MAX_ENLARGEMENT = 16
+Sampling = Literal["shuffle", "balanced", "sqrt"]
+# What commands that use a run say of its test-time ensemble, and what they mean.
+Tte = Literal["as-trained", "on", "off"]
+TTE: dict[str, bool | None] = {"as-trained": None, "on": True, "off": False}
 
 
 def _read_cap(arguments: list[str]) -> int | str | None:
@@ -154,3 +164,89 @@ class DataConfig:
             cap=protocol.cap if self.cap == AUTO else self.cap,
             level=self.level or next(iter(levels), None),
         )
+
+
+def _read_resize(arguments: list[str]) -> int | str | None:
+    word = arguments[0].lower()
+    if word == "none":
+        return None
+    return int(word) if word.isdecimal() else word
+
+
+Resize = Annotated[
+    int | str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|A/B|none",
+        instance_from_str=_read_resize,
+        is_instance=lambda value: value is None or isinstance(value, (int, str)),
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How pictures are cropped."""
+
+    augment: Literal["auto", "standard", "minimalist", "none"] = "auto"
+    """Of training pictures: standard is a random crop of random shape; minimalist (LIFT+) a random
+    square, never mirrored, that shows more from epoch to epoch; none is the test crop. auto is
+    standard, but none for data that crops would spoil (digits)."""
+    crop_area: Annotated[float, Bounds(above=0, high=1)] = LEAST_AREA
+    """The least share of a picture that a random crop shows."""
+    flip: bool = True
+    """Mirror half of the training pictures, with --augment standard."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """How pictures are scaled, in training and testing; auto as the CLIP's own."""
+    test_resize: Annotated[Resize, Bounds(1, MAX_SIDE)] = None
+    """What a test picture's shorter side is scaled to before its centre is cut out: pixels, or as
+    8/7 of what the CLIP takes; none is just that."""
+    tte: bool = False
+    """Test-time ensemble: the mean of the logits of four corners and the centre, of pictures scaled
+    to 248 where the CLIP takes 224, and in proportion; five times the work. --test-resize has then
+    no part in testing."""
+
+    def check_together(self) -> None:
+        """Refuse a size that is none.
+
+        Raises:
+            InputError: naming it.
+        """
+        if isinstance(self.test_resize, str) and self.test_ratio is None:
+            raise InputError(
+                f"--test-resize {self.test_resize}: expected pixels, a ratio from 1 to"
+                f" {MAX_ENLARGEMENT} such as 8/7, or none"
+            )
+
+    @property
+    def test_ratio(self) -> tuple[int, int] | None:
+        """A ``test_resize`` of the form A/B; None of another one."""
+        found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", str(self.test_resize), re.ASCII)
+        if found is None:
+            return None
+        above, below = map(int, found.groups())
+        return (above, below) if 0 < below <= above <= MAX_ENLARGEMENT * below else None
+
+    def describe(self) -> str:
+        """What differs from the defaults, on one line."""
+        plain = vars(ViewConfig())
+        return " ".join(
+            f"{name}={value}" for name, value in vars(self).items() if value != plain[name]
+        )
+
+    def check_size(self, size: int) -> None:
+        """Refuse a ``test_resize`` that leaves less than a CLIP takes, or far more.
+
+        Args:
+            size: what it takes, in pixels.
+
+        Raises:
+            InputError: naming both.
+        """
+        largest = MAX_ENLARGEMENT * size
+        if isinstance(self.test_resize, int) and not size <= self.test_resize <= largest:
+            raise InputError(
+                f"--test-resize {self.test_resize}: expected {size}, which the CLIP takes, to"
+                f" {largest}"
+            )

@@ -16,11 +16,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from lamp_fast.data.settings import LEAST_AREA
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# The least share of a picture that a random crop shows, and its shape, as the peers draw them.
-LEAST_AREA = 0.08
+# The shape of a random crop, as the peers draw it.
 ASPECT_RATIO = (3 / 4, 4 / 3)
 
 # A picture is thin where its longer side is more than this many times the shorter. Only its middle

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lamp_fast.classifier import Classifier
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.export.graphs import ACTIVATION_STEPS, WEIGHT_STEPS
-from lamp_fast.methods import Method
+from lamp_fast.export.settings import CHECKED_BATCHES
+from lamp_fast.methods.base import Method
 
-# One picture is a size of its own to an exporter; the other is larger than the one traced with.
-CHECKED_BATCHES = (1, 5)
 # Draws of a picture before one is taken whose retrieval hangs on a rounding.
 _DRAWS = 16
 _ROUNDINGS_A_BLOCK = 16

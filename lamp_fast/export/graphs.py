@@ -6,18 +6,16 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
+from lamp_fast.export.settings import Format
 
-Format = Literal["onnx", "torch"]
 Runner = Callable[..., Tensor]
 
-FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 INPUTS = ("images", "class_features")
 # What of a quantised weight's range is used: 7 bits, for on processors without VNNI the sum of two
 # products of 8 bits each can overflow.

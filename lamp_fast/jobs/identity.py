@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 
 import lamp_fast
-from lamp_fast.clip import ClipConfig, ClipIdentity, load_clip
-from lamp_fast.data import DataConfig, Pictures
-from lamp_fast.data.settings import PLACES
+from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.clip.towers import ClipIdentity
+from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.fields import to_json
 from lamp_fast.methods import METHODS
 from lamp_fast.runs.config import TrainConfig, to_saved
@@ -155,7 +157,8 @@ def code_identity(method: str) -> str:
     nothing. A changed comment counts; ``--code-of`` keeps results that are known to stand.
     """
     others = {_file_of(each) for each in METHODS} - {_file_of(method)}
-    aside = [*_WITHOUT_INFLUENCE, *others]
+    folders = ("methods", "methods/settings")
+    aside = [*_WITHOUT_INFLUENCE, *(f"{each}/{name}" for each in folders for name in others)]
     digest = hashlib.sha256()
     for name, file in sorted(_sources().items()):
         stem = f"{name.removesuffix(file.suffix)}/"
@@ -165,9 +168,8 @@ def code_identity(method: str) -> str:
 
 
 def _file_of(method: str) -> str:
-    """The file or folder that a method is in, alone or with others: ``methods/NAME``."""
-    name = METHODS[method].__module__.removeprefix("lamp_fast.methods.").partition(".")[0]
-    return f"methods/{name}"
+    """What a method's file or folder is called, of its model and of its settings."""
+    return METHODS[method].model.partition(".")[0]
 
 
 def _sources() -> dict[str, Path]:

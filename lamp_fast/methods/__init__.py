@@ -1,59 +1,61 @@
-"""Methods by name: one file and one line here each."""
+"""Methods by name: one line here each. No torch is imported before :meth:`MethodEntry.load`."""
 
 from lamp_fast.errors import InputError
-from lamp_fast.methods.base import Method, Step, TrainingSet
-from lamp_fast.methods.candle import Candle
-from lamp_fast.methods.clap import Clap, ZeroShotProbe
-from lamp_fast.methods.clip_adapter import ClipAdapter
-from lamp_fast.methods.clip_lora import ClipLora
-from lamp_fast.methods.cocoop import CoCoOp
-from lamp_fast.methods.coop import CoOp
-from lamp_fast.methods.lamp import Lamp
-from lamp_fast.methods.lfa import Lfa
-from lamp_fast.methods.lift import Lift, LiftPlus
-from lamp_fast.methods.linear_probe import LinearProbe
-from lamp_fast.methods.lp_plus_plus import LpPlusPlus
-from lamp_fast.methods.maple import MaPLe
-from lamp_fast.methods.mma import Mma
-from lamp_fast.methods.mmrl import Mmrl, MmrlPlusPlus
-from lamp_fast.methods.prolip import ProLip
-from lamp_fast.methods.promptlt import PromptLt
-from lamp_fast.methods.promptsrc import PromptSrc
-from lamp_fast.methods.settings import Preset, RunClasses, Surroundings
-from lamp_fast.methods.ss_text import SsText, SsTextPlus
-from lamp_fast.methods.tcp import Tcp
-from lamp_fast.methods.tip import Tip, TipF
-from lamp_fast.methods.two_stage import TwoStage
-from lamp_fast.methods.zeroshot import ZeroShot
+from lamp_fast.methods.settings import (
+    MethodEntry,
+    Preset,
+    candle,
+    clap,
+    clip_adapter,
+    clip_lora,
+    cocoop,
+    coop,
+    lamp,
+    lfa,
+    lift,
+    linear_probe,
+    lp_plus_plus,
+    maple,
+    mma,
+    mmrl,
+    prolip,
+    promptlt,
+    promptsrc,
+    ss_text,
+    tcp,
+    tip,
+    two_stage,
+    zeroshot,
+)
 
-METHODS: dict[str, type[Method]] = {
-    "lamp": Lamp,
-    "zeroshot": ZeroShot,
-    "coop": CoOp,
-    "cocoop": CoCoOp,
-    "maple": MaPLe,
-    "tcp": Tcp,
-    "mma": Mma,
-    "lfa": Lfa,
-    "candle": Candle,
-    "lift": Lift,
-    "lift+": LiftPlus,
-    "linear-probe": LinearProbe,
-    "lp++": LpPlusPlus,
-    "tip": Tip,
-    "tip-f": TipF,
-    "clip-adapter": ClipAdapter,
-    "zs-lp": ZeroShotProbe,
-    "clap": Clap,
-    "prolip": ProLip,
-    "ss-text": SsText,
-    "ss-text+": SsTextPlus,
-    "promptsrc": PromptSrc,
-    "mmrl": Mmrl,
-    "mmrl++": MmrlPlusPlus,
-    "clip-lora": ClipLora,
-    "2sfs": TwoStage,
-    "promptlt": PromptLt,
+METHODS: dict[str, MethodEntry] = {
+    "lamp": lamp.LAMP,
+    "zeroshot": zeroshot.ZEROSHOT,
+    "coop": coop.COOP,
+    "cocoop": cocoop.COCOOP,
+    "maple": maple.MAPLE,
+    "tcp": tcp.TCP,
+    "mma": mma.MMA,
+    "lfa": lfa.LFA,
+    "candle": candle.CANDLE,
+    "lift": lift.LIFT,
+    "lift+": lift.LIFT_PLUS,
+    "linear-probe": linear_probe.LINEAR_PROBE,
+    "lp++": lp_plus_plus.LP_PLUS_PLUS,
+    "tip": tip.TIP,
+    "tip-f": tip.TIP_F,
+    "clip-adapter": clip_adapter.CLIP_ADAPTER,
+    "zs-lp": clap.ZS_LP,
+    "clap": clap.CLAP,
+    "prolip": prolip.PROLIP,
+    "ss-text": ss_text.SS_TEXT,
+    "ss-text+": ss_text.SS_TEXT_PLUS,
+    "promptsrc": promptsrc.PROMPTSRC,
+    "mmrl": mmrl.MMRL,
+    "mmrl++": mmrl.MMRL_PLUS_PLUS,
+    "clip-lora": clip_lora.CLIP_LORA,
+    "2sfs": two_stage.TWO_STAGE,
+    "promptlt": promptlt.PROMPTLT,
 }
 
 
@@ -64,48 +66,10 @@ def find_preset(name: str) -> tuple[str, Preset]:
         InputError: an unknown name.
     """
     known = {
-        preset: (method, kind.presets[preset])
-        for method, kind in METHODS.items()
-        for preset in kind.presets
+        preset: (method, entry.presets[preset])
+        for method, entry in METHODS.items()
+        for preset in entry.presets
     }
     if name not in known:
         raise InputError(f"--preset {name}: expected one of {', '.join(known)}")
     return known[name]
-
-
-__all__ = [
-    "METHODS",
-    "Candle",
-    "Clap",
-    "ClipAdapter",
-    "ClipLora",
-    "CoCoOp",
-    "CoOp",
-    "Lamp",
-    "Lfa",
-    "Lift",
-    "LiftPlus",
-    "LinearProbe",
-    "LpPlusPlus",
-    "MaPLe",
-    "Method",
-    "Mma",
-    "Mmrl",
-    "MmrlPlusPlus",
-    "ProLip",
-    "PromptLt",
-    "PromptSrc",
-    "RunClasses",
-    "SsText",
-    "SsTextPlus",
-    "Step",
-    "Surroundings",
-    "Tcp",
-    "Tip",
-    "TipF",
-    "TrainingSet",
-    "TwoStage",
-    "ZeroShot",
-    "ZeroShotProbe",
-    "find_preset",
-]

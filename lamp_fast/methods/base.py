@@ -3,20 +3,22 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lamp_fast.clip import FrozenClip, unprojected_features
-from lamp_fast.data import NOWHERE, DataConfig, Origin
+from lamp_fast.clip.features import unprojected_features
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.loading import Batches
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.fixed import Fixable, Sides, fixed_copy
-from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings
+from lamp_fast.methods.settings import MethodEntry
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.training_set import TrainingSet
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -91,26 +93,8 @@ class Method(Fixable):
     """Whether a step, and what follows it, neither waits for a value on the device nor, where
     fixed shapes are asked for, has shapes that depend on one: then it can be a CUDA graph."""
 
-    title = ""
-    """Its name in tables."""
-
-    Settings: type[MethodSettings] = MethodSettings
-    """A frozen dataclass; its fields are the method's flags."""
-
-    presets: ClassVar[Mapping[str, Preset]] = {}
-    """Published values by the name that ``--preset`` takes, see :meth:`default_preset`."""
-
-    own_prompt: bool = False
-    """Whether its class prompt is its own on every data set, so that ``--template`` is refused."""
-
-    no_as_published: str | None = None
-    """Why ``--as-published`` is refused; None where it is not."""
-
-    own_loss: str | None = None
-    """Why every ``--loss`` but ce is refused, and class weights; None where they are not."""
-
-    no_new_names: str | None = None
-    """Why names that were not trained have no score; None where they have one."""
+    entry: MethodEntry
+    """What is known of it without its model: its title, what it refuses, and so on."""
 
     reads_features: bool = False
     """Whether a picture's features of the frozen tower are all that it looks at in testing."""
@@ -127,38 +111,13 @@ class Method(Fixable):
 
         Args:
             clip: the frozen CLIP.
-            settings: a :attr:`Settings`.
+            settings: a :attr:`MethodEntry.Settings`.
             surroundings: what else of the run it may know.
 
         Raises:
             InputError: settings that this CLIP cannot serve.
         """
         return cls(clip, settings)
-
-    @classmethod
-    def default_preset(cls, name: str, clip: str, data: DataConfig) -> str | None:
-        """The preset that a run takes unasked; None for the defaults of every setting.
-
-        A method's presets are NAME for base-to-new and, where they are there, NAME-all for training
-        on every class and NAME-source for every class of ImageNet, to be tested on other data.
-        Few-shot learning on ImageNet is the former.
-
-        Args:
-            name: of the method.
-            clip: the CLIP's name.
-            data: resolved.
-        """
-        names = [name]
-        if data.split == "all":
-            names.insert(0, f"{name}-all")
-            if data.data == "imagenet":
-                names.insert(0 if data.shots is None else 1, f"{name}-source")
-        return next((each for each in names if each in cls.presets), None)
-
-    @classmethod
-    def uses_validation(cls, settings: Any) -> bool:
-        """Whether it chooses anything on the validation pictures."""
-        return False
 
     def resolved(self, settings: Any) -> Any:
         """The settings with what depends on the CLIP filled in, as they are saved."""
@@ -168,7 +127,7 @@ class Method(Fixable):
         """Its settings on one line, for the first lines of a run.
 
         Args:
-            settings: a :attr:`Settings`.
+            settings: a :attr:`MethodEntry.Settings`.
             optim: what is shown of the optimisation.
         """
         return " ".join(
@@ -323,7 +282,7 @@ class Method(Fixable):
     def implied_prior(self, counts: np.ndarray) -> np.ndarray | None:
         """How large its logits take the trained classes to be, in any unit, [C]; of the training
         pictures int64 ``counts`` [C]. None where the run's loss decides that."""
-        return None if self.own_loss is None else np.ones(len(counts))
+        return None if self.entry.own_loss is None else np.ones(len(counts))
 
     def trainable_parameters(self) -> int:
         """How many numbers training changes."""

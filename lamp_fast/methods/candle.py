@@ -3,40 +3,22 @@ attention between them, under a compensating logit-adjusted loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import (
-    Criterion,
-    Method,
-    Step,
-    TrainingSet,
-    plain_image_features,
-)
-from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
+from lamp_fast.methods.base import Criterion, Method, Step, plain_image_features
+from lamp_fast.methods.settings.candle import CANDLE, CandleSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.training_set import TrainingSet
 
 RATIO = 0.1
 """First value of what the attention's output is multiplied by."""
-
-
-@dataclass(frozen=True)
-class CandleSettings(MethodSettings):
-    """Candle: prototypes of both kinds and attention between them."""
-
-    prototype_scale: Annotated[float, Bounds(0, 1_000_000)] = 1.0
-    """Logit scale against visual prototypes, in units of CLIP's."""
-    fusion_heads: Annotated[int, Bounds(1, 16_384)] = 8
-    """Attention heads."""
-    fusion_dropout: Annotated[float, Bounds(0, below=1)] = 0.1
-    """Dropout of attention weights in training."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +71,8 @@ class Candle(Method):
         InputError: a joint width that the heads do not divide.
     """
 
-    title = "Candle"
+    entry = CANDLE
     reads_features = True
-    Settings = CandleSettings
-    presets: ClassVar = {"candle": Preset(sgd(3e-4, 50, 128))}
-    own_loss = "Candle's own loss compensates the class sizes already"
 
     visual: Tensor
     counts: Tensor

@@ -3,33 +3,21 @@
 CLAP holds each class to its text, the more the better zero-shot CLIP knows the class.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
-from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import Criterion, Step, TrainingSet
+from lamp_fast.methods.base import Criterion, Step
 from lamp_fast.methods.prototypes import NamedClasses, Prototypes
-from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
+from lamp_fast.methods.settings.clap import CLAP, ZS_LP, ClapSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or
+from lamp_fast.methods.training_set import TrainingSet
 
 # A class of ImageNet and its variants is the mean of these.
 EIGHT_TEMPLATES = (*IMAGENET_TEMPLATES, "a photo of a {}.")
-_OPTIM = {**sgd(0.1, 300, 256), "weight_decay": 0.0}
-
-
-@dataclass(frozen=True)
-class ClapSettings(MethodSettings):
-    """A linear probe on features that were computed once."""
-
-    feature_views: Annotated[int, Bounds(1, 1000)] = 20
-    """Random crops of each training picture to draw epochs from (one, as in testing, where crops
-    would spoil it)."""
 
 
 class ZeroShotProbe(Prototypes):
@@ -45,9 +33,7 @@ class ZeroShotProbe(Prototypes):
         classes: of the run.
     """
 
-    title = "ZS-LP"
-    Settings = ClapSettings
-    presets: ClassVar = {"zs-lp": Preset(_OPTIM)}
+    entry = ZS_LP
 
     def __init__(self, clip: FrozenClip, config: ClapSettings, classes: RunClasses) -> None:
         super().__init__(clip, classes)
@@ -110,8 +96,7 @@ class Clap(ZeroShotProbe):
     which moves it from epoch to epoch, is not what its commands run.
     """
 
-    title = "CLAP"
-    presets: ClassVar = {"clap": Preset(_OPTIM)}
+    entry = CLAP
 
     strength: Tensor
     """lambda [C_base]."""

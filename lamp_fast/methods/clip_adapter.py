@@ -1,33 +1,21 @@
 """CLIP-Adapter (Gao et al., IJCV 2024): a bottleneck beside the image feature."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
-from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
-from lamp_fast.methods.settings import MethodSettings, Preset, sgd
+from lamp_fast.methods.base import Criterion, Method, Step
+from lamp_fast.methods.settings.clip_adapter import CLIP_ADAPTER, ClipAdapterSettings
 from lamp_fast.methods.text import zero_shot_texts
+from lamp_fast.methods.training_set import TrainingSet
 
 # The bottleneck is this many times narrower than the feature.
 REDUCTION = 4
-
-
-@dataclass(frozen=True)
-class ClipAdapterSettings(MethodSettings):
-    """CLIP-Adapter: a bottleneck beside the image feature."""
-
-    adapter_ratio: Annotated[float, Bounds(0, 1)] = 0.2
-    """Share of the bottleneck's output in the adapted feature; the rest is CLIP's own."""
-    adapter_views: Annotated[int, Bounds(1, 100_000)] = 10
-    """Random crops of each training picture, one an epoch, then again from the first."""
 
 
 class ClipAdapter(Method):
@@ -42,9 +30,7 @@ class ClipAdapter(Method):
         config: r and the views.
     """
 
-    title = "CLIP-Adapter"
-    Settings = ClipAdapterSettings
-    presets: ClassVar = {"clip-adapter": Preset(sgd(1e-2, 300, 32))}
+    entry = CLIP_ADAPTER
     reads_features = True
 
     def __init__(self, clip: FrozenClip, config: ClipAdapterSettings) -> None:

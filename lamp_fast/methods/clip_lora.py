@@ -1,44 +1,23 @@
 """CLIP-LoRA (Zanella and Ben Ayed, CVPR 2024 workshops): low-rank changes of every attention."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import (
-    Block,
-    ClassPrompts,
-    FrozenClip,
-    TextTower,
-    Trimming,
-    VisionTower,
-    last_cls,
-    whole_prompts,
-)
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import Bounds
+from lamp_fast.clip.prompts import ClassPrompts, whole_prompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, FrozenClip, TextTower, VisionTower, last_cls
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Criterion, Step, TwoTowers
 from lamp_fast.methods.fixed import Sides
-from lamp_fast.methods.settings import ADAMW_BY_STEPS, Preset, SteppedSettings, Surroundings
+from lamp_fast.methods.settings.clip_lora import CLIP_LORA, ClipLoraSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import encode, prepare_prompts
 
 Drop = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class ClipLoraSettings(SteppedSettings):
-    """CLIP-LoRA: low-rank changes of queries, keys and values in every block of both towers."""
-
-    lora_rank: Annotated[int, Bounds(1, 16_384)] = 2
-    """r: rank of each change."""
-    lora_alpha: Annotated[float, Bounds(above=0, high=1_000_000)] = 1.0
-    """A change is multiplied by this / sqrt(r)."""
-    lora_dropout: Annotated[float, Bounds(0, below=1)] = 0.25
-    """Share of each change's inputs that a training step drops."""
 
 
 class Dropout:
@@ -138,9 +117,7 @@ class ClipLora(TwoTowers):
         trimming: what is left out.
     """
 
-    title = "CLIP-LoRA"
-    Settings = ClipLoraSettings
-    presets: ClassVar = {"clip-lora": Preset(ADAMW_BY_STEPS)}
+    entry = CLIP_LORA
 
     def __init__(self, clip: FrozenClip, config: ClipLoraSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text)

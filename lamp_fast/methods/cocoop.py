@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Criterion, Method, Step, frozen_image_features
-from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.fixed import cast_floating, fixed_copy
-from lamp_fast.methods.settings import Preset, Surroundings, sgd
+from lamp_fast.methods.settings.cocoop import COCOOP
+from lamp_fast.methods.settings.coop import ContextSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import (
     context_start,
     context_template,
@@ -39,12 +41,9 @@ class CoCoOp(Method):
         trimming: what is left out of the text side; ``block`` bounds the pairs encoded at once.
     """
 
-    title = "CoCoOp"
-    Settings = ContextSettings
-    own_prompt = True
+    entry = COCOOP
     text_per_picture = True
     no_class_matrix = "every picture has its own text"
-    presets: ClassVar = {"cocoop": Preset(sgd(2e-3, 10, 1))}
 
     def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
         super().__init__(clip)

@@ -5,18 +5,18 @@ base-to-new and transfer (4 words, from "a photo of a") and few-shot learning (1
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import Bounds, TextOrNone
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import TwoTowers
-from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, sgd
+from lamp_fast.methods.settings.coop import COOP, ContextSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import (
     context_start,
     context_template,
@@ -24,20 +24,6 @@ from lamp_fast.methods.text import (
     prepare_prompts,
     put_words,
 )
-
-
-@dataclass(frozen=True)
-class ContextSettings(MethodSettings):
-    """Learned context words."""
-
-    n_ctx: Annotated[int, Bounds(1, 1000)] = 4
-    """How many tokens of the class prompt are learned, right behind bot."""
-    ctx_init: TextOrNone = "a photo of a"
-    """Words that the class prompt begins with and whose embeddings start the learned tokens; none
-    draws them from N(0, 0.02^2)."""
-
-
-_IMAGENET = {"imagenet": {"epochs": 50}}
 
 
 class CoOp(TwoTowers):
@@ -49,19 +35,7 @@ class CoOp(TwoTowers):
         trimming: what is left out of the text side.
     """
 
-    title = "CoOp"
-    Settings = ContextSettings
-    own_prompt = True
-    presets: ClassVar = {
-        "coop": Preset(sgd(2e-3, 200, 32), by_data=_IMAGENET),
-        "coop-all": Preset(
-            sgd(2e-3, 200, 32),
-            {"n_ctx": 16, "ctx_init": None},
-            by_data=_IMAGENET,
-            by_shots={1: {"epochs": 50}, 2: {"epochs": 100}, 4: {"epochs": 100}},
-        ),
-        "coop-source": Preset(sgd(2e-3, 50, 32)),
-    }
+    entry = COOP
 
     def __init__(self, clip: FrozenClip, config: ContextSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)

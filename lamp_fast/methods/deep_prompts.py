@@ -1,20 +1,20 @@
 """Prompts of their own in the first layers of both towers: what MaPLe and PromptSRC share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import MAX_LAYER, Bounds
 from lamp_fast.methods.base import TwoTowers
-from lamp_fast.methods.coop import ContextSettings
+from lamp_fast.methods.settings.deep_prompts import DeepPromptSettings
 from lamp_fast.methods.text import (
     context_start,
     context_template,
@@ -22,14 +22,6 @@ from lamp_fast.methods.text import (
     prepare_prompts,
     put_words,
 )
-
-
-@dataclass(frozen=True)
-class DeepPromptSettings(ContextSettings):
-    """Prompts in the first layers of both towers."""
-
-    depth: Annotated[int, Bounds(1, MAX_LAYER)] = 9
-    """Layers with prompts of their own, from the first; cut to the shallower tower."""
 
 
 class DeepPrompts(TwoTowers):
@@ -52,8 +44,6 @@ class DeepPrompts(TwoTowers):
     Raises:
         InputError: another depth than the published one beyond the shallower tower.
     """
-
-    own_prompt = True
 
     def __init__(self, clip: FrozenClip, settings: DeepPromptSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 
 Value = TypeVar("Value")
 Module = TypeVar("Module", bound=nn.Module)

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.transforms import five_crop_transform
-from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet, frozen_image_features
+from lamp_fast.methods.base import Criterion, Method, Step, frozen_image_features
 from lamp_fast.methods.fixed import Sides
-from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
+from lamp_fast.methods.settings.lfa import LFA, LfaSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or, mean_text_features
+from lamp_fast.methods.training_set import TrainingSet
 
 # A class of ImageNet and its variants is the mean of these.
 EIGHT_TEMPLATES = ("a photo of a {}.", *IMAGENET_TEMPLATES)
@@ -24,41 +24,6 @@ EIGHT_TEMPLATES = ("a photo of a {}.", *IMAGENET_TEMPLATES)
 MARGIN_SCALE = 4.0
 # Cross-validation of beta: values between 0 and 1, splits of each, share that is fitted.
 BETAS, SPLITS, FITTED = 25, 3, 0.8
-
-
-@dataclass(frozen=True)
-class LfaSettings(MethodSettings):
-    """LFA: linear feature alignment; --epochs counts its iterations."""
-
-    procrustes_beta: Annotated[FloatOrNone, Bounds(0, 1_000_000)] = 0.9
-    """How far the closed-form start is drawn to the identity; none cross-validates it on the
-    training set."""
-    neighbours: Annotated[int, Bounds(1, 1_000_000)] = 3
-    """Nearest classes that the re-ranking loss looks at."""
-    feature_noise: Annotated[float, Bounds(0, 1_000_000)] = 0.035
-    """Standard deviation of the noise on every second iteration's features."""
-    feature_dropout: Annotated[float, Bounds(0, below=1)] = 0.05
-    """Share of every second iteration's features that is dropped."""
-
-
-_ADAMW = {"lr": 5e-4, "lr_end": 1e-7, "warmup_epochs": 0, "batch": 1 << 20}
-# Iterations: base-to-new, and on every class.
-_ITERATIONS = {
-    "caltech101": (40, 1000),
-    "dtd": (100, 1000),
-    "eurosat": (50, 100),
-    "fgvc_aircraft": (100, 1000),
-    "flowers102": (50, 100),
-    "food101": (50, 100),
-    "imagenet": (100, 200),
-    "oxford_pets": (10, 30),
-    "stanford_cars": (50, 2000),
-    "sun397": (50, 100),
-    "ucf101": (100, 200),
-}
-_BASE_NEW, _ALL = (
-    {data: {"epochs": both[which]} for data, both in _ITERATIONS.items()} for which in (0, 1)
-)
 
 
 @dataclass(frozen=True)
@@ -96,15 +61,9 @@ class Lfa(Method):
         iterations: n, that the average's momentum is a function of.
     """
 
-    title = "LFA"
+    entry = LFA
     no_class_matrix = None
-    Settings = LfaSettings
-    presets: ClassVar = {
-        "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
-        "lfa-all": Preset({**_ADAMW, "epochs": 200}, {"procrustes_beta": None}, by_data=_ALL),
-    }
     reads_features = True
-    own_loss = "LFA's loss compares distances and has no logits to adjust"
 
     ema: Tensor
 

@@ -5,32 +5,24 @@ the head and is not used again.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, FrozenClip, Trimming, at_least_float32, last_cls
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import Bounds, IntOrNone
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
-from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings, sgd
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, FrozenClip, at_least_float32, last_cls
+from lamp_fast.data.benchmark import NOWHERE, Origin
+from lamp_fast.methods.base import Criterion, Method, Step
+from lamp_fast.methods.settings.lift import LIFT, LIFT_PLUS, LiftSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.training_set import TrainingSet
 
 TEMPLATE = "a photo of a {}."
 # What cosines are multiplied by, in place of CLIP's 100.
 SCALE = 25.0
-
-
-@dataclass(frozen=True)
-class LiftSettings(MethodSettings):
-    """LIFT: adapters beside the MLPs of the image tower, and a cosine classifier."""
-
-    tuner_width: Annotated[IntOrNone, Bounds(1, 16_384)] = None
-    """Width between an adapter's projections down and up; none is the largest power of two of at
-    most C / (2 layers), C the trained classes."""
 
 
 def tuner_width(classes: int, layers: int) -> int:
@@ -87,17 +79,7 @@ class Lift(Method):
         trimming: whether the last block computes cls alone.
     """
 
-    title = "LIFT"
-    Settings = LiftSettings
-    own_prompt = True
-    no_new_names = "the head has one row a trained class, and no other class has a score"
-    presets: ClassVar = {
-        "lift": Preset(
-            {**sgd(0.01, 10, 128, warmup_epochs=0), "logit_adjustment": True},
-            by_data={"inaturalist2018": {"epochs": 20}},
-            views={"interpolation": "bilinear", "test_resize": "8/7"},
-        )
-    }
+    entry = LIFT
     # Of the same variance: of the two public codes one draws normal numbers, the other uniform.
     start_down = staticmethod(nn.init.kaiming_normal_)
 
@@ -140,7 +122,7 @@ class Lift(Method):
         Raises:
             InputError: a name that was not trained.
         """
-        rows = self.trained.trained_columns(names, self.no_new_names)
+        rows = self.trained.trained_columns(names, self.entry.no_new_names)
         if rows == list(range(len(self.head))):
             return slice(None)
         return torch.tensor(rows, dtype=torch.int64, device=self.head.device)
@@ -170,12 +152,5 @@ class Lift(Method):
 class LiftPlus(Lift):
     """LIFT, trained in half the epochs at twice the rate on squares that show more and more."""
 
-    title = "LIFT+"
-    presets: ClassVar = {
-        "lift+": Preset(
-            {**sgd(0.02, 5, 128, warmup_epochs=0), "logit_adjustment": True},
-            by_data={"inaturalist2018": {"epochs": 15}},
-            views={"interpolation": "bicubic", "test_resize": "8/7", "augment": "minimalist"},
-        )
-    }
+    entry = LIFT_PLUS
     start_down = staticmethod(nn.init.kaiming_uniform_)

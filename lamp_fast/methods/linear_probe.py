@@ -3,8 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip, at_least_float32
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip, at_least_float32
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.base import Method, TrainingSet
-from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.settings.linear_probe import LINEAR_PROBE, LinearProbeSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
+from lamp_fast.methods.training_set import TrainingSet
 
 if TYPE_CHECKING:
     # Imported where it is used: it takes a second, and most commands fit no probe.
@@ -33,20 +33,6 @@ FITS = len(GRID) + HALVINGS
 # A product of fewer multiplications is left to one thread: on a busy machine several would wait for
 # each other longer than it takes.
 THREADED = 10**8
-
-
-@dataclass(frozen=True)
-class LinearProbeSettings(MethodSettings):
-    """Linear probe: scikit-learn's logistic regression on image features."""
-
-    probe_features: Literal["projected", "unprojected"] = "projected"
-    """What it reads of a picture, not normalised: CLIP's joint space, as CoOp does, or the wider
-    features before the projection, as CLIP's paper does for ViTs."""
-    probe_class_weight: Literal["none", "balanced"] = "none"
-    """balanced weighs every class alike, however many pictures it has; C is then chosen by the mean
-    of the classes' accuracies on the validation pictures, else by accuracy."""
-    probe_c: Annotated[FloatOrNone, Bounds(above=0, high=1e30)] = None
-    """Inverse strength of the regularisation; none chooses it on the validation pictures."""
 
 
 class LinearProbe(Method):
@@ -68,14 +54,8 @@ class LinearProbe(Method):
         InputError: a single class.
     """
 
-    title = "Linear probe"
-    Settings = LinearProbeSettings
+    entry = LINEAR_PROBE
     reads_features = True
-    own_loss = (
-        "the probe is scikit-learn's logistic regression, whose loss is its own;"
-        " --probe-class-weight balanced is its answer to classes of unequal size"
-    )
-    no_new_names = "a linear probe has a row of weights for each trained class, and no other"
 
     weight: Tensor
     bias: Tensor
@@ -102,10 +82,6 @@ class LinearProbe(Method):
         cls, clip: FrozenClip, settings: LinearProbeSettings, surroundings: Surroundings
     ) -> "LinearProbe":
         return cls(clip, settings, surroundings.classes)
-
-    @classmethod
-    def uses_validation(cls, settings: LinearProbeSettings) -> bool:
-        return settings.probe_c is None
 
     def implied_prior(self, counts: np.ndarray) -> np.ndarray:
         """Those of training, unless the fit has weighed classes alike."""
@@ -156,7 +132,7 @@ class LinearProbe(Method):
         Raises:
             InputError: a name that was not trained.
         """
-        columns = self.classes.trained_columns(names, self.no_new_names)
+        columns = self.classes.trained_columns(names, self.entry.no_new_names)
         return torch.tensor(columns, device=self.weight.device)
 
     @torch.no_grad()

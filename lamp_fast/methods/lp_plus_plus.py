@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,25 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lamp_fast import cli
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import Method, TrainingSet
-from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.settings.lp_plus_plus import LP_PLUS_PLUS, LpPlusPlusSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import zero_shot_texts
+from lamp_fast.methods.training_set import TrainingSet
 
 MOMENTUM = 0.9
 # Times the mean cosine of a picture with its class text: where alpha starts.
 ALPHA_SCALE = 250.0
 STEPS_BETWEEN_ALPHAS = 10
-
-
-@dataclass(frozen=True)
-class LpPlusPlusSettings(MethodSettings):
-    """LP++: a linear probe beside class texts."""
-
-    lp_steps: Annotated[int, Bounds(1, 1_000_000)] = 300
-    """Steps of gradient descent over the whole training set."""
 
 
 class Head(NamedTuple):
@@ -76,11 +68,8 @@ class LpPlusPlus(Method):
         classes: of the run; the trained ones have parameters.
     """
 
-    title = "LP++"
-    Settings = LpPlusPlusSettings
+    entry = LP_PLUS_PLUS
     reads_features = True
-    own_loss = "LP++ descends by steps of its own, which are made for cross-entropy"
-    no_new_names = "LP++ has weights for each trained class, and no other"
 
     weight: Tensor
     bias: Tensor
@@ -103,10 +92,6 @@ class LpPlusPlus(Method):
         cls, clip: FrozenClip, settings: LpPlusPlusSettings, surroundings: Surroundings
     ) -> "LpPlusPlus":
         return cls(clip, settings, surroundings.classes)
-
-    @classmethod
-    def uses_validation(cls, settings: LpPlusPlusSettings) -> bool:
-        return True
 
     def logit_slope(self) -> float:
         return float((self.weight.norm(dim=1) + self.alpha.abs()).max())
@@ -159,7 +144,7 @@ class LpPlusPlus(Method):
         Raises:
             InputError: a name that was not trained.
         """
-        columns = self.classes.trained_columns(names, self.no_new_names)
+        columns = self.classes.trained_columns(names, self.entry.no_new_names)
         texts = zero_shot_texts(self.clip, names, template)
         return LpClasses(texts, torch.tensor(columns, device=texts.device))
 

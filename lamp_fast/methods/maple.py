@@ -1,18 +1,12 @@
 """MaPLe (Khattak et al., CVPR 2023): deep prompts in both towers, the visual ones projected."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip, Trimming
-from lamp_fast.methods.deep_prompts import DeepPrompts, DeepPromptSettings
-from lamp_fast.methods.settings import Preset, Surroundings, sgd
-
-
-@dataclass(frozen=True)
-class MapleSettings(DeepPromptSettings):
-    """MaPLe."""
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.methods.deep_prompts import DeepPrompts
+from lamp_fast.methods.settings.maple import MAPLE, MapleSettings
+from lamp_fast.methods.surroundings import Surroundings
 
 
 class MaPLe(DeepPrompts):
@@ -26,12 +20,7 @@ class MaPLe(DeepPrompts):
         InputError: see :class:`DeepPrompts`.
     """
 
-    title = "MaPLe"
-    Settings = MapleSettings
-    presets: ClassVar = {
-        "maple": Preset(sgd(3.5e-3, 5, 4), {"n_ctx": 2}),
-        "maple-source": Preset(sgd(2.6e-3, 2, 4), {"n_ctx": 2, "depth": 3}),
-    }
+    entry = MAPLE
 
     def __init__(self, clip: FrozenClip, settings: MapleSettings, trimming: Trimming) -> None:
         super().__init__(clip, settings, trimming)

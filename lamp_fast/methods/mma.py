@@ -1,33 +1,23 @@
 """MMA (Yang et al., CVPR 2024): adapters beside the upper layers of both towers, joined inside."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, last_cls
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import MAX_LAYER, Bounds, Layers
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, FrozenClip, last_cls
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import TwoTowers
-from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, cut_layers, sgd
+from lamp_fast.methods.settings import cut_layers
+from lamp_fast.methods.settings.mma import MMA, MmaSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import encode, prepare_prompts
 
 TEMPLATE = "a photo of a {}."
-
-
-@dataclass(frozen=True)
-class MmaSettings(MethodSettings):
-    """MMA: multi-modal adapters."""
-
-    adapter_layers: Annotated[Layers, Bounds(1, MAX_LAYER)] = tuple(range(5, 13))
-    """Layers with adapters, from 1; cut to the shallower tower."""
-    adapter_width: Annotated[int, Bounds(1, 16_384)] = 32
-    """Width between the projections down and up."""
-    adapter_scale: Annotated[float, Bounds(above=0, high=1_000_000)] = 1e-3
-    """What an adapter's output is multiplied by."""
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -107,12 +97,7 @@ class Mma(TwoTowers):
         InputError: other layers than the published ones beyond the shallower tower, or none left.
     """
 
-    title = "MMA"
-    Settings = MmaSettings
-    own_prompt = True
-    presets: ClassVar = {
-        "mma": Preset(sgd(1.5e-3, 5, 16, warmup_epochs=0), by_data={"imagenet": {"batch": 128}})
-    }
+    entry = MMA
 
     def __init__(self, clip: FrozenClip, config: MmaSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text)

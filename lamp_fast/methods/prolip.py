@@ -1,35 +1,18 @@
 """ProLIP (Fahes et al., 2024): CLIP's own visual projection, trained and held to where it was."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip, at_least_float32
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip, at_least_float32
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
-from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
-from lamp_fast.methods.settings import MethodSettings, Preset
+from lamp_fast.methods.base import Criterion, Method, Step
+from lamp_fast.methods.settings.prolip import PROLIP, ProLipSettings
 from lamp_fast.methods.text import imagenet_or, mean_text_features
-
-
-@dataclass(frozen=True)
-class ProLipSettings(MethodSettings):
-    """ProLIP; --epochs counts its full-batch steps."""
-
-    prolip_views: Annotated[int, Bounds(1, 1_000_000)] = 300
-    """Random crops of each training picture, one a step, in turn; one, as in testing, where crops
-    would spoil it. The run costs one image forward of every crop, but for those in the cache."""
-    prolip_lambda: Annotated[FloatOrNone, Bounds(0, 1_000_000)] = None
-    """How much the projection is held to CLIP's own; none is 1 / pictures a class, with a long tail
-    their mean."""
-    prolip_map: Literal["projection", "residual"] = "projection"
-    """What is trained: CLIP's projection, or (RLA) a square map behind it that starts at the
-    identity."""
+from lamp_fast.methods.training_set import TrainingSet
 
 
 class ProLip(Method):
@@ -48,23 +31,8 @@ class ProLip(Method):
         config: views, lambda, and what is trained.
     """
 
-    title = "ProLIP"
+    entry = PROLIP
     reads_features = True
-    Settings = ProLipSettings
-    presets: ClassVar = {
-        "prolip": Preset(
-            {
-                "optimiser": "adam",
-                "lr": 1e-5,
-                "eps": 1e-4,
-                "weight_decay": 0.0,
-                "epochs": 300,
-                "warmup_epochs": 0,
-                "batch": 1 << 20,
-            },
-            views={"crop_area": 0.5},
-        )
-    }
 
     def __init__(self, clip: FrozenClip, config: ProLipSettings) -> None:
         super().__init__(clip)

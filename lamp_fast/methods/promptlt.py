@@ -15,49 +15,21 @@ hold. Left out, for reasons:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import (
-    ClassPrompts,
-    FrozenClip,
-    TextForest,
-    Trimming,
-)
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import MAX_LAYER, Bounds, Layers
+from lamp_fast.clip.prompts import ClassPrompts, TextForest
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Criterion, Step, TwoTowers
 from lamp_fast.methods.lamp.prompts import LayerPrompts
-from lamp_fast.methods.lamp.settings import LampSettings
-from lamp_fast.methods.settings import MethodSettings, Preset, Surroundings, cut_layers
+from lamp_fast.methods.settings import cut_layers
+from lamp_fast.methods.settings.promptlt import PROMPTLT, PromptLtSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import prepare_prompts
-
-# Width inside the projectors.
-HIDDEN = 32
-_IMAGENET = {"imagenet": {"lr": 1e-3, "epochs": 5, "batch": 32}}
-
-
-@dataclass(frozen=True)
-class PromptLtSettings(MethodSettings):
-    """PromptLT: shared prompts, and one of each class group's."""
-
-    shared: Annotated[int, Bounds(1, 4096)] = 2
-    """Prompts of each layer that both towers share."""
-    groups: Annotated[int, Bounds(1, 4096)] = 3
-    """Extra prompts of each layer and tower, of which each query has one: for many, medium and few
-    pictures, in the authors' minds."""
-    d: Annotated[int, Bounds(1, 4096)] = 32
-    """Width of the prompts before projection."""
-    layers: Annotated[Layers, Bounds(1, MAX_LAYER)] = tuple(range(3, 13))
-    """Layers with prompts, from 1; the published ones are cut to the shallower tower."""
-
-    def in_lamps_words(self) -> LampSettings:
-        """The same in LAMP's words: its pool is the groups."""
-        sizes = {"k": 1, "m": self.groups, "s": self.shared, "d": self.d}
-        return LampSettings(**sizes, phi="mlp", phi_hidden=HIDDEN, layers=self.layers)
 
 
 def chosen(extra: Tensor, queries: Tensor, mix: bool) -> Tensor:
@@ -111,13 +83,7 @@ class PromptLt(TwoTowers):
         InputError: other layers than the published ones beyond the shallower tower, or none left.
     """
 
-    title = "PromptLT"
-    Settings = PromptLtSettings
-    presets: ClassVar = {
-        "promptlt": Preset({"lr": 3e-3, "epochs": 50, "batch": 4}, by_data=_IMAGENET),
-        "promptlt-all": Preset({"lr": 1e-3, "epochs": 50, "batch": 32}, by_data=_IMAGENET),
-        "promptlt-source": Preset({"lr": 1e-3, "epochs": 1, "batch": 32}),
-    }
+    entry = PROMPTLT
 
     def __init__(self, clip: FrozenClip, settings: PromptLtSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)

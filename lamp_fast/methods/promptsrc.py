@@ -4,24 +4,21 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import Bounds
-from lamp_fast.methods.base import (
-    Criterion,
-    Step,
-    TrainingSet,
-    frozen_image_features,
-)
-from lamp_fast.methods.deep_prompts import DeepPrompts, DeepPromptSettings
-from lamp_fast.methods.settings import Preset, Surroundings, sgd
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
+from lamp_fast.methods.base import Criterion, Step, frozen_image_features
+from lamp_fast.methods.deep_prompts import DeepPrompts
+from lamp_fast.methods.settings.promptsrc import PROMPTSRC, PromptSrcSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.training_set import TrainingSet
 
 # The 60 of CLIP's eighty templates for ImageNet over which the texts to stay close to are means.
 TEMPLATES = (
@@ -66,20 +63,6 @@ TEMPLATES = (
     "the toy {}.",
     "a pixelated photo of the {}.",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PromptSrcSettings(DeepPromptSettings):
-    """PromptSRC: prompts that regulate themselves."""
-
-    text_weight: Annotated[float, Bounds(0, 1_000_000)] = 25.0
-    """Weight of the mean distance of prompted from zero-shot text features, number by number."""
-    image_weight: Annotated[float, Bounds(0, 1_000_000)] = 10.0
-    """The same of image features."""
-    gpa_mean: Annotated[float, Bounds(-1_000_000, 1_000_000)] = 15.0
-    """The epoch, from 1, whose weights count most in the average that a run ends with."""
-    gpa_std: Annotated[float, Bounds(above=0, high=1_000_000)] = 1.0
-    """Over how many epochs around it that average reaches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,22 +114,7 @@ class PromptSrc(DeepPrompts):
         InputError: see :class:`DeepPrompts`.
     """
 
-    title = "PromptSRC"
-    Settings = PromptSrcSettings
-    presets: ClassVar = {
-        "promptsrc": Preset(sgd(2.5e-3, 20, 4)),
-        "promptsrc-all": Preset(
-            sgd(2.5e-3, 50, 4),
-            {"gpa_mean": 30.0, "gpa_std": 30.0},
-            own_by_data={
-                data: {"gpa_mean": 45.0, "gpa_std": 5.0}
-                for data in ("stanford_cars", "flowers102", "fgvc_aircraft", "dtd", "eurosat")
-            },
-        ),
-        "promptsrc-source": Preset(
-            sgd(2.5e-3, 20, 4), {"depth": 3, "gpa_mean": 6.0, "gpa_std": 10.0}
-        ),
-    }
+    entry = PROMPTSRC
 
     def __init__(
         self, clip: FrozenClip, settings: PromptSrcSettings, trimming: Trimming, epochs: int

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Method
-from lamp_fast.methods.settings import RunClasses
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.methods.text import plain_text_features
 
 

@@ -6,50 +6,27 @@ The tokens of layer i are images, in the tower's width, of the same few learned 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import (
-    Block,
-    ClassPrompts,
-    FrozenClip,
-    TextForest,
-    Trimming,
-    at_least_float32,
-    last_cls,
-    through,
-)
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.prompts import ClassPrompts, TextForest
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, FrozenClip, at_least_float32, last_cls, through
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import MAX_LAYER, Bounds, Layers, format_layers
+from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import (
     Criterion,
     Step,
     TwoTowers,
     frozen_image_features,
 )
-from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+from lamp_fast.methods.settings.rep_tokens import RepTokenSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import prepare_prompts, zero_shot_texts
-
-
-@dataclass(frozen=True)
-class RepTokenSettings(MethodSettings):
-    """Tokens that both towers share."""
-
-    rep_layers: Annotated[Layers, Bounds(1, MAX_LAYER)] = tuple(range(6, 13))
-    """Layers with tokens of their own, from 1: 6..12 of 12; the upper half where the shallower
-    tower has another depth. Layers above the first of them that are not listed carry tokens on."""
-    rep_tokens: Annotated[int, Bounds(1, 1000)] = 5
-    """How many vectors both towers share."""
-    rep_width: Annotated[int, Bounds(1, 65_536)] = 512
-    """Their width."""
-    rep_alpha: Annotated[float, Bounds(0, 1)] = 0.7
-    """Share of the class token in loss and scores of trained classes; the tokens have the rest."""
-    reg_weight: Annotated[float, Bounds(0, 1_000_000)] = 1.0
-    """Weight of the cosine distances from zero-shot CLIP's features."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.methods.base import TrainingSet
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.methods.prototypes import Prototypes
-from lamp_fast.methods.settings import MethodSettings, RunClasses, Surroundings
+from lamp_fast.methods.settings import MethodSettings
+from lamp_fast.methods.settings.ss_text import SS_TEXT, SS_TEXT_PLUS
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
+from lamp_fast.methods.training_set import TrainingSet
 
 # No lambda is smaller, so that a class's pictures count as at most a thousand.
 LEAST = 1e-3
@@ -26,8 +28,7 @@ class SsText(Prototypes):
         classes: of the run.
     """
 
-    title = "SS-Text"
-    own_loss = "SS-Text is a closed form, without logits that are trained"
+    entry = SS_TEXT
 
     def __init__(self, clip: FrozenClip, classes: RunClasses) -> None:
         super().__init__(clip, classes)
@@ -71,7 +72,7 @@ class SsTextPlus(SsText):
     decides where pictures are few.
     """
 
-    title = "SS-Text+"
+    entry = SS_TEXT_PLUS
 
     def strength(self, counts: Tensor) -> Tensor:
         # Of a class without pictures the sum is 0, whatever it is divided by.

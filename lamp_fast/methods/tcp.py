@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamp_fast import ops
-from lamp_fast.clip import ClassPrompts, FrozenClip, TextForest, Trimming
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.prompts import ClassPrompts, TextForest
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
-from lamp_fast.fields import MAX_LAYER, Bounds
 from lamp_fast.methods.base import TwoTowers
-from lamp_fast.methods.coop import ContextSettings
-from lamp_fast.methods.settings import Preset, Surroundings
+from lamp_fast.methods.settings.tcp import TCP, TcpSettings
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import (
     context_start,
     context_template,
@@ -34,17 +34,6 @@ KNOWLEDGE = {
     "fgvc_aircraft": "a photo of an aircraft {}.",
 }
 BEHIND_CONTEXT = {"stanford_cars": "{}, a type of car", "ucf101": "person doing {}."}
-
-
-@dataclass(frozen=True)
-class TcpSettings(ContextSettings):
-    """TCP: textual class-aware prompts."""
-
-    knowledge_layer: Annotated[int, Bounds(1, MAX_LAYER)] = 9
-    """The text layer, from 1, before which the learned tokens give way to class-aware ones: 9 of
-    12; two thirds down in a text tower of another depth."""
-    knowledge_weight: Annotated[float, Bounds(0, 1_000_000)] = 8.0
-    """Weight of the distance between learned and zero-shot text features."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +70,7 @@ class Tcp(TwoTowers):
         InputError: another layer than the published one beyond the text tower.
     """
 
-    title = "TCP"
-    Settings = TcpSettings
-    presets: ClassVar = {
-        "tcp": Preset(
-            {"optimiser": "adam", "lr": 2e-3, "eps": 1e-3, "epochs": 50, "batch": 32},
-            {"ctx_init": None},
-            by_data={"imagenet": {"epochs": 25}, "sun397": {"epochs": 25}},
-        )
-    }
+    entry = TCP
 
     def __init__(self, clip: FrozenClip, settings: TcpSettings, trimming: Trimming) -> None:
         super().__init__(clip, keep_text=trimming.cache_text and not trimming.as_published)

@@ -13,17 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamp_fast.clip import (
-    Block,
-    ClassPrompts,
-    FrozenClip,
-    TextForest,
-    Trimming,
-    class_prompts,
-    whole_prompts,
-)
-from lamp_fast.data import Origin
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.clip.prompts import ClassPrompts, TextForest, class_prompts, whole_prompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, FrozenClip
+from lamp_fast.data.benchmark import Origin
+from lamp_fast.data.catalog import CATALOG
 from lamp_fast.errors import InputError
 
 # The few that CLIP's authors chose for ImageNet from their eighty.

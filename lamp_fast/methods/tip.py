@@ -2,26 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
-from lamp_fast.fields import Bounds, FloatOrNone, IntOrNone
-from lamp_fast.methods.base import Criterion, Method, Step, TrainingSet
-from lamp_fast.methods.settings import MethodSettings, Preset, RunClasses, Surroundings
+from lamp_fast.methods.base import Criterion, Method, Step
+from lamp_fast.methods.settings.tip import TIP, TIP_F, TipFSettings, TipSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import imagenet_or, mean_text_features
+from lamp_fast.methods.training_set import TrainingSet
 
 # The grid of the search, from the least value up to, but without, a data set's most.
 BETAS, ALPHAS, LEAST = 200, 20, 0.1
 # Numbers that the search holds at once.
 _AT_ONCE = 1 << 24
-# Random crops show at least half of a picture.
-VIEWS = {"crop_area": 0.5}
 
 
 @dataclass(frozen=True)
@@ -58,31 +56,6 @@ OTHERWISE = "imagenet"
 
 
 @dataclass(frozen=True)
-class TipSettings(MethodSettings):
-    """Tip-Adapter: a cache of training features."""
-
-    tip_alpha: Annotated[FloatOrNone, Bounds(0, 1_000_000)] = None
-    """Weight of the cache beside the class texts; none searches it on the validation pictures."""
-    tip_beta: Annotated[FloatOrNone, Bounds(0, 1_000_000)] = None
-    """Sharpness: a picture counts exp(-beta (1 - cosine)); none searches it on the validation
-    pictures."""
-    tip_balanced: bool = False
-    """Weigh each class's pictures by mean class size / class size, so that a large class has no
-    advantage (not published; without effect where classes have one size)."""
-    tip_passes: Annotated[int, Bounds(1, 100_000)] = 10
-    """Random crops of each training picture, whose mean feature is its key."""
-
-
-@dataclass(frozen=True)
-class TipFSettings(TipSettings):
-    """Tip-Adapter-F: a cache of training features, trained."""
-
-    tip_views: Annotated[IntOrNone, Bounds(1, 100_000)] = None
-    """Random crops of each picture to train on, one an epoch, then again from the first; none
-    takes as many as epochs."""
-
-
-@dataclass(frozen=True)
 class TipClasses:
     """Classes as Tip-Adapter scores them.
 
@@ -113,11 +86,8 @@ class Tip(Method):
         classes: of the run; their counts are the number of keys.
     """
 
-    title = "Tip-Adapter"
-    Settings = TipSettings
-    presets: ClassVar = {"tip": Preset(views=VIEWS)}
+    entry = TIP
     reads_features = True
-    own_loss = "Tip-Adapter trains nothing, so it has no loss to adjust"
 
     keys: Tensor
     labels: Tensor
@@ -137,10 +107,6 @@ class Tip(Method):
     @classmethod
     def build(cls, clip: FrozenClip, settings: TipSettings, surroundings: Surroundings) -> "Tip":
         return cls(clip, settings, surroundings.classes)
-
-    @classmethod
-    def uses_validation(cls, settings: TipSettings) -> bool:
-        return None in (settings.tip_alpha, settings.tip_beta)
 
     def hold_keys(self, keys: Tensor) -> None:
         """Keep keys [N, Ds] as what they are: not learned."""
@@ -168,7 +134,7 @@ class Tip(Method):
     @torch.no_grad()
     def choose(self, training: TrainingSet) -> None:
         """Search alpha and beta on the validation pictures, where they are not given."""
-        if not self.uses_validation(self.config):
+        if not self.config.uses_validation:
             return
         benchmark = training.benchmark
         known = PUBLISHED.get(benchmark.name, PUBLISHED[OTHERWISE])
@@ -262,24 +228,7 @@ class TipF(Tip):
         epochs: of the run.
     """
 
-    title = "Tip-Adapter-F"
-    Settings = TipFSettings
-    presets: ClassVar = {
-        "tip-f": Preset(
-            {
-                "lr": 1e-3,
-                "lr_per": "step",
-                "eps": 1e-4,
-                "weight_decay": 0.01,
-                "epochs": 20,
-                "batch": 256,
-                "warmup_epochs": 0,
-            },
-            by_data={"eurosat": {"epochs": 100}},
-            views=VIEWS,
-        )
-    }
-    own_loss = None
+    entry = TIP_F
 
     def __init__(
         self, clip: FrozenClip, config: TipFSettings, classes: RunClasses, epochs: int

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lamp_fast.clip import FeatureReader
-from lamp_fast.data import Benchmark
+from lamp_fast.clip.features import FeatureReader
+from lamp_fast.data.benchmark import Benchmark
 from lamp_fast.data.feature_batches import FeatureBatches, Views
-from lamp_fast.data.loading import Sampling, Transform
+from lamp_fast.data.loading import Transform
+from lamp_fast.data.settings import Sampling
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
 
@@ -82,7 +83,7 @@ class TrainingSet:
     def validation(self) -> tuple[Tensor, Tensor]:
         """Features [M, V] of the validation pictures, of one view, and labels int64 [M].
 
-        For methods that say so by :meth:`Method.uses_validation`.
+        For methods that say so by :attr:`MethodSettings.uses_validation`.
 
         Raises:
             InputError: there is none.

@@ -3,43 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamp_fast.clip import Block, ClassPrompts, FrozenClip, Trimming, at_least_float32, last_cls
-from lamp_fast.data import NOWHERE, Origin
-from lamp_fast.fields import Bounds
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, FrozenClip, at_least_float32, last_cls
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Criterion, Method, Step
 from lamp_fast.methods.fixed import Sides, fixed_copy
-from lamp_fast.methods.settings import (
-    ADAMW_BY_STEPS,
-    Preset,
-    RunClasses,
-    SteppedSettings,
-    Surroundings,
-)
+from lamp_fast.methods.settings.two_stage import TWO_STAGE, TwoStageSettings
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import encode, prepare_prompts
 
 NORMS, CLASSIFIER = 0, 1
-
-
-@dataclass(frozen=True)
-class TwoStageSettings(SteppedSettings):
-    """2SFS: LayerNorms of both towers, then a vector a trained class."""
-
-    steps_per_shot: Annotated[int, Bounds(1, 1_000_000)] = 300
-    """With --epochs none: optimiser steps for each picture that a class has, in the mean over
-    classes where they differ, of both stages; rounded to whole epochs. A number of --epochs is
-    taken instead."""
-    first_stage: Annotated[float, Bounds(0, 1)] = 0.6
-    """Share of the epochs that train the LayerNorms, rounded to whole ones; the second stage has
-    at least one."""
-    outer_norms: bool = True
-    """Also train the LayerNorms outside the blocks (the image tower's first and last, the text
-    tower's last), as the paper intends; off is what its code does."""
 
 
 class Norm(nn.LayerNorm):
@@ -109,9 +89,7 @@ class TwoStage(Method):
         trimming: what is left out.
     """
 
-    title = "2SFS"
-    Settings = TwoStageSettings
-    presets: ClassVar = {"2sfs": Preset(ADAMW_BY_STEPS)}
+    entry = TWO_STAGE
     no_class_matrix = None
 
     def __init__(

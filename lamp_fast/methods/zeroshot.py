@@ -7,18 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamp_fast.clip import FrozenClip
-from lamp_fast.data import NOWHERE, Origin
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Method, frozen_image_features
 from lamp_fast.methods.fixed import Sides
-from lamp_fast.methods.settings import MethodSettings, Surroundings
+from lamp_fast.methods.settings import MethodSettings
+from lamp_fast.methods.settings.zeroshot import ZEROSHOT
+from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import zero_shot_texts
 
 
 class ZeroShot(Method):
     """No parameters; ``classes`` is the normalised text features [C, Ds]."""
 
-    title = "CLIP zero-shot"
+    entry = ZEROSHOT
     reads_features = True
     no_class_matrix = None
 

@@ -23,6 +23,7 @@ from torch.nn.functional import grid_sample
 
 from lamp_fast.data.sources import digits
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform
+from lamp_fast.pretrain.settings import LETTERS
 
 BITMAP_SIZE = 32
 PICTURE_SIZE = 32
@@ -44,9 +45,6 @@ TRAINING_FONTS = (
     "cmr10",
 )
 HELD_OUT_FONTS = ("DejaVuSerif-Bold", "STIXGeneralBolIta", "cmss10", "cmtt10")
-
-LETTERS = tuple(letter for letter in string.ascii_lowercase if letter != "o")
-"""The letter o is left out: filling its box, it is a zero."""
 
 # How people write digits where type does not: a round nought, a one without its foot or flag, a
 # flat-topped three, an open four, a barred seven, a nine with a straight stem. Characters of one

@@ -1,20 +1,8 @@
-"""Contrastive pre-training of the tiny CLIP that the package carries.
-
-    python -m lamp_fast.pretrain --out DIR
-
-Pairs are drawn on the fly: a glyph that :mod:`lamp_fast.pretrain.glyphs` draws, and a caption of
-it. Each step has several groups. A group holds every digit once and some letters once, so no two of
-its captions name the same thing: open_clip's loss, which takes every other pair of a batch for a
-negative, is computed within each group and meets no false negative.
-
-The seed decides the result: the same seed, threads and machine give the same weights.
-"""
+"""Contrastive pre-training of the tiny CLIP; see :mod:`lamp_fast.pretrain.__main__`."""
 
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import open_clip
 import torch
@@ -25,8 +13,9 @@ from tqdm import tqdm
 from lamp_fast.clip import tiny
 from lamp_fast.data.sources import digits
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds, validate
+from lamp_fast.fields import validate
 from lamp_fast.pretrain import glyphs
+from lamp_fast.pretrain.settings import HELD_OUT_SEED, PretrainConfig
 
 ARCHITECTURE = {
     "embed_dim": 64,
@@ -49,48 +38,6 @@ ARCHITECTURE = {
 """Arguments of ``open_clip.CLIP``."""
 
 MAX_LOGIT_SCALE = math.log(100)
-
-# Apart from every seed that training draws with, so that scores of different runs compare.
-_HELD_OUT_SEED = 2**40
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Flags of the command."""
-
-    out: Path | None = None
-    """Folder for config.json and weights.safetensors; the package's own assets if not given."""
-    overwrite: bool = False
-    """Replace weights that lie in --out."""
-    seed: Annotated[int, Bounds(0, below=_HELD_OUT_SEED)] = 0
-    """Of the initial weights, the drawings and the captions."""
-    steps: Annotated[int, Bounds(1, 1_000_000)] = 1500
-    """Optimiser steps."""
-    groups: Annotated[int, Bounds(1, 10_000)] = 6
-    """Groups of pairs in a step; the loss is computed within each."""
-    letters: Annotated[int, Bounds(0, len(glyphs.LETTERS))] = 12
-    """Letters in a group, beside the ten digits."""
-    lr: Annotated[float, Bounds(above=0, high=1e30)] = 1e-3
-    """Peak learning rate of AdamW."""
-    weight_decay: Annotated[float, Bounds(0, 1_000_000)] = 0.05
-    """Of matrices; embeddings, gains, biases and the logit scale are not decayed."""
-    warmup: Annotated[int, Bounds(0, 1_000_000)] = 100
-    """Steps of linear warm-up; a cosine brings the rate to 0 after them."""
-    evaluate_every: Annotated[int, Bounds(1, 1_000_000)] = 250
-    """Steps between scores on held-out glyphs."""
-    held_out: Annotated[int, Bounds(1, 10_000)] = 60
-    """Held-out pictures of each class."""
-    threads: Annotated[int, Bounds(1, 4096)] = 2
-    """CPU threads."""
-
-    def check_together(self) -> None:
-        """Refuse values that do not go together.
-
-        Raises:
-            InputError: naming the flag, its value and what was expected.
-        """
-        if self.warmup >= self.steps:
-            raise InputError(f"--warmup {self.warmup}: expected 0..{self.steps - 1}, below --steps")
 
 
 @dataclass(frozen=True)
@@ -219,7 +166,7 @@ def rate(step: int, config: PretrainConfig) -> float:
 
 def held_out(per_class: int) -> HeldOut:
     """Draw every class in the held-out fonts with the held-out distortion; the seed is fixed."""
-    generator = Generator().manual_seed(_HELD_OUT_SEED)
+    generator = Generator().manual_seed(HELD_OUT_SEED)
     shapes = glyphs.load_shapes(glyphs.HELD_OUT_FONTS)
     classes = torch.arange(len(glyphs.CLASSES)).repeat_interleave(per_class)
     indices = shapes.choose(classes, generator)

@@ -9,7 +9,6 @@ import tyro
 
 from lamp_fast import cli
 from lamp_fast.files import refuse_output, write_bytes
-from lamp_fast.report.page import build_page
 
 DEFAULT = "report.html"
 
@@ -29,6 +28,8 @@ def main(config: ReportConfig) -> int:
     out = config.out or config.run / DEFAULT
     run_files = (each for each in config.run.glob("*") if each.name != DEFAULT)
     refuse_output("--out", out, run_files)
+    from lamp_fast.report.page import build_page
+
     write_bytes(out, build_page(config.run).encode())
     cli.say(str(out))
     return 0

@@ -18,10 +18,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
-from lamp_fast.data import Pictures, evaluation_batches
+from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, Lamp, Method, ZeroShot
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.lamp.model import Lamp
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.report.drawing import STYLE, to_svg
 from lamp_fast.report.tables import by_class_table, result_table
 from lamp_fast.runs import figures
@@ -259,7 +263,7 @@ def _examples(experiment: Experiment, wanted: Sequence[int]) -> list[tuple[str, 
         (len(benchmark.base_names), benchmark.new_names, benchmark.test_new),
     ):
         pictures = _some_of_each(pictures, [first + label in found for label in range(len(names))])
-        scored = not first or experiment.method.no_new_names is None
+        scored = not first or experiment.method.entry.no_new_names is None
         if not len(pictures) or not scored:
             continue
         answers = [

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.fields import from_json
 from lamp_fast.files import read_json, write_json
 from lamp_fast.jobs.process import end_with_parent, peak_memory, run_facts, run_of, train_attempt

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.fields import to_json
 from lamp_fast.jobs.identity import address, code_identity, data_identity, run_identity
 from lamp_fast.jobs.queue import Task

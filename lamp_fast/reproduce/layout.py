@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 
 TITLES = {
     "caltech101": "Caltech101",

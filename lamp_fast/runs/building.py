@@ -5,17 +5,22 @@ from typing import Any
 
 import torch
 
-from lamp_fast.clip import FeatureReader, FrozenClip, load_clip, warn_if_random
+from lamp_fast.clip.features import FeatureReader
+from lamp_fast.clip.load import load_clip, warn_if_random
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.feature_cache import FeatureCache
 from lamp_fast.data.loading import Transform
 from lamp_fast.data.resample import PackTransform
+from lamp_fast.data.settings import ViewConfig
 from lamp_fast.data.transforms import HostTransform, Views
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.views import used_preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, Method, RunClasses, Surroundings
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.machine import MachineConfig
+from lamp_fast.runs.settings import MachineConfig
 
 DTYPES = {
     "fp32": torch.float32,
@@ -39,14 +44,14 @@ def build_method(
         InputError: settings that the CLIP cannot serve, or of the loss where the method has its
             own.
     """
-    kind, optim = METHODS[config.method], config.optim
+    entry, optim = METHODS[config.method], config.optim
     for flag, given in (
         ("--logit-adjustment", optim.logit_adjustment),
         (f"--loss {optim.loss}", optim.loss != "ce"),
         ("--class-weights", optim.class_weights != "none"),
     ):
-        if given and kind.own_loss is not None:
-            raise InputError(f"{flag}: {kind.own_loss}")
+        if given and entry.own_loss is not None:
+            raise InputError(f"{flag}: {entry.own_loss}")
     surroundings = Surroundings(
         classes=classes or RunClasses(),
         trimming=config.trim,
@@ -54,7 +59,7 @@ def build_method(
         epochs=config.optim.epochs,
         tau=config.optim.tau,
     )
-    return kind.build(clip, config.own, surroundings)
+    return entry.load().build(clip, config.own, surroundings)
 
 
 def build_transform(
@@ -62,7 +67,7 @@ def build_transform(
 ) -> Transform:
     """What a resolved machine does to pictures before the tower: all of it, or the host's part."""
     kind = PackTransform if machine.transforms == "device" else HostTransform
-    return kind(views.preprocessing(clip.preprocessing), shown)
+    return kind(used_preprocessing(views, clip.preprocessing), shown)
 
 
 def build_reader(clip: FrozenClip, machine: MachineConfig) -> FeatureReader:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, save_tensors, write_bytes
+from lamp_fast.files import write_bytes
 from lamp_fast.runs.folder import CHECKPOINT, METRICS, require_checkpoint
 from lamp_fast.runs.record import check_history
 from lamp_fast.runs.saved import check_state
+from lamp_fast.tensors import load_tensors, save_tensors
 
 
 @dataclass

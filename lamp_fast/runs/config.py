@@ -12,18 +12,16 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from lamp_fast import cli
-from lamp_fast.clip import ClipConfig, Trimming
-from lamp_fast.data import DataConfig
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.clip.settings import ClipConfig, Trimming
+from lamp_fast.data.settings import DataConfig, ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Seed, from_json, peek, to_json
 from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, find_preset
-from lamp_fast.methods.coop import ContextSettings
 from lamp_fast.methods.settings import MethodSettings, SteppedSettings
-from lamp_fast.runs.machine import MachineConfig
-from lamp_fast.runs.optimisation import OptimConfig
+from lamp_fast.methods.settings.coop import ContextSettings
 from lamp_fast.runs.selection import BEFORE, SelectionConfig
+from lamp_fast.runs.settings import MachineConfig, OptimConfig
 
 Own = TypeVar("Own", bound=MethodSettings)
 
@@ -72,15 +70,15 @@ class TrainConfig(Generic[Own]):
             raise InputError("--resume --overwrite: expected one of the two")
         if type(self.own) is not settings_of(self.method):
             raise InputError(f"--method {self.method}: the settings are those of another method")
-        method = METHODS[self.method]
-        if self.trim.as_published and method.no_as_published:
-            raise InputError(f"--as-published: {method.no_as_published}")
+        entry = METHODS[self.method]
+        if self.trim.as_published and entry.no_as_published:
+            raise InputError(f"--as-published: {entry.no_as_published}")
         if self.optim.epochs is None and not isinstance(self.own, SteppedSettings):
             raise InputError(
                 f"--epochs none: --method {self.method} has no published number of steps, expected"
                 " a number of epochs"
             )
-        if self.data.template is not None and method.own_prompt:
+        if self.data.template is not None and entry.own_prompt:
             raise InputError(
                 f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
             )

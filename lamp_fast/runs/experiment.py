@@ -13,37 +13,39 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
-from lamp_fast.clip import FeatureReader, FrozenClip, check_distinct, tokenise
-from lamp_fast.data import (
+from lamp_fast.clip.features import FeatureReader
+from lamp_fast.clip.prompts import check_distinct, tokenise
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data import catalog
+from lamp_fast.data.benchmark import (
     Benchmark,
-    DataConfig,
-    DataSource,
-    DecodedCache,
-    PictureLists,
-    PictureTable,
     build_benchmark,
     check_benchmark,
     decode_through,
-    load_source,
-    move_batches,
     transfer_benchmark,
 )
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.disk_cache import default_folder
-from lamp_fast.data.loading import Batch, Transform
-from lamp_fast.data.sources import catalog
+from lamp_fast.data.loading import Batch, Transform, move_batches
+from lamp_fast.data.settings import DataConfig, ViewConfig
+from lamp_fast.data.sources import DataSource, load_source
+from lamp_fast.data.sources.lists import PictureLists
+from lamp_fast.data.sources.table import PictureTable
 from lamp_fast.data.transforms import CentreCrop, Views
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.views import centre_view, testing_views, training_views
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
-from lamp_fast.methods import METHODS, Method, RunClasses, TrainingSet
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses
+from lamp_fast.methods.training_set import TrainingSet
 from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.machine import resolve_machine
-from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
 from lamp_fast.runs.saved import SavedRun, load
+from lamp_fast.runs.settings import OptimConfig
 
 # The readable pictures of a run, the names of the others, the sha256 of all that is read.
 Checked = tuple[Benchmark, tuple[str, ...], str]
@@ -93,18 +95,20 @@ class Experiment:
     @property
     def test_transform(self) -> Transform:
         """The views that pictures are scored on: one, or five."""
-        return self._transform(self.config.views.testing(self._size))
+        return self._transform(testing_views(self.config.views, self._size))
 
     @property
     def centre_transform(self) -> Transform:
         """The one deterministic view, also where scores are of five."""
-        return self._transform(self.config.views.centre(self._size))
+        return self._transform(centre_view(self.config.views, self._size))
 
     @property
     def train_transform(self) -> Transform:
         """The random views of training, or the centre."""
         views, epochs = self.config.views, self.config.optim.epochs
-        return self._transform(views.training(self._size, epochs, croppable=self.benchmark.augment))
+        return self._transform(
+            training_views(views, self._size, epochs, croppable=self.benchmark.augment)
+        )
 
     def with_tte(self, tte: bool | None) -> "Experiment":
         """The same, scored on five views or on one; None leaves it as the run has it."""
@@ -247,10 +251,10 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
     for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
-    if method.no_new_names is not None and not benchmark.trained:
+    if method.entry.no_new_names is not None and not benchmark.trained:
         method.prepare(benchmark.base_names, benchmark.template, benchmark.origin)
     entry = catalog.CATALOG.get(benchmark.name)
-    if method.no_new_names is not None and not benchmark.trained:
+    if method.entry.no_new_names is not None and not benchmark.trained:
         method.prepare(names, benchmark.template, benchmark.origin)
     if distinct and (entry is None or entry.distinct_names):
         check_distinct(tokens, f"--data {benchmark.name}: class names")
@@ -276,7 +280,7 @@ def uses_validation(config: TrainConfig) -> bool:
     """Whether a run holds validation pictures: its settings ask for them, or its method chooses on
     them."""
     selection = config.selection.resolved(config.data.data)
-    return selection.uses_validation or METHODS[config.method].uses_validation(config.own)
+    return selection.uses_validation or config.own.uses_validation
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:

@@ -13,12 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lamp_fast.cli import expand_path
+from lamp_fast.data import catalog
 from lamp_fast.data.settings import OWN_DATA, PLACES, DataConfig
-from lamp_fast.data.sources import catalog
 from lamp_fast.errors import InputError
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.ranks import launch_id, restarted, restarts
+from lamp_fast.runs.launch import launch_id, restarted, restarts
 from lamp_fast.runs.record import holds_record, read_record
 from lamp_fast.runs.tensorboard import FOLDER as EVENTS
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lamp_fast.methods import Method
+from lamp_fast.methods.base import Method
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.ranks import Ranks
 

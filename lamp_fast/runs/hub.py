@@ -21,10 +21,11 @@ import lamp_fast
 from lamp_fast.cli import expand_path
 from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
-from lamp_fast.files import save_tensors, write_bytes, write_json
+from lamp_fast.files import write_bytes, write_json
 from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
 from lamp_fast.runs.record import holds_record
 from lamp_fast.runs.scoring import results_table
+from lamp_fast.tensors import save_tensors
 
 CARD = "README.md"
 

@@ -5,10 +5,11 @@ from collections import Counter
 import open_clip
 import torch
 
-from lamp_fast.clip import FrozenClip, load_clip
+from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from lamp_fast.data.loading import class_shares
 from lamp_fast.errors import InputError
-from lamp_fast.methods import Method, RunClasses
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.class_numbers import check_numbers, read_numbers
-from lamp_fast.runs.optimisation import OptimConfig, row_weights
+from lamp_fast.runs.optimisation import row_weights
+from lamp_fast.runs.settings import OptimConfig
 
 # "uniform", "train", or a share of each class that is asked for, in any unit.
 Wanted = str | Mapping[str, float]

@@ -9,7 +9,7 @@ row, and it wants one backward a step, which gradient accumulation has not.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +22,7 @@ from lamp_fast.data.feature_batches import FeatureBatches
 from lamp_fast.data.loading import Batch, Batches
 from lamp_fast.errors import InputError
 from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.launch import launched
 
 Result = TypeVar("Result")
 
@@ -146,29 +147,6 @@ class Ranks:
         raise PeerStopped
 
 
-@dataclass(frozen=True)
-class Part:
-    """Which pictures are this process's: of ``count`` processes, number ``index`` from 0.
-
-    They take batches in turn, so that every picture is classified beside those that it would be
-    beside in one process.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def of(self, pictures: Iterable[Result], batch: int) -> Iterator[Result]:
-        """The own ones of all pictures."""
-        for number, each in enumerate(pictures):
-            if number // batch % self.count == self.index:
-                yield each
-
-    def size(self, total: int, batch: int) -> int:
-        """How many of ``total`` pictures are its own."""
-        rounds, rest = divmod(total, batch * self.count)
-        return rounds * batch + min(max(rest - self.index * batch, 0), batch)
-
-
 ALONE = Ranks()
 
 
@@ -229,26 +207,6 @@ def own_device(device: str) -> str:
             f" a GPU, this machine has {torch.cuda.device_count()}"
         )
     return f"cuda:{index}"
-
-
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return dist.is_available() and dist.is_torchelastic_launched()
-
-
-def launch_id() -> str | None:
-    """What tells one torchrun from another, the same after a restart; None without torchrun."""
-    return os.environ["TORCHELASTIC_RUN_ID"] if launched() else None
-
-
-def restarted() -> bool:
-    """Whether torchrun started this process again after a rank had died (``--max-restarts``)."""
-    return launched() and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
-
-
-def restarts() -> bool:
-    """Whether torchrun would start the processes again."""
-    return launched() and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0
 
 
 def place(config: TrainConfig, ranks: Ranks) -> TrainConfig:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from lamp_fast.data.sources import catalog
+from lamp_fast.data import catalog
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, parse_layers, validate
 from lamp_fast.files import parse_json, read_json
@@ -25,7 +25,7 @@ MAX_SHOWN = 1e30
 
 @dataclass(frozen=True)
 class SavedClip:
-    """Which CLIP a run used; see :class:`lamp_fast.clip.ClipIdentity`."""
+    """Which CLIP a run used; see :class:`lamp_fast.clip.towers.ClipIdentity`."""
 
     name: str
     weights: str

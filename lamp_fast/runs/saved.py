@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.clip import FrozenClip
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, read_json
-from lamp_fast.methods import Method, RunClasses
+from lamp_fast.files import read_json
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS, finished_file
 from lamp_fast.runs.record import Record, check_facts, check_rows, read_record
+from lamp_fast.tensors import load_tensors
 
 # A float64 run may go on in float32 and the reverse; nothing else is cast.
 _FLOATS = (torch.float32, torch.float64)

@@ -11,13 +11,16 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from lamp_fast.data import Benchmark, DataConfig, Pictures, evaluation_batches
+from lamp_fast.data.benchmark import Benchmark
+from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
-from lamp_fast.data.settings import PLACES
+from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json
 from lamp_fast.files import read_json, write_bytes, write_csv, write_json
-from lamp_fast.methods import Method, ZeroShot
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
@@ -124,13 +127,14 @@ def evaluate_rows(
     """
     method = experiment.method
     zeroshot = ZeroShot(experiment.clip)
-    rows = [score_method(experiment, zeroshot, zeroshot.title, 0.0, ranks)]
+    rows = [score_method(experiment, zeroshot, zeroshot.entry.title, 0.0, ranks)]
     if isinstance(method, ZeroShot):
         return rows
-    rows.append(score_method(experiment, method, method.title, seconds, ranks))
+    rows.append(score_method(experiment, method, method.entry.title, seconds, ranks))
     if adapted:
         new = _score_half(experiment, method, ranks, new=True, adapted=True)
-        rows.append(replace(rows[-1], name=f"{method.title}, b_new on new (transductive)", new=new))
+        name = f"{method.entry.title}, b_new on new (transductive)"
+        rows.append(replace(rows[-1], name=name, new=new))
     return rows
 
 
@@ -209,7 +213,7 @@ def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    new = len(experiment.benchmark.new_names) > 0 and method.no_new_names is None
+    new = len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
     return Evaluated(
         name=name,
         base=_score_half(experiment, method, ranks, new=False),

@@ -12,18 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lamp_fast.data import evaluation_batches, training_batches
+from lamp_fast.data.loading import evaluation_batches, training_batches
 from lamp_fast.runs import checkpoint, graph
 from lamp_fast.runs.checkpoint import Progress, Snapshot
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
-from lamp_fast.runs.optimisation import (
-    OptimConfig,
-    build_criterion,
-    build_optimiser,
-    learning_rate,
-)
+from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
+from lamp_fast.runs.settings import OptimConfig
 from lamp_fast.runs.tensorboard import EventWriter
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
@@ -348,7 +344,7 @@ class Trainer:
 def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict | None:
     """Run the method's adaptation over the unlabelled training pictures of the new classes."""
     benchmark = experiment.benchmark
-    if not len(benchmark.adapt) or experiment.method.no_new_names is not None:
+    if not len(benchmark.adapt) or experiment.method.entry.no_new_names is not None:
         return None
     classes = experiment.method.prepare(benchmark.new_names, benchmark.template, benchmark.origin)
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)

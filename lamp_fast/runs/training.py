@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lamp_fast import cli
-from lamp_fast.clip import completed_record
+from lamp_fast.clip.load import completed_record
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
-from lamp_fast.files import save_tensors, write_json
+from lamp_fast.files import write_json
 from lamp_fast.runs import figures
 from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
@@ -32,11 +32,13 @@ from lamp_fast.runs.folder import (
     resume_or_choose_folder,
     resumed_defaults,
 )
-from lamp_fast.runs.ranks import ALONE, Ranks, join, launch_id, place
+from lamp_fast.runs.launch import launch_id
+from lamp_fast.runs.ranks import ALONE, Ranks, join, place
 from lamp_fast.runs.record import Record, read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
+from lamp_fast.tensors import save_tensors
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
 _PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}

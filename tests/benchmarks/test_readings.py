@@ -9,7 +9,7 @@ import pytest
 from benchmarks import readings
 from benchmarks.letters import Shift, letters
 from benchmarks.readings import PRESET, Run
-from lamp_fast.data import build_benchmark
+from lamp_fast.data.benchmark import build_benchmark
 from lamp_fast.errors import InputError
 from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.pretrain import glyphs

@@ -12,7 +12,7 @@ from benchmarks.measuring.timing import CPU
 from benchmarks.rivals import RIVALS, Contest
 from benchmarks.rivals.lines import LINES
 from benchmarks.rivals.mmrl import ALPHA, COUNT, PULL
-from lamp_fast.methods import RunClasses
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import default_config
 

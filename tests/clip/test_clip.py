@@ -6,18 +6,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from lamp_fast.clip import (
-    FrozenClip,
-    activation_of,
-    check_supported,
-    fingerprint,
-    load_clip,
-    tokenise,
-)
+from lamp_fast.clip.load import activation_of, fingerprint, load_clip
+from lamp_fast.clip.prompts import tokenise
+from lamp_fast.clip.towers import FrozenClip, check_supported
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses
 from lamp_fast.methods.base import plain_image_features
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.methods.text import plain_text_features
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig

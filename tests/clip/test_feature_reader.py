@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lamp_fast.clip import ClipIdentity, FeatureReader, features
-from lamp_fast.data import Pictures
+from lamp_fast.clip import features
+from lamp_fast.clip.features import FeatureReader
+from lamp_fast.clip.towers import ClipIdentity
 from lamp_fast.data.feature_cache import FeatureCache
-from lamp_fast.data.pictures import check_pictures
+from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.transforms import (
     HostTransform,
     MinimalistCrop,

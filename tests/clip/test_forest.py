@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lamp_fast.clip import plant
+from lamp_fast.clip.prompts import plant
 
 BOT, EOT = 100, 101
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lamp_fast import Classifier, evaluate, train
-from lamp_fast.clip import completed_record, load_clip
+from lamp_fast.clip.load import completed_record, load_clip
 from lamp_fast.data.transforms import OPENAI_MEAN, Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, RESULT, resumed_defaults

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lamp_fast.clip import check_distinct, tokenise
+from lamp_fast.clip.prompts import check_distinct, tokenise
 from lamp_fast.errors import InputError
 
 TEMPLATE = "a photo of a {}."

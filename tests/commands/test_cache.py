@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import scan_cache_dir
 
 from lamp_fast import cache
-from lamp_fast.data import DecodedCache
+from lamp_fast.data.decoded import DecodedCache
 
 CONFIGS = {
     "models--timm--vit_base_patch16_clip_224.openai": "{}",

@@ -18,7 +18,8 @@ from PIL import Image, ImageSequence
 import lamp_fast
 from lamp_fast import train
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import evaluation_batches, load_source
+from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
 from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT
@@ -441,7 +442,7 @@ def test_a_diverging_run_raises(tmp_path):
 
 def test_zero_shot_has_no_bias(classifier, scans):
     """The same interface over a method without parameters."""
-    from lamp_fast.methods import ZeroShot
+    from lamp_fast.methods.zeroshot import ZeroShot
 
     method = ZeroShot(classifier.method.clip)
     config = replace(classifier.config, method="zeroshot")

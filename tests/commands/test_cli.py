@@ -13,9 +13,9 @@ import pytest
 
 from lamp_fast import cli
 from lamp_fast.classifier import Classifier
-from lamp_fast.clip import load_clip
-from lamp_fast.data import DataConfig
+from lamp_fast.clip.load import load_clip
 from lamp_fast.data.disk_cache import FOLDER_VARIABLE, default_folder
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.runs.config import choosing_flags, default_config
 from lamp_fast.runs.folder import resumed_defaults

@@ -14,10 +14,13 @@ from PIL import Image
 from lamp_fast import train
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
-from lamp_fast.export import CLASS_FEATURES, build_module, export, graphs
+from lamp_fast.export import graphs
 from lamp_fast.export.bounds import float16_error, int8_error, random_pictures, tolerance
+from lamp_fast.export.exporting import build_module, export
 from lamp_fast.export.graphs import run_onnx, run_torch
-from lamp_fast.methods import METHODS, ZeroShot
+from lamp_fast.export.settings import CLASS_FEATURES
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.config import TrainConfig, apply_preset
 
@@ -147,7 +150,7 @@ def test_the_module_is_the_method(runs, kind):
 def test_every_method_is_its_module(trained, method):
     run = trained(method)
     loaded = Classifier.load(run, device="cpu")
-    names = NAMES if loaded.method.no_new_names is None else loaded.trained_names
+    names = NAMES if loaded.method.entry.no_new_names is None else loaded.trained_names
     with torch.no_grad():
         built = build_module(moved(run), names)
         check(moved(run), built.module, names)

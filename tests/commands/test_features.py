@@ -10,12 +10,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lamp_fast import cli
-from lamp_fast import features as command
-from lamp_fast.clip import features, load_clip
-from lamp_fast.data import DataConfig
+from lamp_fast.clip import features
+from lamp_fast.clip.load import load_clip
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.features import FeaturesConfig, main
+from lamp_fast.features import __main__ as command
+from lamp_fast.features.__main__ import FeaturesConfig, main
 
 
 @pytest.fixture

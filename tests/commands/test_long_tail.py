@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lamp_fast import Classifier, cli, evaluate, predict, train
-from lamp_fast.data import evaluation_batches, load_source
+from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import load_source
+from lamp_fast.data.sources import load_source
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 

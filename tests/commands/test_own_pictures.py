@@ -16,8 +16,8 @@ from PIL import Image
 
 from lamp_fast import cli, evaluate, predict, train
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import DecodedCache
 from lamp_fast.data import __main__ as describe
+from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.errors import InputError, printable
 from lamp_fast.files import write_csv
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lamp_fast import cli, predict
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import load_source
+from lamp_fast.data.sources import load_source
 from lamp_fast.runs.folder import LEARNED
 
 

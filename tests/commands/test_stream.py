@@ -14,12 +14,12 @@ from PIL import Image
 
 from lamp_fast import predict
 from lamp_fast.classifier import Classifier
-from lamp_fast.data import load_source
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import Inputs
 from lamp_fast.errors import InputError
 from lamp_fast.runs import growing
-from lamp_fast.runs.ranks import Part
+from lamp_fast.runs.launch import Part
 
 BATCH = 4
 
@@ -129,7 +129,7 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from lamp_fast import predict
 from lamp_fast.runs import growing
-from lamp_fast.runs.ranks import Part
+from lamp_fast.runs.launch import Part
 import test_stream as here
 
 growing._BETWEEN = 0

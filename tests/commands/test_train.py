@@ -15,12 +15,13 @@ import torch
 
 from lamp_fast import train
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble, load_run
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, resumed_defaults
-from lamp_fast.runs.optimisation import OptimConfig, build_criterion, learning_rate
+from lamp_fast.runs.optimisation import build_criterion, learning_rate
+from lamp_fast.runs.settings import OptimConfig
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 FILES = {
     "activations.png",

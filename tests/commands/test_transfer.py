@@ -13,18 +13,21 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lamp_fast import cli, evaluate
-from lamp_fast.data import DataConfig, evaluation_batches, load_source
+from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.settings import DataConfig
+from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
-from lamp_fast.files import load_tensors, save_tensors, write_json
-from lamp_fast.methods import ZeroShot
+from lamp_fast.files import write_json
 from lamp_fast.methods.base import frozen_image_features
 from lamp_fast.methods.lfa import IMAGENET_TEMPLATES
 from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
 from lamp_fast.runs.scoring import transfer_rows
+from lamp_fast.tensors import load_tensors, save_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:--data", "ignore:.*never seen in the tiny")
 

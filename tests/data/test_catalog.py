@@ -39,10 +39,10 @@ from miniatures import (
 )
 from scipy.io import savemat
 
-from lamp_fast.data import load_source, sources
+from lamp_fast.data import catalog, sources
 from lamp_fast.data.benchmark import build_benchmark, transfer_benchmark
-from lamp_fast.data.sources import catalog, layouts, matlab
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.sources import layouts, load_source, matlab
 
 pytestmark = pytest.mark.filterwarnings("ignore:--data")
 

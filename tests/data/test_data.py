@@ -15,18 +15,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from lamp_fast.data import (
-    DataConfig,
-    Pictures,
-    PictureTable,
-    build_benchmark,
-    check_benchmark,
-    evaluation_batches,
-    load_source,
-    training_batches,
-)
-from lamp_fast.data.sources import digits
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.benchmark import build_benchmark, check_benchmark
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.loading import evaluation_batches, training_batches
+from lamp_fast.data.pictures import Pictures
+from lamp_fast.data.settings import DataConfig
+from lamp_fast.data.sources import digits, load_source
+from lamp_fast.data.sources.table import PictureTable
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate

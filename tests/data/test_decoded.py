@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 
 from lamp_fast import train
-from lamp_fast.data import DataConfig, DecodedCache, Pictures, decoded, disk_cache
-from lamp_fast.data.pictures import check_pictures, decode
-from lamp_fast.files import load_tensors, read_json
+from lamp_fast.data import decoded, disk_cache
+from lamp_fast.data.decoded import DecodedCache
+from lamp_fast.data.pictures import Pictures, check_pictures, decode
+from lamp_fast.data.settings import DataConfig
+from lamp_fast.files import read_json
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.folder import CONFIG, LEARNED
+from lamp_fast.tensors import load_tensors
 
 LIMIT = 10**7
 

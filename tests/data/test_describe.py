@@ -13,10 +13,10 @@ from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 
 from lamp_fast import cli
-from lamp_fast.data import DataConfig
 from lamp_fast.data import __main__ as command
 from lamp_fast.data.describe import describe, to_text
 from lamp_fast.data.names import odd_names
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.runs.experiment import load_data
 
 

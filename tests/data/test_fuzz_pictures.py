@@ -19,8 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lamp_fast.data import Pictures
-from lamp_fast.data.pictures import MAX_PIXELS, check_pictures
+from lamp_fast.data.pictures import MAX_PIXELS, Pictures, check_pictures
 from lamp_fast.errors import InputError
 
 EACH = 84  # damaged copies of each of twelve files: 1,008

@@ -6,8 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from lamp_fast.data import build_benchmark, load_source
+from lamp_fast.data.benchmark import build_benchmark
 from lamp_fast.data.names import odd_names
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.sources.files import LeftOut, pictures_below
 from lamp_fast.errors import InputError
 

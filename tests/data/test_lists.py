@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from miniatures import places_lt, put, refusal, write
 
-from lamp_fast.data import DataConfig, PictureLists, load_source
+from lamp_fast.data.settings import DataConfig
+from lamp_fast.data.sources import load_source
+from lamp_fast.data.sources.lists import PictureLists
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
 from lamp_fast.runs.experiment import load_data

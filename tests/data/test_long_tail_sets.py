@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from miniatures import MINIATURES, SPECIES, put, refusal, write
 
-from lamp_fast.data import DataConfig, load_source
 from lamp_fast.data.benchmark import build_benchmark
+from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.protocol import SIZE_GROUPS, label_order_tail, size_groups
-from lamp_fast.data.sources import layouts
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.settings import DataConfig
+from lamp_fast.data.sources import layouts, load_source
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
 from lamp_fast.runs.experiment import load_data

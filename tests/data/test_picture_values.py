@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from lamp_fast.data import Pictures
 from lamp_fast.data import pictures as module
-from lamp_fast.data.pictures import check_pictures, decode
+from lamp_fast.data.pictures import Pictures, check_pictures, decode
 from lamp_fast.errors import InputError
 
 

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torchvision import transforms as peers
 
-from lamp_fast.data import Pictures
 from lamp_fast.data import pictures as pictures_module
-from lamp_fast.data.pictures import MAX_PIXELS, check_pictures
+from lamp_fast.data.pictures import MAX_PIXELS, Pictures, check_pictures
 from lamp_fast.data.transforms import Preprocessing, evaluation_transform, training_transform
 from lamp_fast.errors import InputError
 

@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from lamp_fast import cli
 from lamp_fast.data import __main__ as command
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.catalog import CATALOG
 
 pytestmark = pytest.mark.filterwarnings("ignore:--data")
 

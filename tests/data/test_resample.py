@@ -9,8 +9,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from lamp_fast import train
-from lamp_fast.data import DataConfig, move_batches
+from lamp_fast.data.loading import move_batches
 from lamp_fast.data.resample import Packed, PackTransform, join, pack, resample
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.transforms import (
     CentreCrop,
     Preprocessing,
@@ -19,12 +20,13 @@ from lamp_fast.data.transforms import (
     evaluation_transform,
     training_transform,
 )
-from lamp_fast.files import load_tensors, read_json
+from lamp_fast.files import read_json
 from lamp_fast.runs import trainer
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.folder import CONFIG, LEARNED, METRICS
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 CPU = torch.device("cpu")
 SIZE = 56

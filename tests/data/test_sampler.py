@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lamp_fast.data import Pictures, training_batches
 from lamp_fast.data.feature_batches import FeatureBatches
-from lamp_fast.data.loading import class_shares, earlier_draws, epoch_order
+from lamp_fast.data.loading import class_shares, earlier_draws, epoch_order, training_batches
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.runs.ranks import Ranks, batch_sizes
 
 SAMPLERS = ("shuffle", "balanced", "sqrt")

@@ -6,8 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from lamp_fast.data import PictureTable, load_source
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.sources.files import read_json, read_lines
+from lamp_fast.data.sources.table import PictureTable
 from lamp_fast.errors import InputError
 
 COUNT = 12

@@ -11,8 +11,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from lamp_fast import Classifier, evaluate, predict, train
-from lamp_fast.data import Pictures, training_batches
+from lamp_fast.data.loading import training_batches
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.resample import PackTransform, join, resample
+from lamp_fast.data.settings import ViewConfig
 from lamp_fast.data.transforms import (
     CentreCrop,
     FiveCrops,
@@ -21,14 +23,14 @@ from lamp_fast.data.transforms import (
     Preprocessing,
     RandomCrop,
 )
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.views import testing_views, training_views
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
-from lamp_fast.files import load_tensors
 from lamp_fast.runs.experiment import assemble, load_run
 from lamp_fast.runs.folder import CONFIG, LEARNED
 from lamp_fast.runs.scoring import class_scores, evaluate_rows
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 CPU = torch.device("cpu")
 SIZE = 28
@@ -207,7 +209,7 @@ def test_the_epoch_reaches_the_transform_whatever_loads():
 def test_test_views_by_size(settings, size, expected):
     views = ViewConfig(**settings)
     validate(views)
-    assert views.testing(size) == expected
+    assert testing_views(views, size) == expected
 
 
 def test_training_views():
@@ -219,8 +221,8 @@ def test_training_views():
         ("none", True, CentreCrop(32)),
     ):
         views = ViewConfig(augment, crop_area=0.5, flip=False, test_resize=32, tte=True)
-        assert views.training(28, 7, croppable=croppable) == expected
-    assert ViewConfig().training(28, 7, croppable=True) == RandomCrop()
+        assert training_views(views, 28, 7, croppable=croppable) == expected
+    assert training_views(ViewConfig(), 28, 7, croppable=True) == RandomCrop()
 
 
 @pytest.mark.parametrize("word", ["7/8", "8/0", "17/1", "large", "8/7/6", "-3", "0/0"])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamp_fast.data import Pictures, evaluation_batches
-from lamp_fast.data.loading import report_dead_workers
+from lamp_fast.data.loading import evaluation_batches, report_dead_workers
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
 
 SCRIPT = """

@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from training_sets import training_set
 
-from lamp_fast.data import Origin, build_benchmark, load_source
-from lamp_fast.methods import RunClasses
+from lamp_fast.data.benchmark import Origin, build_benchmark
+from lamp_fast.data.sources import load_source
 from lamp_fast.methods.clap import EIGHT_TEMPLATES
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import default_config
-from lamp_fast.runs.optimisation import OptimConfig, build_criterion
+from lamp_fast.runs.optimisation import build_criterion
+from lamp_fast.runs.settings import OptimConfig
 
 # The same float64 numbers added up in another order: some hundred operations on values of order 1
 # to 100 (logits), each rounded to 1.1e-16 relative.

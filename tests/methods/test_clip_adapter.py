@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from training_sets import training_set
 
-from lamp_fast.data import Origin, build_benchmark, load_source
-from lamp_fast.methods import RunClasses
+from lamp_fast.data.benchmark import Origin, build_benchmark
+from lamp_fast.data.sources import load_source
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, default_config

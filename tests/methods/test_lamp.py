@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 import under_test
 
-from lamp_fast.clip import Trimming, tokenise
+from lamp_fast.clip.prompts import tokenise
+from lamp_fast.clip.settings import Trimming
 from lamp_fast.errors import InputError
-from lamp_fast.methods import Lamp, ZeroShot
 from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp.exact import TextEncoder
+from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import similarity_loss
+from lamp_fast.methods.zeroshot import ZeroShot
 
 # Both paths add up the same float64 numbers in another order: some hundred operations on values of
 # order 1 to 100 (logits), each rounded to 1.1e-16 relative.

@@ -12,11 +12,13 @@ from PIL import Image
 from training_sets import training_set
 
 from lamp_fast import Classifier, evaluate, info, predict, train
-from lamp_fast.clip import Trimming
-from lamp_fast.data import build_benchmark, load_source
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.benchmark import build_benchmark
+from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses, lift
+from lamp_fast.methods import METHODS, lift
 from lamp_fast.methods.lift import Lift, LiftPlus, tuner_width
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.report import page
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method

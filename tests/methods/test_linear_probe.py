@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from training_sets import training_set
 
-from lamp_fast.data import build_benchmark, load_source
+from lamp_fast.data.benchmark import build_benchmark
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses, linear_probe
-from lamp_fast.methods.linear_probe import FITS, LinearProbe, LinearProbeSettings, search
+from lamp_fast.methods import linear_probe
+from lamp_fast.methods.linear_probe import FITS, LinearProbe, search
+from lamp_fast.methods.settings.linear_probe import LinearProbeSettings
+from lamp_fast.methods.surroundings import RunClasses
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +211,8 @@ def test_what_cannot_be_fitted_is_refused(small_clip, digits):
     assert float(fitted(clip, empty, probe_c=2.0).c) == 2.0
     with pytest.raises(InputError, match=r"'0' is the only trained class, expected at least 2"):
         LinearProbe(clip, LinearProbeSettings(), RunClasses(("0",)))
-    assert LinearProbe.uses_validation(LinearProbeSettings())
-    assert not LinearProbe.uses_validation(LinearProbeSettings(probe_c=2.0))
+    assert LinearProbeSettings().uses_validation
+    assert not LinearProbeSettings(probe_c=2.0).uses_validation
 
 
 def test_fits_that_did_not_converge_are_told_in_one_line(small_clip, digits, monkeypatch):

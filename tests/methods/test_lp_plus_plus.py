@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from training_sets import training_set
 
-from lamp_fast.data import build_benchmark, load_source
+from lamp_fast.data.benchmark import build_benchmark
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses
-from lamp_fast.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusSettings, descend, start
+from lamp_fast.methods.lp_plus_plus import LpPlusPlus, descend, start
+from lamp_fast.methods.settings.lp_plus_plus import LpPlusPlusSettings
+from lamp_fast.methods.surroundings import RunClasses
 
 # Hundreds of steps over values of order 1 to 100 in float64, 1.1e-16 relative each; the descent
 # contracts, so that errors add up and do not grow.

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lamp_fast import evaluate, train
+from lamp_fast import evaluate, methods, train
 from lamp_fast.classifier import Classifier
-from lamp_fast.clip import Trimming
-from lamp_fast.data import DataConfig
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, validate
-from lamp_fast.files import load_tensors
-from lamp_fast.methods import METHODS, Method
-from lamp_fast.methods.mma import MmaSettings
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.settings.mma import MmaSettings
 from lamp_fast.report.page import build_page
 from lamp_fast.runs import config as settings
 from lamp_fast.runs import figures
@@ -28,16 +29,18 @@ from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import assemble, load_run
 from lamp_fast.runs.folder import LEARNED
-from lamp_fast.runs.optimisation import OptimConfig, build_optimiser, learning_rate
+from lamp_fast.runs.optimisation import build_optimiser, learning_rate
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import evaluate_rows
+from lamp_fast.runs.settings import OptimConfig
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("bread", "cheese", "ham", "salad")  # two base, two new
 COMPARED = sorted(set(METHODS) - {"lamp", "zeroshot"})
 # The others learn all that they learn before a first epoch, of which they have none.
-STEPPED = {name for name, kind in METHODS.items() if kind.step is not Method.step}
+STEPPED = {name for name, entry in METHODS.items() if entry.load().step is not Method.step}
 # Tip-Adapter learns nothing: it keeps the training pictures' keys.
 LEARNING = sorted(set(COMPARED) - {"tip"})
 # What is kept beside what is learned.
@@ -147,7 +150,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(method, finished, pictures, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_epoch", stop)
         if method not in STEPPED:
-            patch.setattr(METHODS[method], "settle", stop_at_the_end)
+            patch.setattr(METHODS[method].load(), "settle", stop_at_the_end)
         done = int(method in STEPPED)
         with pytest.raises(KeyboardInterrupt, match=f"stopped after epoch {done}"):
             train.main(config)
@@ -367,15 +370,20 @@ def test_help_shows_the_flags_of_the_method_and_of_no_other(method, capsys):
 
 
 def test_contributings_worked_example_runs(pictures, tmp_path, monkeypatch):
-    """As written there: one file and one line, then trained with its flag, loaded and asked."""
+    """As written there: two files and one line, then trained with its flag, loaded and asked."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    source = re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1]
-    name, kind = re.search(r'^    "(\w+)": (\w+),$', text, re.M).groups()
-    (tmp_path / f"{name}_of_contributing.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    method = getattr(importlib.import_module(f"{name}_of_contributing"), kind)
-    monkeypatch.setitem(METHODS, name, method)
-    (flag,) = (flag_of(each.name) for each in fields(method.Settings))
+    sources = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    name, module, constant = re.search(r'^    "(\w+)": (\w+)\.(\w+),$', text, re.M).groups()
+    for package, source in zip((methods.settings, methods), sources, strict=True):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / f"{module}.py").write_text(source)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{module}", raising=False)
+    settings = importlib.import_module(f"lamp_fast.methods.settings.{module}")
+    entry = getattr(settings, constant)
+    monkeypatch.setitem(METHODS, name, entry)
+    (flag,) = (flag_of(each.name) for each in fields(entry.Settings))
     out = tmp_path / "run"
     words = ["--method", name, "--shots", "2", "--epochs", "2", "--out", str(out), flag, "3"]
     assert f"--method {name} {flag} " in text
@@ -387,10 +395,10 @@ def test_contributings_worked_example_runs(pictures, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=f"{flag}: --method lamp has no such flag"):
         train.read_flags([flag, "3"])
     classifier = Classifier.load(out)
-    assert type(classifier.method) is method
+    assert classifier.method.entry is entry
     assert classifier.method.scale == 3
     assert sum(each.abs().sum() for each in classifier.method.parameters()) > 0
     rows = json.loads((out / "result.json").read_text())
-    assert [row["name"] for row in rows] == ["CLIP zero-shot", method.title]
+    assert [row["name"] for row in rows] == ["CLIP zero-shot", entry.title]
     answers = classifier.classify(sorted((pictures / "test").rglob("*.png")), CLASSES)
     assert all(sum(answer.probabilities) == pytest.approx(1, abs=1e-5) for answer in answers)

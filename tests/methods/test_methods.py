@@ -19,17 +19,20 @@ import under_test
 from training_sets import training_set
 
 from lamp_fast import info
-from lamp_fast.clip import Trimming
-from lamp_fast.data import Origin, build_benchmark, load_source
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.benchmark import Origin, build_benchmark
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses
+from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Memo
 from lamp_fast.methods.lfa import cross_validated_beta
-from lamp_fast.methods.maple import MapleSettings
-from lamp_fast.methods.mma import TEMPLATE, MmaSettings
-from lamp_fast.methods.tcp import TcpSettings
+from lamp_fast.methods.mma import TEMPLATE
+from lamp_fast.methods.settings.maple import MapleSettings
+from lamp_fast.methods.settings.mma import MmaSettings
+from lamp_fast.methods.settings.tcp import TcpSettings
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, apply_preset, default_config

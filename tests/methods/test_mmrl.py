@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lamp_fast.clip import Trimming
-from lamp_fast.data import Origin
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.benchmark import Origin
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, apply_preset, choosing_flags, default_config

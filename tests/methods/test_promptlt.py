@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lamp_fast.clip import Trimming
+from lamp_fast.clip.settings import Trimming
 from lamp_fast.errors import InputError
-from lamp_fast.methods import RunClasses
 from lamp_fast.methods.fixed import without_parameters
-from lamp_fast.methods.promptlt import PromptLtSettings
+from lamp_fast.methods.settings.promptlt import PromptLtSettings
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, apply_preset, default_config

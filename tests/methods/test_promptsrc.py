@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from lamp_fast import train
-from lamp_fast.clip import Trimming
-from lamp_fast.data import Origin
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.benchmark import Origin
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors
-from lamp_fast.methods import RunClasses
 from lamp_fast.methods.promptsrc import TEMPLATES, gaussian_shares
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import figures, parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, apply_preset, choosing_flags, default_config
 from lamp_fast.runs.folder import LEARNED
 from lamp_fast.runs.losses import logit_adjustment, mean_over_rows
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 # The same float64 numbers added up in another order: some hundred operations on values of order 1
 # to 100 (logits), each rounded to 1.1e-16 relative.

@@ -6,9 +6,11 @@ import pytest
 import torch
 from training_sets import training_set
 
-from lamp_fast.data import Origin, build_benchmark, load_source
+from lamp_fast.data.benchmark import Origin, build_benchmark
+from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
-from lamp_fast.methods import METHODS, RunClasses
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import default_config
 

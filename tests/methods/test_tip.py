@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from training_sets import training_set
 
 from lamp_fast import train
-from lamp_fast.data import Origin, build_benchmark, load_source
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data.benchmark import Origin, build_benchmark
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors
-from lamp_fast.methods import METHODS, RunClasses, Tip
-from lamp_fast.methods.tip import ALPHAS, BETAS, PUBLISHED, TipSettings, grid, sums_by_class
+from lamp_fast.methods import METHODS
+from lamp_fast.methods.settings.tip import TipSettings
+from lamp_fast.methods.surroundings import RunClasses
+from lamp_fast.methods.tip import ALPHAS, BETAS, PUBLISHED, Tip, grid, sums_by_class
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, default_config
 from lamp_fast.runs.folder import LEARNED
+from lamp_fast.tensors import load_tensors
 
 # The same float64 numbers added up in another order: some hundred operations on values of order 1
 # to 100 (logits), each rounded to 1.1e-16 relative.
@@ -232,7 +235,7 @@ def test_what_is_given_is_not_searched(small_clip, few_digits):
     training = training_set(few_digits, clip, 4)
     for own in ({"tip_alpha": 0.7}, {"tip_beta": 2.2}):
         method = build("tip", clip, few_digits, **own)
-        assert method.uses_validation(method.config)
+        assert method.config.uses_validation
         method.read_training_set(training)
         if "tip_alpha" in own:
             assert method.alpha == 0.7
@@ -241,7 +244,7 @@ def test_what_is_given_is_not_searched(small_clip, few_digits):
             assert method.beta == 2.2
             assert method.alpha in grid(3, ALPHAS)
     both = build("tip", clip, few_digits, tip_alpha=0.7, tip_beta=2.2)
-    assert not both.uses_validation(both.config)
+    assert not both.config.uses_validation
     nothing = few_digits.val.select([])
     both.read_training_set(training_set(replace(few_digits, val=nothing), clip, 4))
     assert (both.alpha, both.beta) == (0.7, 2.2)

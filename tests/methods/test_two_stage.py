@@ -11,10 +11,9 @@ from PIL import Image
 
 from lamp_fast import evaluate, train
 from lamp_fast.classifier import Classifier
-from lamp_fast.clip import Trimming
-from lamp_fast.files import load_tensors
-from lamp_fast.methods import RunClasses
+from lamp_fast.clip.settings import Trimming
 from lamp_fast.methods.fixed import without_parameters
+from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.methods.two_stage import CLASSIFIER, NORMS
 from lamp_fast.runs import figures, parameters
 from lamp_fast.runs.building import build_method
@@ -22,6 +21,7 @@ from lamp_fast.runs.config import TrainConfig, apply_preset, default_config
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.folder import LEARNED
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never seen in the tiny")
 

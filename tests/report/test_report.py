@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.stats import gmean, hmean
 
 from lamp_fast import train
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_csv
 from lamp_fast.report.__main__ import ReportConfig, main

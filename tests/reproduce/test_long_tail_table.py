@@ -14,10 +14,12 @@ from lamp_fast import cli, train
 from lamp_fast.errors import InputError
 from lamp_fast.jobs.identity import code_identity
 from lamp_fast.reproduce import attempt, paper, render
-from lamp_fast.reproduce.__main__ import main, remarks_on
+from lamp_fast.reproduce.__main__ import main
 from lamp_fast.reproduce.jobs import Identities
-from lamp_fast.reproduce.plan import ReproduceConfig, make_plan
+from lamp_fast.reproduce.plan import make_plan
+from lamp_fast.reproduce.reproducing import remarks_on
 from lamp_fast.reproduce.results import compare, read_cells
+from lamp_fast.reproduce.settings import ReproduceConfig
 from lamp_fast.reproduce.tables import TABLES
 from lamp_fast.runs.config import change, default_config
 

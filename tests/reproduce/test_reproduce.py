@@ -16,7 +16,7 @@ import torch
 
 from lamp_fast import cli, train
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, write_json
+from lamp_fast.files import write_json
 from lamp_fast.jobs import identity
 from lamp_fast.jobs.cluster import run_on_cluster
 from lamp_fast.jobs.identity import code_identity, read_settings
@@ -25,8 +25,9 @@ from lamp_fast.methods import METHODS
 from lamp_fast.reproduce import attempt, paper, render, results, tables
 from lamp_fast.reproduce.__main__ import main, split_flags
 from lamp_fast.reproduce.jobs import Identities, Job
-from lamp_fast.reproduce.plan import ReproduceConfig, make_plan
+from lamp_fast.reproduce.plan import make_plan
 from lamp_fast.reproduce.results import best, compare, read_cells
+from lamp_fast.reproduce.settings import ReproduceConfig
 from lamp_fast.reproduce.tables import TABLES
 from lamp_fast.runs import parameters, stats
 from lamp_fast.runs.config import TrainConfig, apply_preset, change, from_saved, to_saved
@@ -35,6 +36,7 @@ from lamp_fast.runs.metrics import harmonic_mean
 from lamp_fast.runs.scoring import transfer_rows
 from lamp_fast.runs.stats import paired_test
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 TINY = {"clip": "tiny", "preset": "tiny", "data": ("digits",)}
 PAPER = json.loads((Path(paper.__file__).parent / "paper.json").read_text())["tables"]
@@ -227,7 +229,7 @@ def test_rows_of_methods_that_are_not_there_are_left_out_with_a_remark(monkeypat
 
 
 def test_another_method_of_the_registry_joins_a_table(monkeypatch):
-    monkeypatch.setitem(METHODS, "mine", type("Mine", (METHODS["coop"],), {"title": "Mine"}))
+    monkeypatch.setitem(METHODS, "mine", replace(METHODS["coop"], title="Mine"))
     plan = plan_of("table1", methods=("lamp", "mine"), imb=(10,), seeds=(1,))
     assert plan.table.rows[-1].title == "Mine+LA"
     assert plan.jobs["imb 10", "Mine+LA", "digits", 1].settings.optim.logit_adjustment
@@ -384,15 +386,15 @@ def test_two_methods_of_one_file_depend_on_it(tmp_path, monkeypatch):
 
 
 def test_code_counts_but_for_other_methods_and_what_makes_tables(tmp_path, monkeypatch):
-    for name in ("clip/towers.py", "methods/lamp/model.py", "methods/other.py", "report/page.py",
-                 "reproduce/render.py", "runs/config.py"):  # fmt: skip
+    for name in ("clip/towers.py", "methods/lamp/model.py", "methods/other.py",
+                 "methods/settings/other.py", "report/page.py", "reproduce/render.py",
+                 "runs/config.py"):  # fmt: skip
         (tmp_path / "lamp_fast" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "lamp_fast" / name).write_text("x = 1\n")
     monkeypatch.setattr(identity.lamp_fast, "__file__", str(tmp_path / "lamp_fast" / "__init__.py"))
     # Two that share a file, which bears the name of neither.
-    in_other = {"__module__": "lamp_fast.methods.other"}
     for name in ("one", "one+"):
-        monkeypatch.setitem(METHODS, name, type("One", (METHODS["zeroshot"],), in_other))
+        monkeypatch.setitem(METHODS, name, replace(METHODS["zeroshot"], model="other.One"))
 
     def identities():
         code_identity.cache_clear()
@@ -407,6 +409,7 @@ def test_code_counts_but_for_other_methods_and_what_makes_tables(tmp_path, monke
             ("clip/towers.py", [True, True]),
             ("methods/lamp/model.py", [True, False]),
             ("methods/other.py", [False, True]),
+            ("methods/settings/other.py", [False, True]),
             ("methods/new.py", [True, True]),  # shared by methods, for all that is known
             ("report/page.py", [False, False]),
             ("reproduce/render.py", [False, False]),

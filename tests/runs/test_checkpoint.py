@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lamp_fast import train
-from lamp_fast.files import load_tensors
 from lamp_fast.runs import trainer
 from lamp_fast.runs.checkpoint import Snapshot
 from lamp_fast.runs.folder import CHECKPOINT, LEARNED, METRICS
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer
+from lamp_fast.tensors import load_tensors
 
 EPOCHS = 4
 

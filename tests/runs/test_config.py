@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lamp_fast import train
-from lamp_fast.data.sources.catalog import CATALOG
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.settings import ViewConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
 from lamp_fast.methods import METHODS

@@ -20,14 +20,14 @@ from safetensors.torch import save as to_safetensors
 from lamp_fast import classifier as classifiers
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
-from lamp_fast.export import build_module
-from lamp_fast.files import load_tensors, save_tensors
+from lamp_fast.export.exporting import build_module
 from lamp_fast.report import page
 from lamp_fast.runs import experiment, hub
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, METRICS, RESULT
 from lamp_fast.runs.saved import load
 from lamp_fast.runs.scoring import evaluate_rows, write_results
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer
+from lamp_fast.tensors import load_tensors, save_tensors
 
 BEFORE = Path(__file__).parents[1] / "before"
 RUNS = sorted(folder.name for folder in BEFORE.iterdir())

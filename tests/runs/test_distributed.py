@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from lamp_fast import train
-from lamp_fast.data import Pictures, training_batches
+from lamp_fast.data.loading import training_batches
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, read_json, write_json
+from lamp_fast.files import read_json, write_json
 from lamp_fast.runs.config import TrainConfig, to_saved
 from lamp_fast.runs.folder import (
     CONFIG,
@@ -25,9 +26,10 @@ from lamp_fast.runs.folder import (
     resume_or_choose_folder,
     resumed_defaults,
 )
-from lamp_fast.runs.optimisation import OptimConfig
 from lamp_fast.runs.ranks import Ranks, batch_sizes
+from lamp_fast.runs.settings import OptimConfig
 from lamp_fast.runs.training import _refuse_split_batches
+from lamp_fast.tensors import load_tensors
 
 BEFORE = Path(__file__).parents[1] / "before" / "zeroshot"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lamp_fast import cli, evaluate, train
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.report.__main__ import ReportConfig
 from lamp_fast.report.__main__ import main as report

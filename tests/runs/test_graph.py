@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lamp_fast.clip import Trimming
-from lamp_fast.data import DataConfig
-from lamp_fast.methods import Lamp
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp.balance import LoadBalance
+from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.runs import graph
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
-from lamp_fast.runs.optimisation import Loss, OptimConfig
 from lamp_fast.runs.ranks import ALONE, Ranks
+from lamp_fast.runs.settings import Loss, OptimConfig
 from lamp_fast.runs.trainer import Trainer
 
 NAMES = ["dog", "old dog", "cat", "sea horse", "tree"]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from lamp_fast.classifier import Classifier
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors
 from lamp_fast.runs import hub
+from lamp_fast.tensors import load_tensors
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
 FILES = {"README.md", "config.json", "model.safetensors", "result.json"}

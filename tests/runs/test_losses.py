@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from lamp_fast.errors import InputError
 from lamp_fast.fields import validate
-from lamp_fast.runs.optimisation import OptimConfig, build_criterion, row_weights
+from lamp_fast.runs.optimisation import build_criterion, row_weights
+from lamp_fast.runs.settings import OptimConfig
 
 CPU = torch.device("cpu")
 NAMES = ("dog", "cat", "cow")

@@ -5,7 +5,8 @@ import torch
 
 from lamp_fast import info
 from lamp_fast.ops import dispatch
-from lamp_fast.runs.machine import CPU_BFLOAT16, MachineConfig, auto_precision, resolve_machine
+from lamp_fast.runs.machine import CPU_BFLOAT16, auto_precision, resolve_machine
+from lamp_fast.runs.settings import MachineConfig
 
 
 @pytest.fixture

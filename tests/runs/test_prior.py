@@ -10,8 +10,9 @@ from lamp_fast.data.loading import class_shares
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
-from lamp_fast.runs.optimisation import OptimConfig, build_criterion
+from lamp_fast.runs.optimisation import build_criterion
 from lamp_fast.runs.prior import Prior, log_implied_prior, read_prior
+from lamp_fast.runs.settings import OptimConfig
 
 NAMES = ("dog", "cat", "cow")
 COUNTS = (6, 3, 1)
@@ -126,14 +127,16 @@ def test_classes_that_share_a_name():
 def test_methods_that_the_loss_does_not_make():
     """Zero-shot CLIP and losses of their own imply equal shares; "train" adds the counts."""
     for name in ("zeroshot", "candle", "lfa"):
-        method = METHODS[name].__new__(METHODS[name])
+        kind = METHODS[name].load()
+        method = kind.__new__(kind)
         assert prior_of("uniform").shift(method, NAMES).tolist() == pytest.approx(
             [0] * 3, abs=1e-15
         )
         got = prior_of("train").shift(method, NAMES).exp()
         np.testing.assert_allclose(got, 3 * shares(COUNTS), rtol=1e-14)
-    for name, kind in METHODS.items():
-        if kind.own_loss is None and name != "zeroshot":
+    for name, entry in METHODS.items():
+        if entry.own_loss is None and name != "zeroshot":
+            kind = entry.load()
             assert kind.__new__(kind).implied_prior(np.array(COUNTS)) is None
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from lamp_fast import cli, train
-from lamp_fast.data import DataConfig
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
-from lamp_fast.files import load_tensors, read_json, write_bytes, write_json
+from lamp_fast.files import read_json, write_bytes, write_json
 from lamp_fast.methods.lamp import model
 from lamp_fast.runs import training
 from lamp_fast.runs.config import TrainConfig, apply_preset
@@ -22,6 +22,7 @@ from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, LOCK, RESULT, hold_folder
 from lamp_fast.runs.scoring import evaluate_rows
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.tensors import load_tensors
 
 BEFORE = Path(__file__).parents[1] / "before"
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lamp_fast.data import Benchmark, Pictures
+from lamp_fast.data.benchmark import Benchmark
+from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
 from lamp_fast.runs.metrics import scores
 from lamp_fast.runs.record import check_rows

@@ -11,11 +11,12 @@ from types import MappingProxyType
 import numpy as np
 
 from lamp_fast.cli import expand_path
+from lamp_fast.data import catalog
+from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.entries import OWN_DATA, DataSet
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
-from lamp_fast.data.sources import catalog, digits, layouts
-from lamp_fast.data.sources.catalog import CATALOG
-from lamp_fast.data.sources.entries import OWN_DATA, DataSet
+from lamp_fast.data.sources import digits, layouts
 from lamp_fast.data.sources.files import (
     CLASS_NAMES_FILE,
     LeftOut,

@@ -8,8 +8,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from lamp_fast.data.sources import catalog
-from lamp_fast.data.sources.catalog import CATALOG
+from lamp_fast.data import catalog
+from lamp_fast.data.catalog import CATALOG
 from lamp_fast.errors import InputError
 
 

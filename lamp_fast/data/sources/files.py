@@ -66,7 +66,7 @@ class Found:
         left_out: what lies in listed folders and is not taken, see :class:`LeftOut`.
         imb: the imbalance ratio that the training pictures were drawn with; None where they are
             what the data set has.
-        group_counts: see :class:`lamp_fast.data.DataSource`.
+        group_counts: see :class:`lamp_fast.data.sources.DataSource`.
     """
 
     classnames: tuple[str, ...]

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from lamp_fast.data.catalog import CATALOG, images_folder, names_file
+from lamp_fast.data.entries import DataSet
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources import long_tail
-from lamp_fast.data.sources.catalog import CATALOG, images_folder, names_file
 from lamp_fast.data.sources.class_names import named, names_by_id, shown
-from lamp_fast.data.sources.entries import DataSet
 from lamp_fast.data.sources.files import (
     Found,
     LeftOut,

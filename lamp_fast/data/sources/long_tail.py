@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lamp_fast.data.catalog import images_folder, names_file
+from lamp_fast.data.entries import DataSet
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import label_order_tail
-from lamp_fast.data.sources.catalog import images_folder, names_file
 from lamp_fast.data.sources.class_names import named, names_by_id, shown
-from lamp_fast.data.sources.entries import DataSet
 from lamp_fast.data.sources.files import (
     Found,
     LeftOut,

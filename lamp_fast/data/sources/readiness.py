@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.sources import layouts, load_source
-from lamp_fast.data.sources.catalog import CATALOG
 from lamp_fast.errors import InputError
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lamp_fast import ops
-from lamp_fast.clip import Block, ClassPrompts, TextForest, TextTower, Trimming, VisionTower
-from lamp_fast.methods.lamp.settings import LampSettings
+from lamp_fast.clip.prompts import ClassPrompts, TextForest
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import Block, TextTower, VisionTower
 from lamp_fast.methods.lamp.state import Forward, Selections
+from lamp_fast.methods.settings.lamp import LampSettings
 
 Prefix = tuple[Tensor, Tensor]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lamp_fast.clip import at_least_float32
+from lamp_fast.clip.towers import at_least_float32
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import Forward, Selections
 

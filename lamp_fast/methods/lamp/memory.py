@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from lamp_fast.clip import ClassPrompts, FrozenClip
+from lamp_fast.clip.prompts import ClassPrompts
+from lamp_fast.clip.towers import FrozenClip
 
 # More at once gains nothing; so small runs do not depend on the memory of the machine.
 MAX_PAIRS = 1 << 16

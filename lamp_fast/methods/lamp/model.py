@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_fast.clip import ClassPrompts, FrozenClip, Trimming, class_prompts
-from lamp_fast.data import NOWHERE, DataConfig, Origin
+from lamp_fast.clip.prompts import ClassPrompts, class_prompts
+from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
 from lamp_fast.methods.base import Criterion, Method, Step, SumOverRanks, backward_in_pieces
@@ -27,14 +29,14 @@ from lamp_fast.methods.lamp.exact import (
 from lamp_fast.methods.lamp.export import apart
 from lamp_fast.methods.lamp.memory import affordable_block, free_memory
 from lamp_fast.methods.lamp.prompts import LayerPrompts
-from lamp_fast.methods.lamp.settings import PRESETS, LampSettings, default_preset
 from lamp_fast.methods.lamp.state import (
     Forward,
     Selections,
     over_ranks,
     similarity_loss,
 )
-from lamp_fast.methods.settings import Surroundings
+from lamp_fast.methods.settings.lamp import LAMP, LampSettings
+from lamp_fast.methods.surroundings import Surroundings
 
 
 class Lamp(Method):
@@ -57,10 +59,7 @@ class Lamp(Method):
         InputError: layers outside the towers.
     """
 
-    title = "LAMP"
-    Settings = LampSettings
-    presets = PRESETS
-    no_as_published = "expected another --method; LAMP has --path literal"
+    entry = LAMP
 
     def __init__(
         self,
@@ -94,10 +93,6 @@ class Lamp(Method):
     @classmethod
     def build(cls, clip: FrozenClip, settings: LampSettings, surroundings: Surroundings) -> "Lamp":
         return cls(clip, settings, surroundings.path, surroundings.trimming)
-
-    @classmethod
-    def default_preset(cls, name: str, clip: str, data: DataConfig) -> str:
-        return default_preset(clip)
 
     def describe(self, settings: LampSettings, optim: Mapping[str, Any]) -> str:
         return f"{settings.describe()}, {self.path} path"

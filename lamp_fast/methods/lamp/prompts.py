@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lamp_fast.methods.lamp.settings import LampSettings
+from lamp_fast.methods.settings.lamp import LampSettings
 
 
 class LayerPrompts(nn.Module):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from lamp_fast.data.sources.entries import AS_IT_IS, IMAGENET_NAMES, DataSet, Download
+from lamp_fast.data.entries import AS_IT_IS, IMAGENET_NAMES, DataSet, Download
 
 PHOTO = "a photo of a {}."
 

@@ -1,67 +1,39 @@
-"""``python -m lamp_fast.features FILE|FOLDER|CSV ... --out DIR``: CLIP's features of pictures.
-
-Or of a data set that training takes, with its parts and labels: --data NAME --root DIR. What a run
-or this command has computed before is taken from the cache.
-
-DIR then holds features.safetensors (projected [N, D] and unprojected [N, V], neither normalised, or
-[N, crops, ...] with --crops), pictures.csv (a line a row) and features.json (which CLIP, what it
-was shown). The exit code is 1 where pictures could not be read: they are reported and left out.
-"""
+"""CLIP's features of pictures: read, computed or found, and written."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import lamp_fast
 from lamp_fast import cli
-from lamp_fast.clip import ClipConfig, FrozenClip
-from lamp_fast.data import DataConfig, Pictures
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.pictures import inspect_pictures, unreadable_message
+from lamp_fast.data.pictures import Pictures, inspect_pictures, unreadable_message
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources.files import LeftOut
 from lamp_fast.data.sources.given import list_pictures
-from lamp_fast.data.views import ViewConfig
+from lamp_fast.data.views import testing_views, training_views
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Bounds, Seed, to_json, validate
+from lamp_fast.features.settings import FeaturesConfig
+from lamp_fast.fields import to_json
 from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.runs.building import build_clip, build_reader, build_transform
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import find_source
-from lamp_fast.runs.folder import is_filled, make_folder
-from lamp_fast.runs.machine import MachineConfig, resolve_machine
+from lamp_fast.runs.folder import make_folder
+from lamp_fast.runs.machine import resolve_machine
+from lamp_fast.runs.settings import MachineConfig
 
 FEATURES, PICTURES, ABOUT = "features.safetensors", "pictures.csv", "features.json"
 # Rows that are projected at once.
 _ROWS = 4096
-
-
-@dataclass(frozen=True)
-class FeaturesConfig:
-    """CLIP's features of pictures, as safetensors and CSV."""
-
-    out: Path
-    """A new folder."""
-    sources: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FILE|FOLDER|CSV ...]")
-    ] = ()
-    """Pictures, folders of pictures (at any depth), or .csv files with a column of paths (see
-    --path-column), which start from the file's own folder."""
-    crops: Annotated[int, Bounds(0, 100_000)] = 0
-    """Random crops of each picture, as in training; 0 takes the one of testing."""
-    seed: Seed = 1
-    """Of the random crops."""
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    views: ViewConfig = field(default_factory=ViewConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +53,12 @@ class Listed:
     unreadable: int
 
 
-def main(config: FeaturesConfig) -> int:
-    """Compute what is not kept yet, then write everything."""
-    validate(config)
-    if is_filled(config.out):
-        raise InputError(f"--out {config.out}: is there already, expected a new folder")
+def compute_features(config: FeaturesConfig) -> int:
+    """Compute what is not kept yet, then write everything; the exit code.
+
+    Raises:
+        InputError: what cannot be read or served; nothing has been written.
+    """
     with make_folder(config.out):
         listed = read_pictures(config)
         machine, _ = resolve_machine(config.machine)
@@ -178,8 +151,10 @@ def compute(
     reader = build_reader(clip, machine)
     pictures = replace(listed.pictures, downscale=config.data.downscale)
     if not config.crops:
-        return reader.read(pictures, build_transform(clip, views, machine, views.testing(size)))
-    shown = views.training(size, config.crops, croppable=listed.croppable)
+        return reader.read(
+            pictures, build_transform(clip, views, machine, testing_views(views, size))
+        )
+    shown = training_views(views, size, config.crops, croppable=listed.croppable)
     transform = build_transform(clip, views, machine, shown)
     return reader.read_views(pictures, transform, config.seed, config.crops)
 
@@ -208,13 +183,3 @@ def write(config: FeaturesConfig, clip: FrozenClip, listed: Listed, unprojected:
         "shapes": {"projected": list(projected.shape), "unprojected": list(unprojected.shape)},
     }
     write_json(config.out / ABOUT, about)
-
-
-if __name__ == "__main__":
-    cli.run(
-        FeaturesConfig,
-        main,
-        sys.argv[1:],
-        prog="python -m lamp_fast.features",
-        description=__doc__,
-    )

@@ -12,7 +12,7 @@ IMAGENET_NAMES = "classnames.txt"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a data set is drawn from by default; see :class:`lamp_fast.data.DataConfig`.
+    """How a data set is drawn from by default; see :class:`lamp_fast.data.settings.DataConfig`.
 
     Attributes:
         split: "base-new" or "all".

@@ -1,11 +1,12 @@
-"""LAMP's flags, and its published values."""
+"""Settings of LAMP, and published values."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import MAX_LAYER, Bounds, Layers, format_layers
-from lamp_fast.methods.settings import MethodSettings, Preset
+from lamp_fast.methods.settings import MethodEntry, MethodSettings, Preset
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ _SECTION_41 = {"optimiser": "adam", "lr": 3e-4, "batch": 128, "epochs": 50}
 _TINY = "tiny"
 
 # The paper's, and that of the carried CLIP.
-PRESETS = {
+_PRESETS = {
     "table16-imb": Preset(),
     "table16-fewshot": Preset({"lr": 1e-3, "batch": 32}, {"k": 4, "s": 4}),
     "table16-cross": Preset({"lr": 1e-3, "batch": 32, "epochs": 1}, {"k": 4, "s": 4}),
@@ -89,6 +90,17 @@ PRESETS = {
 }
 
 
-def default_preset(clip: str) -> str:
-    """The preset for a CLIP's name: the carried one has its own."""
-    return _TINY if clip == "tiny" else "table16-imb"
+@dataclass(frozen=True)
+class _LampEntry(MethodEntry):
+    def default_preset(self, name: str, clip: str, data: DataConfig) -> str:
+        """By the CLIP: the carried one has its own."""
+        return _TINY if clip == "tiny" else "table16-imb"
+
+
+LAMP = _LampEntry(
+    "lamp.model.Lamp",
+    "LAMP",
+    LampSettings,
+    _PRESETS,
+    no_as_published="expected another --method; LAMP has --path literal",
+)

@@ -1,13 +1,19 @@
-"""What a method is built from: its settings, their published values, and the run around it."""
+"""What is known of a method without its model: settings, published values, what it refuses.
 
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+A module a method, none of which imports torch: flags are read and refused before it is loaded.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lamp_fast.clip import Trimming
+from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, flag_of, format_layers
+
+if TYPE_CHECKING:
+    from lamp_fast.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,11 @@ class MethodSettings:
         Raises:
             InputError: naming the first such flag, its value and what was expected.
         """
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether anything is chosen on the validation pictures."""
+        return False
 
 
 def cut_layers(name: str, settings: MethodSettings, depth: int) -> tuple[int, ...]:
@@ -105,6 +116,58 @@ class Preset:
         return {**self.own, **self.own_by_data.get(data, {})}
 
 
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method as :data:`lamp_fast.methods.METHODS` lists it.
+
+    Attributes:
+        model: module and class below ``lamp_fast.methods``, a
+            :class:`lamp_fast.methods.base.Method` whose ``entry`` is this one.
+        title: its name in tables.
+        Settings: a frozen dataclass; its fields are the method's flags.
+        presets: published values by the name that ``--preset`` takes, see :meth:`default_preset`.
+        own_prompt: its class prompt is its own on every data set, so that ``--template`` is
+            refused.
+        no_as_published: why ``--as-published`` is refused; None where it is not.
+        own_loss: why every ``--loss`` but ce is refused, and class weights; None where they are
+            not.
+        no_new_names: why names that were not trained have no score; None where they have one.
+    """
+
+    model: str
+    title: str
+    Settings: type[MethodSettings] = MethodSettings
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    own_prompt: bool = False
+    no_as_published: str | None = None
+    own_loss: str | None = None
+    no_new_names: str | None = None
+
+    def load(self) -> "type[Method]":
+        """The class of the model; the first call imports its module."""
+        module, _, name = self.model.rpartition(".")
+        return getattr(import_module(f"lamp_fast.methods.{module}"), name)
+
+    def default_preset(self, name: str, clip: str, data: DataConfig) -> str | None:
+        """The preset that a run takes unasked; None for the defaults of every setting.
+
+        A method's presets are NAME for base-to-new and, where they are there, NAME-all for training
+        on every class and NAME-source for every class of ImageNet, to be tested on other data.
+        Few-shot learning on ImageNet is the former.
+
+        Args:
+            name: of the method.
+            clip: the CLIP's name.
+            data: resolved.
+        """
+        names = [name]
+        if data.split == "all":
+            names.insert(0, f"{name}-all")
+            if data.data == "imagenet":
+                names.insert(0 if data.shots is None else 1, f"{name}-source")
+        return next((each for each in names if each in self.presets), None)
+
+
 def sgd(lr: float, epochs: int, batch: int, warmup_epochs: int = 1) -> dict[str, Any]:
     """The optimisation that most published code shares."""
     return {
@@ -114,72 +177,3 @@ def sgd(lr: float, epochs: int, batch: int, warmup_epochs: int = 1) -> dict[str,
         "batch": batch,
         "warmup_epochs": warmup_epochs,
     }
-
-
-@dataclass(frozen=True)
-class RunClasses:
-    """The class names of a run, which some methods hold parameters for.
-
-    Attributes:
-        base: the trained ones, in label order.
-        new: those that are tested without being trained on; often none.
-        counts: training pictures of each of the trained ones; empty where nothing asks for them.
-    """
-
-    base: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
-
-    def columns(self, names: Sequence[str]) -> list[int | None]:
-        """Where each name stands among the trained ones, None where it does not.
-
-        Classes may share a name (ImageNet has two "missile"): each name asked for is another one.
-        The new ones as a whole are none of the trained ones, whatever they are called.
-        """
-        if tuple(names) == self.new:
-            return [None] * len(names)
-        free: dict[str, deque[int]] = defaultdict(deque)
-        for column, name in enumerate(self.base):
-            free[name].append(column)
-        return [free[name].popleft() if free[name] else None for name in names]
-
-    def placed(self, names: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Of the trained ones among some names, where they stand in ``names``, and where among the
-        trained ones."""
-        both = [each for each in enumerate(self.columns(names)) if each[1] is not None]
-        return [asked for asked, _ in both], [column for _, column in both]
-
-    def trained_columns(self, names: Sequence[str], reason: str) -> list[int]:
-        """The same of names that must all be trained ones.
-
-        Args:
-            names: asked for.
-            reason: why others have no score.
-
-        Raises:
-            InputError: a name that was not trained.
-        """
-        columns = self.columns(names)
-        for name, column in zip(names, columns, strict=True):
-            if column is None:
-                raise InputError(f"classes: {name!r} was not trained: {reason}")
-        return columns
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a method may know, when it is built, of the run beside its own settings.
-
-    Attributes:
-        classes: of the run.
-        trimming: what is left out of the text side.
-        path: "literal" asks for the equations as they are written, where there is such a path.
-        epochs: how many the run trains; None where only its data would tell.
-        tau: of the logit adjustment.
-    """
-
-    classes: RunClasses = field(default_factory=RunClasses)
-    trimming: Trimming = field(default_factory=Trimming)
-    path: Literal["exact", "literal"] = "exact"
-    epochs: int | None = 50
-    tau: float = 1.0

@@ -1,0 +1,1 @@
+"""CLIP's features of pictures, for other programs."""
