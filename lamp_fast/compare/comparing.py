@@ -53,10 +53,13 @@ def compare(config: CompareConfig) -> int:
         InputError: what cannot be served; nothing has been written.
     """
     budget = Budget(config.budget)
-    trials = resolve_trials(config.trials)
     refuse_nested(config.out, config.data)
-    filled = is_filled(config.out)
-    if filled and not (config.out / BEGUN).is_file():
+    filled, begun = is_filled(config.out), config.out / BEGUN
+    trials = resolve_trials(config.trials)
+    if begun.is_file() and config.trials is None:
+        trials = read_json(begun)["trials"]
+        resolve_trials(trials)
+    if filled and not begun.is_file():
         raise InputError(
             f"--out {config.out}: holds something else than a comparison, expected a new folder"
         )
@@ -92,8 +95,11 @@ def compare(config: CompareConfig) -> int:
             trials,
             cli.say,
         )
-        with stoppable():
-            entries = work.run()
+        try:
+            with stoppable():
+                entries = work.run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on") from None
         facts = _facts(config, checked, clip, trials)
         record = build_record(entries, benchmark, config.out, facts)
         record["warnings"] = warnings_of(record)

@@ -15,6 +15,8 @@ from lamp_fast.methods import METHODS
 from lamp_fast.runs.settings import MachineConfig
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+# From so many on the next two units are shown.
+_UPPER = {"s": 3600, "m": 24 * 60}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
 
 
@@ -31,19 +33,17 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The same the other way round, to two units: ``1h30m``, ``2m05s``, ``7s``, ``0.4s``."""
-    if seconds < 10:
+    """The same the other way round, to two units: ``1h30m``, ``2m5s``, ``20m``, ``0.4s``."""
+    if seconds < 9.95:
         return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    hours = round(seconds / 3600)
-    return f"{hours // 24}d{hours % 24:02}h"
+    for large, small in (("m", "s"), ("h", "m"), ("d", "h")):
+        unit = _UNITS[small]
+        count = round(seconds / unit)
+        whole, rest = divmod(count, _UNITS[large] // unit)
+        if large == "d" or count < _UPPER[small]:
+            break
+    first, second = f"{whole}{large}" if whole else "", f"{rest}{small}" if rest else ""
+    return first + second
 
 
 Duration = Annotated[

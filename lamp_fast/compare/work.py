@@ -131,8 +131,6 @@ class Work:
         self._test()
         return list(self.entries.values())
 
-    # --- before anything is fitted -----------------------------------------------------------
-
     def _read_settled(self) -> None:
         """Take over what earlier calls have settled."""
         file = self.folder / SETTLED
@@ -189,8 +187,6 @@ class Work:
         else:
             entry.state = LEFT_OUT
             entry.why = "not timed: a quarter of the budget was over before its turn came"
-
-    # --- fits --------------------------------------------------------------------------------
 
     def _fit_published(self) -> None:
         """The published settings of each method that fits into the budget."""
@@ -254,8 +250,9 @@ class Work:
                 method, published = entry.candidate.method, entry.candidate.published
                 if method not in told:
                     continue
-                search = searches.setdefault(method, Search(published, published.seed))
-                settings = search.next(told[method])
+                if method not in searches:
+                    searches[method] = Search(published, published.seed)
+                settings = searches[method].next(told[method])
                 title = f"{entry.candidate.title}, settings {number} of {self.trials}"
                 task = fit_task(settings, title)
                 # What the published settings took is the best prediction.
@@ -306,8 +303,6 @@ class Work:
         predicted = logits.argmax(dim=1).numpy()
         score = scores(labels, predicted, logits.shape[1]).macro_f1
         return Trial(settings, address, labels, predicted, score, outcome["seconds"])
-
-    # --- tests -------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Write down, for good, which settings of each method will be tested."""
