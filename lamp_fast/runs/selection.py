@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lamp_fast.data.sources.entries import OWN_DATA
+from lamp_fast.data.entries import OWN_DATA
 
 
 @dataclass(frozen=True)
