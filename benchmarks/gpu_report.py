@@ -91,6 +91,11 @@ REPORT_PARTS: dict[str, Part] = {
     "methods": Part(
         ("-m", "benchmarks.methods_growth", "--out", OUT), seconds=40, plot="methods_growth.png"
     ),
+    "rivals": Part(
+        ("-m", "benchmarks.rivals_growth", "--out", OUT, "--classes", "10", "50"),
+        seconds=90,
+        plot="rivals_growth.png",
+    ),
     "memory": _benchmark(20, "benchmarks/bench_memory.py", "--all", "-k", "imagenet or largest"),
     "fuzz": Part(_pytest("-m", "slow", "tests/ops/test_fuzz_ops.py"), seconds=35),
     "sanitizer": Part(
@@ -132,7 +137,7 @@ class Settings:
     """Which parts to run, in the report's own order."""
     out: Path = Path("gpu_report")
     """Folder of the report."""
-    seconds: int = 450
+    seconds: int = 540
     """The whole report ends within this and the quarter of a minute that an interrupted part has to
     write down what it measured."""
 

@@ -136,6 +136,9 @@ def main(settings: Settings) -> None:
         compiled = settings.compiled and line.rival
         point = measure(clip, line, batch, classes, settings.rounds, compiled)
         results[line.title][batch, classes] = point
+        # An interrupted run leaves no table, but what it has measured.
+        cells = ", ".join(f"{piece} {_cell(point, piece)}" for piece in PIECES)
+        tqdm.write(f"{line.title} B={batch} C={classes:,}: {cells}")
     print(table(results))
     steps = {
         name: [{"batch": b, "classes": c, **asdict(point)} for (b, c), point in found.items()]

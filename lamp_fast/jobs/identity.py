@@ -51,8 +51,8 @@ _UNTRAINED_OF = {"data": ("imb", "cap", "shots"), "views": ("augment", "crop_are
 # made of results (report), or comes after them; whatever is not listed counts.
 _WITHOUT_INFLUENCE = (
     "cache", "classifier", "cli", "compare", "errors", "export", "fields", "info", "jobs",
-    "predict", "pretrain", "report", "reproduce", "data/__main__", "data/describe", "data/names",
-    "methods/__init__", "runs/config", "runs/figures", "runs/hub", "runs/stats",
+    "predict", "pretrain", "report", "reproduce", "data/__main__", "data/chart", "data/describe",
+    "data/names", "methods/__init__", "runs/config", "runs/figures", "runs/hub", "runs/stats",
     "runs/tensorboard",
 )  # fmt: skip
 

@@ -18,12 +18,7 @@ from lamp_fast.clip.towers import Block, FrozenClip, at_least_float32, last_cls,
 from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
-from lamp_fast.methods.base import (
-    Criterion,
-    Step,
-    TwoTowers,
-    frozen_image_features,
-)
+from lamp_fast.methods.base import Criterion, Step, TwoTowers, frozen_image_features
 from lamp_fast.methods.settings.rep_tokens import RepTokenSettings
 from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.methods.text import prepare_prompts, zero_shot_texts

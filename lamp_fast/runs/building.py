@@ -15,7 +15,6 @@ from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.settings import ViewConfig
 from lamp_fast.data.transforms import HostTransform, Views
 from lamp_fast.data.views import used_preprocessing
-from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses, Surroundings
@@ -41,17 +40,8 @@ def build_method(
         classes: of the run; none where only the method's own parameters are of interest.
 
     Raises:
-        InputError: settings that the CLIP cannot serve, or of the loss where the method has its
-            own.
+        InputError: settings that the CLIP cannot serve.
     """
-    entry, optim = METHODS[config.method], config.optim
-    for flag, given in (
-        ("--logit-adjustment", optim.logit_adjustment),
-        (f"--loss {optim.loss}", optim.loss != "ce"),
-        ("--class-weights", optim.class_weights != "none"),
-    ):
-        if given and entry.own_loss is not None:
-            raise InputError(f"{flag}: {entry.own_loss}")
     surroundings = Surroundings(
         classes=classes or RunClasses(),
         trimming=config.trim,
@@ -59,7 +49,7 @@ def build_method(
         epochs=config.optim.epochs,
         tau=config.optim.tau,
     )
-    return entry.load().build(clip, config.own, surroundings)
+    return METHODS[config.method].load().build(clip, config.own, surroundings)
 
 
 def build_transform(

@@ -73,6 +73,13 @@ class TrainConfig(Generic[Own]):
         entry = METHODS[self.method]
         if self.trim.as_published and entry.no_as_published:
             raise InputError(f"--as-published: {entry.no_as_published}")
+        for flag, given in (
+            ("--logit-adjustment", self.optim.logit_adjustment),
+            (f"--loss {self.optim.loss}", self.optim.loss != "ce"),
+            ("--class-weights", self.optim.class_weights != "none"),
+        ):
+            if given and entry.own_loss is not None:
+                raise InputError(f"{flag}: {entry.own_loss}")
         if self.optim.epochs is None and not isinstance(self.own, SteppedSettings):
             raise InputError(
                 f"--epochs none: --method {self.method} has no published number of steps, expected"

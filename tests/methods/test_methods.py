@@ -25,6 +25,7 @@ from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform, five_crop_transform
 from lamp_fast.errors import InputError
+from lamp_fast.fields import validate
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Memo
 from lamp_fast.methods.lfa import cross_validated_beta
@@ -36,6 +37,7 @@ from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig, apply_preset, default_config
+from lamp_fast.runs.settings import OptimConfig
 
 # The same float64 numbers added up in another order: some hundred operations on values of order 1
 # to 100 (logits), each rounded to 1.1e-16 relative.
@@ -711,9 +713,9 @@ def test_lfas_beta_is_chosen_on_held_out_training_features():
     ],
 )
 @pytest.mark.parametrize("name", ["lfa", "candle"])
-def test_other_losses_are_refused_where_a_method_has_its_own(small_clip, name, optim, flag):
+def test_other_losses_are_refused_where_a_method_has_its_own(name, optim, flag):
     with pytest.raises(InputError) as error:
-        build(name, small_clip(), optim=optim)
+        validate(TrainConfig(method=name, optim=OptimConfig(**optim)))
     assert str(error.value) == flag + METHODS[name].own_loss
 
 

@@ -29,12 +29,7 @@ from lamp_fast.methods.lamp.exact import (
 from lamp_fast.methods.lamp.export import apart
 from lamp_fast.methods.lamp.memory import affordable_block, free_memory
 from lamp_fast.methods.lamp.prompts import LayerPrompts
-from lamp_fast.methods.lamp.state import (
-    Forward,
-    Selections,
-    over_ranks,
-    similarity_loss,
-)
+from lamp_fast.methods.lamp.state import Forward, Selections, over_ranks, similarity_loss
 from lamp_fast.methods.settings.lamp import LAMP, LampSettings
 from lamp_fast.methods.surroundings import Surroundings
 

@@ -4,12 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    MethodSettings,
-    Preset,
-    sgd,
-)
+from lamp_fast.methods.settings import MethodEntry, MethodSettings, Preset, sgd
 
 
 @dataclass(frozen=True)

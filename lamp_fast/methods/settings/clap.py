@@ -4,12 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    MethodSettings,
-    Preset,
-    sgd,
-)
+from lamp_fast.methods.settings import MethodEntry, MethodSettings, Preset, sgd
 
 _OPTIM = {**sgd(0.1, 300, 256), "weight_decay": 0.0}
 

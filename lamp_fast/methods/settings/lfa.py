@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    MethodSettings,
-    Preset,
-)
+from lamp_fast.methods.settings import MethodEntry, MethodSettings, Preset
 
 
 @dataclass(frozen=True)

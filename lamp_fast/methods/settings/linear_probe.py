@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lamp_fast.fields import Bounds, FloatOrNone
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    MethodSettings,
-)
+from lamp_fast.methods.settings import MethodEntry, MethodSettings
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,7 @@
 
 from dataclasses import dataclass
 
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    Preset,
-    sgd,
-)
+from lamp_fast.methods.settings import MethodEntry, Preset, sgd
 from lamp_fast.methods.settings.deep_prompts import DeepPromptSettings
 
 

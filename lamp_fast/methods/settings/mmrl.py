@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    Preset,
-    sgd,
-)
+from lamp_fast.methods.settings import MethodEntry, Preset, sgd
 from lamp_fast.methods.settings.rep_tokens import RepTokenSettings
 
 

@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import MAX_LAYER, Bounds, Layers
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    MethodSettings,
-    Preset,
-)
+from lamp_fast.methods.settings import MethodEntry, MethodSettings, Preset
 from lamp_fast.methods.settings.lamp import LampSettings
 
 # Width inside the projectors.

@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    Preset,
-    sgd,
-)
+from lamp_fast.methods.settings import MethodEntry, Preset, sgd
 from lamp_fast.methods.settings.deep_prompts import DeepPromptSettings
 
 

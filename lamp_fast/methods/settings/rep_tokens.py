@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import MAX_LAYER, Bounds, Layers
-from lamp_fast.methods.settings import (
-    MethodSettings,
-)
+from lamp_fast.methods.settings import MethodSettings
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import MAX_LAYER, Bounds
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    Preset,
-)
+from lamp_fast.methods.settings import MethodEntry, Preset
 from lamp_fast.methods.settings.coop import ContextSettings
 
 

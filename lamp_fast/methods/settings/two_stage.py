@@ -4,12 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lamp_fast.fields import Bounds
-from lamp_fast.methods.settings import (
-    ADAMW_BY_STEPS,
-    MethodEntry,
-    Preset,
-    SteppedSettings,
-)
+from lamp_fast.methods.settings import ADAMW_BY_STEPS, MethodEntry, Preset, SteppedSettings
 
 
 @dataclass(frozen=True)
