@@ -78,20 +78,20 @@ def predict_cost(measured: Measured, sizes: Sizes) -> Cost:
     )
 
 
-def in_order(groups: Mapping[str, int], costs: Mapping[str, Cost]) -> list[str]:
-    """Methods in the order in which they are tried: group by group, of the last one the quicker
-    ones first.
+def in_order(groups: Mapping[str, int], costs: Mapping[str, Cost], by_cost: int) -> list[str]:
+    """Methods in the order in which they are tried: group by group, of one of them the quicker ones
+    first.
 
     Args:
-        groups: by method the place of its group; methods of a group but the last stay in order.
-        costs: of all of them.
+        groups: by method the place of its group.
+        costs: of all of them, in the order that methods of another group keep.
+        by_cost: the place of the group whose quicker methods come first.
     """
-    last = max(groups.values(), default=0)
     return sorted(
         costs,
         key=lambda method: (
             groups[method],
-            costs[method].whole if groups[method] == last else 0.0,
+            costs[method].whole if groups[method] == by_cost else 0.0,
         ),
     )
 

@@ -194,7 +194,7 @@ class Work:
         groups = {
             method: GROUPS.index(entry.candidate.group) for method, entry in self.entries.items()
         }
-        order = in_order({method: groups[method] for method in costs}, costs)
+        order = in_order(groups, costs, GROUPS.index("training"))
         self._tell_plan(order, costs)
         for method in order:
             entry, cost = self.entries[method], costs[method]

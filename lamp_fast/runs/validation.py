@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lamp_fast.errors import InputError
-from lamp_fast.methods import Method
+from lamp_fast.methods.base import Method
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.ranks import ALONE, Ranks
 from lamp_fast.runs.scoring import Scorer

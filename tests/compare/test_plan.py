@@ -125,7 +125,8 @@ def test_groups_come_in_order_and_the_last_by_cost():
     expected = ["zero", "slow feature", "fast feature", "fast", "middle", "slow"]
     for order in permutations(("slow", "fast", "middle")):
         mixed = {name: costs[name] for name in ("zero", "slow feature", "fast feature", *order)}
-        assert in_order(groups, mixed) == expected
+        assert in_order(groups, mixed, by_cost=2) == expected
+    assert in_order({"x": 1, "y": 1}, {"x": Cost(2, 0), "y": Cost(1, 0)}, by_cost=2) == ["x", "y"]
 
 
 def test_what_does_not_fit_is_passed_over():
