@@ -26,7 +26,7 @@ from lamp_fast.runs.trainer import Trainer
 
 FOLDER = "measured"
 # Steps are timed until so many seconds or steps; the first one warms up, if another one follows.
-SECONDS, STEPS = 1.0, 4
+SECONDS, STEPS = 0.5, 4
 # Pictures that scoring is timed on.
 SCORED = 16
 # Twice may be bad luck, such as a kill from outside.

@@ -184,41 +184,43 @@ class Work:
             pass
         elif "failed" in found:
             entry.state, entry.why = FAILED, found["failed"]
-        else:
+        elif entry.candidate.group != GROUPS[0]:
             entry.state = LEFT_OUT
-            entry.why = "not timed: a quarter of the budget was over before its turn came"
+            entry.why = f"not timed within {PROBE_SHARE:.0%} of the budget"
 
     def _fit_published(self) -> None:
-        """The published settings of each method that fits into the budget."""
+        """The published settings of each method that fits into the budget; of zero-shot CLIP, which
+        every other one is compared with, in any case."""
         costs = {each.candidate.method: each.cost for each in self._open() if each.cost}
         groups = {
             method: GROUPS.index(entry.candidate.group) for method, entry in self.entries.items()
         }
         order = in_order(groups, costs, GROUPS.index("training"))
         self._tell_plan(order, costs)
-        for method in order:
-            entry, cost = self.entries[method], costs[method]
+        untimed = [each.candidate.method for each in self._open() if each.cost is None]
+        for method in (*untimed, *order):
+            entry = self.entries[method]
             task = self._fit_task(entry, entry.candidate.published)
-            done = self._outcome_of(task) is not None
-            if not done and not self.budget.fits(cost):
-                entry.state = LEFT_OUT
-                entry.why = (
-                    f"predicted {format_duration(cost.whole)}, {format_duration(self.budget.left)}"
-                    " were left"
-                )
+            if self._is_too_long(entry, task):
+                entry.state, left = LEFT_OUT, format_duration(max(0.0, self.budget.left))
+                entry.why = f"predicted {format_duration(entry.cost.whole)}, {left} were left"
                 continue
-            failure = self._fit(entry, entry.candidate.published, task, cost.fit)
+            predicted = None if entry.cost is None else entry.cost.fit
+            failure = self._fit(entry, entry.candidate.published, task, predicted)
             if failure is None:
                 entry.state = FITTED
-                self.budget.owe(cost)
+                if entry.cost is not None:
+                    self.budget.owe(entry.cost)
             elif failure.reason == OUT_OF_TIME:
                 entry.state = STOPPED
-                entry.why = (
-                    f"stopped at the end of the budget, predicted {format_duration(cost.whole)};"
-                    " the same command goes on with it"
-                )
+                entry.why = "stopped at the end of the budget; the same command goes on with it"
             else:
                 entry.state, entry.why = FAILED, reason_of(failure)
+
+    def _is_too_long(self, entry: Entry, task: Task) -> bool:
+        if entry.candidate.group == GROUPS[0] or self._outcome_of(task) is not None:
+            return False
+        return not self.budget.fits(entry.cost)
 
     def _tell_plan(self, order: Sequence[str], costs: Mapping[str, Cost]) -> None:
         def is_new(method: str) -> bool:
@@ -270,12 +272,13 @@ class Work:
         return fit_task(settings, f"{entry.candidate.title}, published settings")
 
     def _fit(
-        self, entry: Entry, settings: TrainConfig, task: Task, predicted: float
+        self, entry: Entry, settings: TrainConfig, task: Task, predicted: float | None
     ) -> Failure | None:
         """Do one fit, say what came of it, and keep it as a trial."""
         new = self._outcome_of(task) is None
         if new:
-            self.say(f"fit     {task.title}: predicted {format_duration(predicted)}")
+            known = "" if predicted is None else f": predicted {format_duration(predicted)}"
+            self.say(f"fit     {task.title}{known}")
         end = self.budget.end - self.budget.owed
         failures = self._do(task, end)
         if failures:
