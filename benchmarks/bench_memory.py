@@ -20,7 +20,7 @@ from benchmarks.measuring.names import numbered
 from benchmarks.measuring.steps import Cell
 from benchmarks.measuring.timing import this_device
 from lamp_fast.clip.settings import Trimming
-from lamp_fast.methods.lamp import LampSettings
+from lamp_fast.methods.settings.lamp import LampSettings
 
 TEST_BATCH = 100
 # GiB that ImageNet's classes may take in training and in evaluation.

@@ -1,7 +1,8 @@
 """Every setting of a run: what its parts read, put together, saved and read again.
 
 The dataclasses are the single source of the command line, of the saved ``config.json`` and of the
-Python interface. A setting stands with the code that reads it; field names are the flags' names.
+Python interface. A setting stands in the ``settings`` of the folder whose code reads it; names of
+fields are the flags' names.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from benchmarks.letters import Shift, letters
 from benchmarks.readings import PRESET, Run
 from lamp_fast.data.benchmark import build_benchmark
 from lamp_fast.errors import InputError
-from lamp_fast.methods.lamp import LampSettings
+from lamp_fast.methods.settings.lamp import LampSettings
 from lamp_fast.pretrain import glyphs
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble

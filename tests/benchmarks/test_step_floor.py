@@ -23,8 +23,8 @@ from benchmarks.measuring.names import CALTECH101, base_and_new, numbered
 from benchmarks.measuring.steps import SMALL, Cell, Line, random_clip
 from benchmarks.measuring.timing import CPU, interleave, time_steps
 from lamp_fast.clip.settings import Trimming
-from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp.model import Lamp
+from lamp_fast.methods.settings.lamp import LampSettings
 
 NAMES = ["dog", "old dog", "cat", "sea horse"]
 

@@ -12,11 +12,11 @@ import under_test
 from lamp_fast.clip.prompts import tokenise
 from lamp_fast.clip.settings import Trimming
 from lamp_fast.errors import InputError
-from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp.exact import TextEncoder
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 from lamp_fast.methods.lamp.state import similarity_loss
+from lamp_fast.methods.settings.lamp import LampSettings
 from lamp_fast.methods.zeroshot import ZeroShot
 
 # Both paths add up the same float64 numbers in another order: some hundred operations on values of

@@ -704,6 +704,11 @@ def test_lfas_beta_is_chosen_on_held_out_training_features():
     assert cross_validated_beta(few[:12], texts, labels[:12], seed=1) > 0.0
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_entry_and_model_name_each_other(name):
+    assert METHODS[name].load().entry is METHODS[name]
+
+
 @pytest.mark.parametrize(
     ("optim", "flag"),
     [

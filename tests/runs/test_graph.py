@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamp_fast.clip.settings import Trimming
 from lamp_fast.data.settings import DataConfig
-from lamp_fast.methods.lamp import LampSettings
 from lamp_fast.methods.lamp.balance import LoadBalance
 from lamp_fast.methods.lamp.model import Lamp
+from lamp_fast.methods.settings.lamp import LampSettings
 from lamp_fast.runs import graph
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
