@@ -75,7 +75,7 @@ def _begun(folder: Path) -> float:
 
 
 def _fit(settings: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | None:
-    run = train_attempt(settings, job, attempt, test=False)
+    run = train_attempt(settings, job, attempt, scored=False)
     if run is None:
         return None
     if not (run / VALIDATION).is_file():

@@ -70,7 +70,7 @@ def published_settings(config: CompareConfig, method: str) -> TrainConfig:
     Raises:
         InputError: settings that do not go together.
     """
-    data = config.data.resolved()
+    data = config.pictures
     given = {
         "method": method,
         "data": data.data,

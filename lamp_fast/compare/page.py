@@ -78,7 +78,7 @@ def _svgs(record: Mapping[str, Any], tested: Sequence[Mapping[str, Any]]) -> dic
 def draw_intervals(tested: Sequence[Mapping[str, Any]], chosen: str) -> Figure:
     """Macro-F1 on the test pictures with its interval, and on the validation pictures, a line a
     method, the one that validation prefers on top."""
-    figure = Figure(figsize=(7, 1.1 + 0.3 * len(tested)), layout="constrained")
+    figure = Figure(figsize=(5.2, 1.1 + 0.27 * len(tested)), layout="constrained")
     axes = figure.subplots()
     places = range(len(tested), 0, -1)
     for place, row in zip(places, tested, strict=True):
@@ -97,7 +97,7 @@ def draw_intervals(tested: Sequence[Mapping[str, Any]], chosen: str) -> Figure:
             label="validation" if first else None,
         )
     axes.set_yticks(list(places), [_plain(row) for row in tested])
-    axes.set_xlabel("macro-F1 in %, with its 95% interval on the test pictures")
+    axes.set_xlabel("macro-F1 in %; 95% interval on the test pictures")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     _open_frame(axes)
@@ -108,7 +108,7 @@ def draw_intervals(tested: Sequence[Mapping[str, Any]], chosen: str) -> Figure:
 def draw_costs(tested: Sequence[Mapping[str, Any]], chosen: str) -> Figure:
     """Macro-F1 on the test pictures over the seconds that fit and test took; numbers are those of
     the table."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
     for row in tested:
         colour = CHOSEN if row["method"] == chosen else OTHER

@@ -1,7 +1,7 @@
 """The flags of a comparison."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +85,11 @@ class CompareConfig:
     data: DataConfig = field(default_factory=DataConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
+    @property
+    def pictures(self) -> DataConfig:
+        """The data of every method, all classes together, defaults filled in."""
+        return replace(self.data, split=self.data.split or "all").resolved()
+
     def check_together(self) -> None:
         """Refuse what no comparison could be made of.
 
@@ -94,7 +99,7 @@ class CompareConfig:
         for method in self.methods:
             if method not in METHODS:
                 raise InputError(f"--methods {method}: expected some of {', '.join(METHODS)}")
-        if self.data.resolved().split != "all":
+        if self.data.split == "base-new":
             raise InputError(
                 "--split base-new: methods are compared on all classes together, expected"
                 " --split all"

@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def train_attempt(
-    config: TrainConfig, job: Path, attempt: int, *, test: bool = True
+    config: TrainConfig, job: Path, attempt: int, *, scored: bool = True
 ) -> Path | None:
     """Train in an attempt's folder, from where an earlier attempt came.
 
@@ -30,7 +30,7 @@ def train_attempt(
         config: of the run; its ``out`` does not matter.
         job: the job's folder.
         attempt: its number, from 1.
-        test: see :func:`lamp_fast.runs.training.train`.
+        scored: see :func:`lamp_fast.runs.training.train`.
 
     Returns:
         The run's folder; None where training diverged.
@@ -41,7 +41,7 @@ def train_attempt(
     if begun:
         # With what was resolved when it began, such as layers that follow the CLIP's.
         config = load_config(run / CONFIG)
-    code = train(replace(config, out=run, resume=begun), test=test)
+    code = train(replace(config, out=run, resume=begun), scored=scored)
     return run if code == 0 else None
 
 

@@ -72,12 +72,12 @@ def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path)
             raise InputError(f"--resume: the {kind} differs from the run in {folder}")
 
 
-def train(config: TrainConfig, *, test: bool = True) -> int:
+def train(config: TrainConfig, *, scored: bool = True) -> int:
     """Train, adapt, score, and leave everything in the run folder.
 
     Args:
         config: the settings.
-        test: False leaves the test pictures unscored, for a run whose settings may yet lose against
+        scored: False leaves the test pictures unscored, for a run whose settings may yet lose against
             others; :func:`test_run` scores it then.
 
     Returns:
@@ -94,7 +94,7 @@ def train(config: TrainConfig, *, test: bool = True) -> int:
         join(config.machine.device) as ranks,
         contextlib.ExitStack() as made,
     ):
-        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks, test)
+        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks, scored=scored)
 
 
 def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
@@ -106,7 +106,7 @@ def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _run(config: TrainConfig, folder: Path, ranks: Ranks, test: bool) -> int:
+def _run(config: TrainConfig, folder: Path, ranks: Ranks, *, scored: bool = True) -> int:
     ranks.together(_refuse_split_batches, config, ranks)
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
@@ -133,7 +133,7 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks, test: bool) -> int:
             if trainer.parameters:
                 trainer.run()
             experiment.method.settle(trainer.training)
-            finish(experiment, trainer, folder, ranks, test=test)
+            finish(experiment, trainer, folder, ranks, scored=scored)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
@@ -168,9 +168,9 @@ def finish(
     folder: Path,
     ranks: Ranks = ALONE,
     *,
-    test: bool = True,
+    scored: bool = True,
 ) -> None:
-    """Adapt, save what was learned, draw the curves and, with ``test``, score it.
+    """Adapt, save what was learned, draw the curves and, where it is to be ``scored``, test it.
 
     The seconds of a run are those of its epochs; of a method that has none, those that it took to
     read the training set, where features that were not kept are computed.
@@ -186,7 +186,7 @@ def finish(
     method = experiment.method
     ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
     ranks.once(_draw_curves, progress, folder)
-    if test:
+    if scored:
         rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
         ranks.once(_write_outcome, experiment, folder, rows)
 

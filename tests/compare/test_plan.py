@@ -77,7 +77,7 @@ def test_every_method_is_a_candidate_as_it_was_published():
     assert {found[name].group for name in over_features} == {"over features"}
     assert {found[name].group for name in ("coop", "lamp", "clip-lora", "lift")} == {"training"}
     for method in ("coop", "tip", "lamp"):
-        data = CONFIG.data.resolved()
+        data = CONFIG.pictures
         given = {"method": method, "data": data.data, "split": "all", "clip": "tiny"}
         published = default_config(given)
         assert found[method].published.own == published.own
