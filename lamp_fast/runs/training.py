@@ -77,7 +77,7 @@ def train(config: TrainConfig, *, scored: bool = True) -> int:
 
     Args:
         config: the settings.
-        scored: False leaves the test pictures unscored, for a run whose settings may yet lose against
+        scored: False leaves the test pictures alone, for a run whose settings may yet lose against
             others; :func:`test_run` scores it then.
 
     Returns:
