@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -226,3 +229,23 @@ def test_a_comparison_with_the_chosen_one_is_of_the_same_pictures():
     assert found["b"]["p_holm"] == found["b"]["p"] == 1
     assert figures_of(answers, 3)["a"]["macro_f1"] == {"value": 1.0, "interval": (1.0, 1.0)}
     assert choose({"first": 0.5, "second": 0.5, "third": 0.4}) == "first"
+
+
+@pytest.mark.slow
+def test_in_processes_of_their_own_and_stopped_by_a_signal(pictures, tmp_path):
+    """What was under way when the command was stopped is gone on with, and nothing done again."""
+    command = [sys.executable, "-m", "lamp_fast.compare", "--data", "folder", "--root", pictures]
+    command += ["--clip", "tiny", "--out", tmp_path / "out", "--trials", "0", "--budget", "1h"]
+    command = list(map(str, [*command, "--methods", "ss-text", "zeroshot"]))
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    told = next(line for line in first.stdout if line.startswith("fit     SS-Text"))
+    first.send_signal(signal.SIGTERM)
+    assert first.communicate()[0].endswith("stopped; the same command goes on\n"), told
+    assert first.returncode == cli.INTERRUPTED
+    assert not (tmp_path / "out" / "comparison.json").exists()
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "probe   " not in second.stdout
+    assert "fit     CLIP zero-shot" not in second.stdout
+    rows = read(tmp_path / "out")["rows"]
+    assert [row["state"] for row in rows] == ["tested", "tested"]
+    assert all(row["predicted_seconds"] > 0 and row["took_seconds"] > 0 for row in rows)
