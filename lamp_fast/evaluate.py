@@ -58,6 +58,8 @@ class EvaluateConfig:
     tte: Tte = "as-trained"
     """on: the mean of the logits of five crops is scored; off: one view's; by default as the run
     tested."""
+    union: bool = False
+    """Also show how base and new names do when all are asked for at once."""
     out: Path | None = None
     """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
     default on_NAME in the run folder, with --prior on_NAME_prior_WORD."""
@@ -103,7 +105,8 @@ def main(config: EvaluateConfig) -> int:
     from lamp_fast.runs.prior import Prior, read_prior
     from lamp_fast.runs.ranks import join
     from lamp_fast.runs.saved import load
-    from lamp_fast.runs.scoring import evaluate_rows, hold_transfer, transfer_rows, write_results
+    from lamp_fast.runs.scoring import evaluate_rows, write_results
+    from lamp_fast.runs.transfer import hold_transfer, transfer_rows
 
     saved = load(config.run)
     if (wanted := read_prior(config.prior)) is not None:
@@ -120,6 +123,8 @@ def main(config: EvaluateConfig) -> int:
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
+        shown = replace(experiment.config, union=config.union)
+        experiment = replace(experiment, config=shown)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -176,7 +181,8 @@ def _name_prior(experiment: "Experiment", rows: "Sequence[Evaluated]") -> "list[
 def _print_table(experiment: "Experiment", rows: "Sequence[Evaluated]") -> None:
     from lamp_fast.runs.scoring import results_table
 
-    print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
+    table_rows = [each.row(experiment.benchmark) for each in rows]
+    print("\n" + results_table(table_rows, union=experiment.config.union))
 
 
 if __name__ == "__main__":

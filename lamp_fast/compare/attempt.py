@@ -22,14 +22,11 @@ from lamp_fast.jobs.here import stoppable
 from lamp_fast.jobs.process import RUN, end_with_parent, run_facts, run_of, train_attempt
 from lamp_fast.jobs.queue import CLAIM, OUTCOME, TASK
 from lamp_fast.runs.config import TrainConfig, saved_settings
-from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.training import test_run
-from lamp_fast.runs.validation import validation_logits
 from lamp_fast.tensors import save_tensors
 
 ANSWERS = "answers.safetensors"
-VALIDATION = "validation.safetensors"
 
 
 def command(job: Path, attempt: int) -> list[str]:
@@ -78,10 +75,6 @@ def _fit(settings: TrainConfig, job: Path, attempt: int) -> dict[str, Any] | Non
     run = train_attempt(settings, job, attempt, scored=False)
     if run is None:
         return None
-    if not (run / VALIDATION).is_file():
-        experiment, _ = load_run(run)
-        logits, labels = validation_logits(experiment, experiment.method)
-        save_tensors(run / VALIDATION, {"logits": logits, "labels": labels}, {})
     return {
         "run": str(run.relative_to(job.parent)),
         "record": run_facts(read_json(run / CONFIG)),

@@ -85,7 +85,9 @@ def published_settings(config: CompareConfig, method: str) -> TrainConfig:
         data=data,
         machine=config.machine,
     )
-    settings = change(settings, {"selection.validation": "on"})
+    # The same validation pictures for all, and of each method the epoch that these prefer.
+    select = "best" if METHODS[method].no_selection is None else "last"
+    settings = change(settings, {"selection.validation": "all", "selection.select": select})
     if config.epochs is not None:
         settings = change(settings, {"optim.epochs": config.epochs})
     validate(settings)

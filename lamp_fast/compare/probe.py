@@ -8,13 +8,14 @@ next attempt goes on behind it.
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.compare.cost import Measured
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.errors import InputError
@@ -47,6 +48,7 @@ def measure_all(settings: Mapping[str, TrainConfig], job: Path, started: float) 
         started: when this process began, of ``time.time``.
     """
     checked: Checked | None = None
+    clip: LoadedClip | None = None
     start = 0.0
     for method, config in settings.items():
         file = measured_file(job, method)
@@ -62,7 +64,8 @@ def measure_all(settings: Mapping[str, TrainConfig], job: Path, started: float) 
             start = time.time() - started
         write_json(file, {"deaths": deaths + 1})
         try:
-            found: dict[str, Any] = asdict(measure(config, checked, start))
+            timed, clip = measure(config, checked, start, clip)
+            found: dict[str, Any] = asdict(timed)
         except KeyboardInterrupt:
             write_json(file, held)
             raise
@@ -80,18 +83,34 @@ def one_line(error: Exception) -> str:
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
-def measure(config: TrainConfig, checked: Checked, start: float = 0.0) -> Measured:
+@dataclass(frozen=True)
+class LoadedClip:
+    """The CLIP that all methods are timed over, and the seconds that it took to load with one."""
+
+    clip: FrozenClip
+    seconds: float
+
+
+def measure(
+    config: TrainConfig, checked: Checked, start: float = 0.0, loaded: LoadedClip | None = None
+) -> tuple[Measured, LoadedClip]:
     """Time the parts of a run on as few of its pictures as they can be timed on.
 
     Args:
         config: of the run.
         checked: its pictures.
         start: see :class:`lamp_fast.compare.cost.Measured`.
+        loaded: its CLIP, where another method was timed over it.
 
     Raises:
         InputError: settings that cannot be served.
     """
-    build, experiment = _timed(lambda: assemble(config, checked), None)
+    given = None if loaded is None else loaded.clip
+    build, experiment = _timed(lambda: assemble(config, checked, clip=given), None)
+    if loaded is None:
+        loaded = LoadedClip(experiment.clip, build)
+    else:
+        build += loaded.seconds
     device = experiment.device
     optim, pictures = experiment.config.optim, len(experiment.benchmark.train)
     few = few_of(experiment)
@@ -104,16 +123,18 @@ def measure(config: TrainConfig, checked: Checked, start: float = 0.0) -> Measur
     settling, _ = _timed(lambda: few.method.settle(trainer.training), device)
     scorer = Scorer(few, few.method, few.benchmark.base_names, few.benchmark.val)
     scoring, _ = _timed(lambda: list(scorer.logits()), device)
-    return Measured(
+    compared = 0 if trainer.validation is None else trainer.stages[-1]
+    measured = Measured(
         start=start,
         build=build,
         read_once=read_once + settling,
         read_picture=max(0.0, reading - read_once) / len(few.benchmark.train),
         step=step,
         steps=steps,
-        passes=1,
+        passes=compared + 1,
         score_picture=scoring / len(few.benchmark.val),
     )
+    return measured, loaded
 
 
 def few_of(experiment: Experiment) -> Experiment:

@@ -215,7 +215,10 @@ def warnings_of(record: Mapping[str, Any]) -> list[str]:
     for part, words in (("val", "validation"), ("test", "test")):
         without = [each["name"] for each in classes if not each[part]]
         if without:
-            lines.append(f"no {words} picture of {_some(without)}: too few pictures of these")
+            lines.append(
+                f"no {words} picture of {_some(without)}: too few pictures of these, which count 0"
+                " in every method's macro-F1"
+            )
     few = [each["name"] for each in classes if 0 < each["test"] < 5]
     if few:
         lines.append(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from lamp_fast.compare import probe
-from lamp_fast.compare.attempt import VALIDATION
 from lamp_fast.compare.candidates import GROUPS, Candidate
 from lamp_fast.compare.cost import (
     PROBE_SHARE,
@@ -32,6 +31,7 @@ from lamp_fast.files import read_json, write_json
 from lamp_fast.jobs.here import local_slots
 from lamp_fast.jobs.queue import OUT_OF_TIME, Failure, Queue, Task
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
+from lamp_fast.runs.folder import VALIDATION
 from lamp_fast.runs.metrics import scores
 from lamp_fast.tensors import load_tensors
 

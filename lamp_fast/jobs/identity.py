@@ -39,7 +39,7 @@ from lamp_fast.runs.experiment import find_source
 ZEROSHOT = "zeroshot"
 
 # Settings that say where, how fast, or under which name, but not what.
-_ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "clip")
+_ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "union", "clip")
 _ASIDE_OF = {"data": (*PLACES, "skip_unreadable"), "trim": ("block",)}
 # Of the machine, which changes no result beyond rounding: rounding itself, and what is timed.
 _MACHINE = ("precision", "path")

@@ -96,6 +96,10 @@ class Method(Fixable):
     entry: MethodEntry
     """What is known of it without its model: its title, what it refuses, and so on."""
 
+    independent_names: bool = False
+    """Whether a class's score does not depend on the other names that are asked for, so that the
+    scores over some of the names are columns of those over all."""
+
     reads_features: bool = False
     """Whether a picture's features of the frozen tower are all that it looks at in testing."""
 
@@ -329,6 +333,7 @@ class TwoTowers(Method):
     """
 
     no_class_matrix = None
+    independent_names = True
 
     def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
         super().__init__(clip)

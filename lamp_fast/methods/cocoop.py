@@ -42,6 +42,7 @@ class CoCoOp(Method):
     """
 
     entry = COCOOP
+    independent_names = True
     text_per_picture = True
     no_class_matrix = "every picture has its own text"
 

@@ -18,7 +18,7 @@ from lamp_fast.reproduce.plan import Plan, make_plan
 from lamp_fast.reproduce.render import Drawn, Rendered, write_table
 from lamp_fast.reproduce.results import compare, default_pairs, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
-from lamp_fast.runs.experiment import uses_validation
+from lamp_fast.runs.config import uses_validation
 
 TABLES_FOLDER = "tables"
 

@@ -48,6 +48,9 @@ class TrainConfig(Generic[Own]):
     """Replace what is in --out."""
     tensorboard: bool = False
     """Also write each epoch as TensorBoard events (needs the tensorboard extra)."""
+    union: bool = False
+    """Also show in the closing table how base and new names do when all are asked for at once;
+    result.json says it in any case."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
@@ -86,10 +89,15 @@ class TrainConfig(Generic[Own]):
                 f"--epochs none: --method {self.method} has no published number of steps, expected"
                 " a number of epochs"
             )
+        self.resolved_selection().check(entry, self.data.resolved().split)
         if self.data.template is not None and entry.own_prompt:
             raise InputError(
                 f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
             )
+
+    def resolved_selection(self) -> SelectionConfig:
+        """What is chosen on validation pictures, with the defaults of data and method."""
+        return self.selection.resolved(self.data.data, METHODS[self.method])
 
 
 def settings_of(method: str) -> type[MethodSettings]:
@@ -101,6 +109,12 @@ def settings_of(method: str) -> type[MethodSettings]:
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     return METHODS[method].Settings
+
+
+def uses_validation(config: TrainConfig) -> bool:
+    """Whether a run holds validation pictures: its settings ask for them, or its method chooses on
+    them."""
+    return config.own.uses_validation or config.resolved_selection().uses_validation
 
 
 # The flags that decide what the others' defaults are.

@@ -19,6 +19,7 @@ from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data import catalog
 from lamp_fast.data.benchmark import (
     Benchmark,
+    Validated,
     build_benchmark,
     check_benchmark,
     decode_through,
@@ -39,12 +40,13 @@ from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.methods.training_set import TrainingSet
 from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
-from lamp_fast.runs.config import TrainConfig, to_saved
+from lamp_fast.runs.config import TrainConfig, to_saved, uses_validation
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
 from lamp_fast.runs.saved import SavedRun, load
+from lamp_fast.runs.selection import SelectionConfig
 from lamp_fast.runs.settings import OptimConfig
 
 # The readable pictures of a run, the names of the others, the sha256 of all that is read.
@@ -152,6 +154,8 @@ class Experiment:
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
+        benchmark = self.benchmark
+        held_out = {"held_out": list(benchmark.stand_ins)} if benchmark.held_out else {}
         return {
             "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
             "block": self.block,
@@ -161,10 +165,11 @@ class Experiment:
             "clip": to_json(self.clip.identity),
             "data": {
                 "sha256": self.data_hash,
-                "base_names": list(self.benchmark.base_names),
-                "new_names": list(self.benchmark.new_names),
-                "template": self.benchmark.template,
-                "counts": [int(count) for count in self.benchmark.counts],
+                "base_names": list(benchmark.base_names),
+                "new_names": list(benchmark.new_names),
+                **held_out,
+                "template": benchmark.template,
+                "counts": [int(count) for count in benchmark.counts],
                 "unreadable": list(self.unreadable),
             },
         }
@@ -175,6 +180,7 @@ def assemble(
     checked: Checked | None = None,
     begun: Record | None = None,
     saved: SavedRun | None = None,
+    clip: FrozenClip | None = None,
 ) -> Experiment:
     """Build every part of a run; nothing is written.
 
@@ -183,20 +189,22 @@ def assemble(
         checked: what :func:`check_data` gave for them, where another process has called it.
         begun: of a run that goes on, its record.
         saved: the finished run whose method it is, in place of a fresh one.
+        clip: of the settings, where it is built already.
 
     Raises:
         InputError: the first setting that cannot be served.
     """
     validate(config)
     machine, device = resolve_machine(config.machine)
-    selection = config.selection.resolved(config.data.data)
-    config = replace(config, machine=machine, data=config.data.resolved(), selection=selection)
+    config = replace(config, machine=machine, data=config.data.resolved())
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
-    clip = build_clip(config, None if record is None else record.values["clip"])
+    if clip is None:
+        clip = build_clip(config, None if record is None else record.values["clip"])
     listed = checked[0] if checked else load_benchmark(config)
+    config = replace(config, selection=_selection(config, listed))
     if saved is None:
         config = replace(config, optim=_optimisation(config, listed))
     torch.manual_seed(config.seed)
@@ -223,6 +231,26 @@ def assemble(
     return Experiment(
         config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
     )
+
+
+def _selection(config: TrainConfig, benchmark: Benchmark) -> SelectionConfig:
+    """What is chosen on validation pictures, with the defaults of data and method filled in.
+
+    Raises:
+        InputError: validation pictures are asked for, and there are none.
+    """
+    selection = config.resolved_selection()
+    if not selection.uses_validation or len(benchmark.val):
+        return selection
+    asked = config.selection
+    if asked.select == "best" or asked.uses_validation:
+        flag = "--select best" if asked.select == "best" else f"--validation {asked.validation}"
+        raise InputError(
+            f"{flag}: --data {benchmark.name} gives no validation picture, expected at least three"
+            " training pictures of a class"
+        )
+    # That there is none stands in what the data say of themselves.
+    return replace(selection, select="last", validation="off")
 
 
 def _optimisation(config: TrainConfig, benchmark: Benchmark) -> OptimConfig:
@@ -272,15 +300,12 @@ def check_data(config: TrainConfig) -> Checked:
 
 def load_benchmark(config: TrainConfig) -> Benchmark:
     """What a run sees of its data set: :func:`load_data`, with validation pictures where something
-    asks for them."""
-    return load_data(config.data, config.seed, validation=uses_validation(config))[1]
-
-
-def uses_validation(config: TrainConfig) -> bool:
-    """Whether a run holds validation pictures: its settings ask for them, or its method chooses on
-    them."""
-    selection = config.selection.resolved(config.data.data)
-    return selection.uses_validation or config.own.uses_validation
+    asks for them: all of them where the method chooses on them or it is said, else as many as can be scored after
+    every epoch."""
+    every = config.own.uses_validation or config.selection.validation == "all"
+    validation = "all" if every else "some" if uses_validation(config) else "none"
+    holdout = config.resolved_selection().held_out
+    return load_data(config.data, config.seed, validation=validation, holdout=holdout)[1]
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
@@ -319,14 +344,18 @@ def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
 
 
 def load_data(
-    data: DataConfig, seed: int, *, validation: bool = False
+    data: DataConfig,
+    seed: int,
+    *,
+    validation: Validated = "none",
+    holdout: float | None = None,
 ) -> tuple[DataSource, Benchmark]:
     """List the pictures of a data set and apply the protocol; no picture is read yet.
 
     Args:
         data: which, and how it is drawn from.
         seed: of the draws.
-        validation: also take validation pictures.
+        validation, holdout: as in :func:`build_benchmark`.
 
     Raises:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
@@ -341,6 +370,7 @@ def load_data(
         shots=data.shots,
         seed=seed,
         validation=validation,
+        holdout=holdout,
     )
     return source, benchmark
 

@@ -1,6 +1,5 @@
 """Scores of a run on test pictures, of its own data or another set, and the tables of them."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,23 +14,24 @@ from lamp_fast.data.benchmark import Benchmark
 from lamp_fast.data.loading import evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
-from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.errors import InputError
-from lamp_fast.fields import to_json
-from lamp_fast.files import read_json, write_bytes, write_csv, write_json
+from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
+from lamp_fast.runs.folder import RESULT
 from lamp_fast.runs.metrics import (
     Scores,
+    UnionAnswers,
+    UnionScores,
     balanced_accuracy,
     class_harmonic_mean,
     geometric_mean,
     group_accuracy,
     harmonic_mean,
     scores,
+    union_scores,
     worst_class,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
@@ -45,6 +45,13 @@ COLUMNS = (
     ("hm_m", "HM-M"),
     ("head", "head acc"),
     ("tail", "tail acc"),
+)
+UNION_COLUMNS = (
+    ("union", "union"),
+    ("union_base", "union base"),
+    ("union_new", "union new"),
+    ("union_hm", "union HM"),
+    ("openworld_auc", "OpenworldAUC"),
 )
 UNDIVIDED_COLUMNS = (
     ("acc_base", "accuracy"),
@@ -61,13 +68,19 @@ _SHOWN_WHERE_THERE = {"balanced_base", "worst_base", *SIZE_GROUPS}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of the closing table with what it was computed from."""
+    """One row of the closing table with what it was computed from.
+
+    ``selection`` says how its epoch was chosen, see :func:`lamp_fast.runs.selection.summary`;
+    ``union`` is None where base and new names were not asked for at once.
+    """
 
     name: str
     base: Scores
     new: Scores | None
     parameters: int
     seconds: float
+    selection: Mapping[str, Any] | None = None
+    union: UnionScores | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
         """The row as JSON values in 0..1; None where there is nothing to report.
@@ -85,6 +98,7 @@ class Evaluated:
             "f1_base": base.macro_f1,
             "f1_new": None if new is None else new.macro_f1,
             "hm_m": None if new is None else harmonic_mean(base.macro_f1, new.macro_f1),
+            **_union_row(self.union),
             "head": None if head is None else group_accuracy(base.confusion, head),
             "tail": None if head is None else group_accuracy(base.confusion, ~head),
             **_by_size(base, benchmark.size_groups),
@@ -94,7 +108,20 @@ class Evaluated:
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
             "seconds": self.seconds,
+            **({} if self.selection is None else {"selection": self.selection}),
         }
+
+
+def _union_row(union: UnionScores | None) -> dict[str, float | None]:
+    if union is None:
+        return dict.fromkeys(key for key, _ in UNION_COLUMNS)
+    return {
+        "union": union.accuracy,
+        "union_base": union.base,
+        "union_new": union.new,
+        "union_hm": union.harmonic_mean,
+        "openworld_auc": union.openworld_auc,
+    }
 
 
 def _by_size(base: Scores, groups: np.ndarray | None) -> dict[str, float | None]:
@@ -132,9 +159,10 @@ def evaluate_rows(
         return rows
     rows.append(score_method(experiment, method, method.entry.title, seconds, ranks))
     if adapted:
-        new = _score_half(experiment, method, ranks, new=True, adapted=True)
+        new, _ = _score_half(experiment, method, ranks, new=True, adapted=True)
         name = f"{method.entry.title}, b_new on new (transductive)"
-        rows.append(replace(rows[-1], name=name, new=new))
+        # Which bias a picture is given would say of which half it is.
+        rows.append(replace(rows[-1], name=name, new=new, union=None))
     return rows
 
 
@@ -145,7 +173,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
-    table = results_table(table_rows)
+    table = results_table(table_rows, union=experiment.config.union)
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -167,86 +195,80 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     return table
 
 
-def transfer_rows(experiment: Experiment, seconds: float, ranks: Ranks = ALONE) -> list[Evaluated]:
-    """Score zero-shot CLIP and a run from :func:`load_run_on`, in rows that name the data set."""
-    rows = evaluate_rows(experiment, seconds, adapted=False, ranks=ranks)
-    return [replace(row, name=f"{row.name} on {experiment.benchmark.name}") for row in rows]
-
-
-def hold_transfer(
-    stack: contextlib.ExitStack, folder: Path, experiment: Experiment, target: DataConfig
-) -> None:
-    """Own the folder for scores on another data set until ``stack`` closes, and say whose it is.
-
-    Raises:
-        InputError: it cannot be written, or holds something else, which is left alone.
-    """
-    filled, places = is_filled(folder), to_json(target.resolved())
-    benchmark, program = experiment.benchmark, experiment.record()
-    prior = experiment.prior
-    identity = {
-        "data": benchmark.name,
-        "template": benchmark.template,
-        "sha256": experiment.data_hash,
-        "prior": None if prior is None else prior.wanted,
-    }
-    if filled:
-        file = folder / TARGET
-        held = read_json(file) if file.is_file() else None
-        if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
-            raise InputError(
-                f"--out {folder}: holds something else than scores on these pictures with this"
-                " template and prior, expected a new folder"
-            )
-    stack.enter_context(hold_folder(folder))
-    record = {
-        **identity,
-        **{name: places[name] for name in PLACES},
-        "unreadable": list(experiment.unreadable),
-        "tte": experiment.config.views.tte,
-        **{name: program[name] for name in ("version", "commit", "torch")},
-    }
-    write_json(folder / TARGET, record)
-
-
 def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    new = len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
+    base, of_base = _score_half(experiment, method, ranks, new=False)
+    new = of_new = None
+    if _serves_new(experiment, method):
+        new, of_new = _score_half(experiment, method, ranks, new=True)
     return Evaluated(
         name=name,
-        base=_score_half(experiment, method, ranks, new=False),
-        new=_score_half(experiment, method, ranks, new=True) if new else None,
+        base=base,
+        new=new,
         parameters=method.trainable_parameters(),
         seconds=seconds,
+        union=None if of_base is None or of_new is None else union_scores(of_base, of_new),
     )
+
+
+def _serves_new(experiment: Experiment, method: Method) -> bool:
+    return len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
 
 
 def _score_half(
     experiment: Experiment, method: Method, ranks: Ranks, *, new: bool, adapted: bool = False
-) -> Scores:
+) -> tuple[Scores, UnionAnswers | None]:
+    """Scores of one half's pictures among its names, and what becomes of them among all names.
+
+    The latter is None where there is one half, under a prior, which says nothing of how often the
+    names of one half are to be expected beside those of the other, and for ``adapted``.
+    """
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    predicted = _predict(experiment, method, names, pictures, ranks, adapted)
-    return scores(pictures.labels, predicted, len(names))
+    if not _serves_new(experiment, method) or adapted or experiment.prior is not None:
+        scorer = Scorer(experiment, method, names, pictures, ranks)
+        columns = [[each.argmax(1)] for each in scorer.logits(adapted)]
+        (predicted,) = _gathered(columns, ranks, torch.int64)
+        return scores(pictures.labels, predicted, len(names)), None
+    first = len(benchmark.base_names) if new else 0
+    columns = []
+    for own, every in _own_and_every(experiment, method, pictures, ranks, new):
+        belief = every.double().log_softmax(1)[:, : len(benchmark.base_names)].amax(1)
+        columns.append([own.argmax(1), every.argmax(1), belief])
+    kinds = torch.int64, torch.int64, torch.float64
+    predicted, among_all, belief = _gathered(columns, ranks, *kinds)
+    labels = pictures.labels
+    answers = UnionAnswers(predicted == labels, among_all == labels + first, belief)
+    return scores(labels, predicted, len(names)), answers
 
 
-def _predict(
-    experiment: Experiment,
-    method: Method,
-    names: Sequence[str],
-    pictures: Pictures,
-    ranks: Ranks,
-    adapted: bool,
-) -> np.ndarray:
-    """The predicted class of every picture, int64 [N]."""
-    scorer = Scorer(experiment, method, names, pictures, ranks)
-    predicted = [logits.argmax(1).cpu() for logits in scorer.logits(adapted)]
-    return np.concatenate(
-        ranks.gather(torch.cat([torch.empty(0, dtype=torch.int64), *predicted]).numpy())
-    )
+def _own_and_every(
+    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks, new: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits over the names of the pictures' own half, and over those of both, base first."""
+    benchmark = experiment.benchmark
+    base, others = benchmark.base_names, benchmark.new_names
+    every = Scorer(experiment, method, (*base, *others), pictures, ranks)
+    if method.independent_names:
+        own = slice(len(base), None) if new else slice(len(base))
+        yield from ((logits[:, own], logits) for logits in every.logits())
+        return
+    half = Scorer(experiment, method, others if new else base, pictures, ranks)
+    yield from zip(half.logits(), every.logits(), strict=True)
+
+
+def _gathered(
+    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, *kinds: torch.dtype
+) -> list[np.ndarray]:
+    """Columns of all batches of all ranks, one behind the other; of each kind one."""
+    found = []
+    for column, kind in enumerate(kinds):
+        own = [torch.empty(0, dtype=kind), *(batch[column].cpu() for batch in batches)]
+        found.append(np.concatenate(ranks.gather(torch.cat(own).numpy())))
+    return found
 
 
 class Scorer:
@@ -367,10 +389,15 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
     write_csv(file, header, lines)
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """(key, title) of each figure of a table; none about halves where every class was trained."""
+def columns(rows: Sequence[Mapping[str, Any]], union: bool = False) -> tuple[tuple[str, str], ...]:
+    """(key, title) of each figure of a table; none about halves where every class was trained.
+
+    Args:
+        rows: of the table.
+        union: also show the figures of base and new names at once.
+    """
     if any(row["acc_new"] is not None for row in rows):
-        return COLUMNS
+        return COLUMNS + UNION_COLUMNS if union else COLUMNS
     return tuple(
         (key, title)
         for key, title in UNDIVIDED_COLUMNS
@@ -378,12 +405,13 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def results_table(rows: Sequence[Mapping[str, Any]], union: bool = False) -> str:
     """The closing table as Markdown: percentages, trainable parameters, training seconds.
 
-    A line below it says which columns give each class the same weight, if any do.
+    A line below it says which columns give each class the same weight, if any do. Arguments are
+    those of :func:`columns`.
     """
-    shown = columns(rows)
+    shown = columns(rows, union)
     body = [
         [
             row["name"],

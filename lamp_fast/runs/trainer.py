@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
 from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
+from lamp_fast.runs.selection import is_exhausted, selected_epoch
 from lamp_fast.runs.settings import OptimConfig
 from lamp_fast.runs.tensorboard import EventWriter
+from lamp_fast.runs.validation import Validation
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
@@ -36,6 +39,14 @@ class Trainer:
     """The training loop of one run: :meth:`run` goes from the current epoch to the last.
 
     With several ranks all of them run it, each on its rows of every batch.
+
+    Where epochs are compared, only those of a method's last stage are: before it, not all that a
+    prediction needs is trained.
+
+    Args:
+        experiment: what is trained, and on what.
+        folder: of the run.
+        ranks: the processes that train it together.
     """
 
     def __init__(self, experiment: Experiment, folder: Path, ranks: Ranks = ALONE) -> None:
@@ -82,6 +93,13 @@ class Trainer:
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
         self.stages = self.method.stages(self.optim.epochs)
         self._entered: int | None = None
+        # The epoch to end with; earlier than the rate's curve where another run has chosen it.
+        self.last_epoch = self.optim.epochs
+        self.validation = None
+        if config.selection.searches and self.parameters:
+            self.validation = Validation(experiment, ranks)
+        # The method's state after the best epoch so far.
+        self.selected: dict[str, Tensor] | None = None
         # t / T of the step that is taken, where a captured step can read it.
         self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
         self.not_captured = graph.why_not_captured(config, self.method, experiment.device, ranks)
@@ -100,7 +118,7 @@ class Trainer:
     def restore(self) -> None:
         """Go on from the folder's checkpoint, whose log is written again: a killed process may have
         come no further than the checkpoint."""
-        self.progress = checkpoint.load_checkpoint(
+        self.progress, self.selected = checkpoint.load_checkpoint(
             self.folder, self.method, self.optimiser, self.scaler.state_dict()
         )
         if self.progress.scaler:
@@ -115,20 +133,38 @@ class Trainer:
         self._write_kept()
 
     def run(self) -> None:
-        """Train the remaining epochs.
+        """Train the remaining epochs, then go back to the best one where they are compared.
 
         The state after each is written, but where epochs are shorter than a second only once a
         second, and when training ends or stops; what is held until then is lost with the process.
         """
         try:
-            for epoch in range(self.progress.epoch, self.optim.epochs):
+            for epoch in range(self.progress.epoch, self.last_epoch):
+                if self._is_exhausted():
+                    break
                 line = self._epoch(epoch)
                 self._check_state(epoch)
+                self._compare(epoch, line)
                 self.progress.history.append(line)
                 self.progress.epoch = epoch + 1
                 self.ranks.once(self._keep)
         finally:
             self._write_kept()
+        if self.selected is not None:
+            self.method.load_state_dict(self.selected)
+
+    def _is_exhausted(self) -> bool:
+        return is_exhausted(self.progress.history, self.experiment.config.selection.patience)
+
+    def _compare(self, epoch: int, line: dict[str, Any]) -> None:
+        """Add the figures on validation pictures to the epoch's line, and hold its state where they
+        are the best so far."""
+        if self.validation is None or epoch < sum(self.stages[:-1]):
+            return
+        line |= self.validation.line()
+        if selected_epoch([*self.progress.history, line]) == epoch + 1:
+            state = self.method.state_dict()
+            self.selected = {name: each.detach().clone() for name, each in state.items()}
 
     def time_steps(self, count: int) -> Iterator[float]:
         """Take the first steps of a run for their time alone, after which it is of no other use.
@@ -152,14 +188,14 @@ class Trainer:
     def _keep(self) -> None:
         """Write the state after an epoch, or hold it where the last one was just written."""
         since = time.monotonic() - self._written
-        if since >= SECONDS_BETWEEN_CHECKPOINTS or self.progress.epoch == self.optim.epochs:
+        if since >= SECONDS_BETWEEN_CHECKPOINTS or self.progress.epoch == self.last_epoch:
             self.save()
         else:
             self._kept = self._snapshot().kept()
 
     def _snapshot(self) -> Snapshot:
         self.progress.scaler = self.scaler.state_dict()
-        return Snapshot.take(self.method, self.optimiser, self.progress)
+        return Snapshot.take(self.method, self.optimiser, self.progress, self.selected)
 
     def _write_kept(self) -> None:
         """Write what is held, if anything; rank 0 alone holds any."""

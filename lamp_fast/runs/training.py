@@ -1,6 +1,7 @@
 """A run from its settings to its folder: train, adapt to new classes, score, draw."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -9,21 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lamp_fast import cli
 from lamp_fast.clip.load import completed_record
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.settings import PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import write_json
 from lamp_fast.runs import figures
-from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
 from lamp_fast.runs.experiment import Experiment, assemble, check_data, load_run
 from lamp_fast.runs.folder import (
     CHECKPOINT,
     CONFIG,
+    HOLDOUT,
     LEARNED,
+    METRICS,
+    VALIDATION,
     choose_folder,
     clear_folder,
     hold_folder,
@@ -34,10 +40,12 @@ from lamp_fast.runs.folder import (
 )
 from lamp_fast.runs.launch import launch_id
 from lamp_fast.runs.ranks import ALONE, Ranks, join, place
-from lamp_fast.runs.record import Record, read_record
+from lamp_fast.runs.record import Record, read_history, read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
+from lamp_fast.runs.selection import selected_epoch, summary
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
+from lamp_fast.runs.validation import validation_logits
 from lamp_fast.tensors import save_tensors
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
@@ -59,7 +67,7 @@ def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path)
     then = {**record.values, "clip": completed_record(record.values["clip"])}
     begun = _by_flag(to_saved(record.settings))
     for (group, name), value in _by_flag(now["settings"]).items():
-        free = group in ("out", "config", "machine", "tensorboard")
+        free = group in ("out", "config", "machine", "tensorboard", "union")
         if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
             continue
         before = begun[group, name]
@@ -106,13 +114,22 @@ def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _run(config: TrainConfig, folder: Path, ranks: Ranks, *, scored: bool = True) -> int:
+def _run(
+    config: TrainConfig,
+    folder: Path,
+    ranks: Ranks,
+    clip: FrozenClip | None = None,
+    *,
+    scored: bool = True,
+) -> int:
+    """One run; ``clip`` is of the settings where it is built, and without ``scored`` its test
+    pictures are not looked at."""
     ranks.together(_refuse_split_batches, config, ranks)
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
     begun = ranks.once(read_record, folder / CONFIG) if config.resume else None
-    experiment = ranks.together(assemble, placed, checked, begun)
+    experiment = ranks.together(assemble, placed, checked, begun, None, clip)
     cli.say(*experiment.describe())
     if begun is not None:
         ranks.once(_refuse_other_settings, experiment, begun, folder)
@@ -130,10 +147,17 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks, *, scored: bool = True
             ranks.once(_begin, trainer)
         cli.say(f"run     {folder}")
         try:
+            compared = trainer.progress.history
+            if experiment.config.selection.retrain:
+                compared = _search_epoch(experiment, folder / HOLDOUT, ranks)
+                trainer.last_epoch = selected_epoch(compared)
             if trainer.parameters:
                 trainer.run()
+            cli.say(*_about_choice(trainer))
             experiment.method.settle(trainer.training)
-            finish(experiment, trainer, folder, ranks, scored=scored)
+            finish(experiment, trainer, folder, ranks, compared, scored=scored)
+        except _DivergedError as error:
+            return error.code
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
@@ -142,6 +166,64 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks, *, scored: bool = True
             cli.say(f"error: {error}", stream=sys.stderr)
             return 1
     return 0
+
+
+class _DivergedError(Exception):
+    """The run that would have chosen an epoch diverged, and has said so."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def _search_epoch(experiment: Experiment, folder: Path, ranks: Ranks) -> list[dict[str, Any]]:
+    """The log of the run that leaves classes out, in a folder of its own, where it goes on if it
+    was begun. It has the settings of ``experiment``, and looks at no test picture."""
+    settings = experiment.config
+    config = replace(
+        settings,
+        out=folder,
+        resume=ranks.once((folder / CONFIG).is_file),
+        overwrite=False,
+        selection=replace(settings.selection, retrain=False),
+    )
+    if not ranks.once((folder / LEARNED).is_file):
+        # What training on all classes draws does not depend on what was drawn here.
+        with torch.random.fork_rng():
+            code = _run(config, folder, ranks, experiment.clip, scored=False)
+        if code:
+            raise _DivergedError(code)
+    return ranks.once(read_history, folder / METRICS)
+
+
+def _about_choice(trainer: Trainer) -> list[str]:
+    """Which epoch is kept, and why, in a line; none where it is the last as a matter of course."""
+    experiment, history = trainer.experiment, trainer.progress.history
+    selection = experiment.config.selection
+    if selection.select != "best":
+        return []
+    if not trainer.parameters:
+        return [f"select  {experiment.method.entry.title} has no epochs to choose between"]
+    if selection.retrain:
+        count = len(experiment.benchmark.base_names)
+        return [f"select  trained again on all {count} base classes, to epoch {trainer.last_epoch}"]
+    epoch = selected_epoch(history)
+    line = history[epoch - 1]
+    figures = f"macro-F1 {100 * line['val_macro_f1']:.2f}%"
+    if "val_macro_f1_held_out" in line:
+        figures = (
+            f"harmonic mean {100 * line['val_score']:.2f}% of {figures} on the trained classes and"
+            f" {100 * line['val_macro_f1_held_out']:.2f}% on those held out"
+        )
+    looked = sum(each.get("val_seconds", 0.0) for each in history)
+    share = looked / (looked + sum(each["seconds"] for each in history))
+    stopped = ""
+    if len(history) < trainer.optim.epochs:
+        stopped = f" ({trainer.optim.epochs} planned, --patience {selection.patience})"
+    return [
+        f"select  epoch {epoch} of {len(history)}{stopped}, {figures},"
+        f" {len(trainer.validation):,} validation pictures; scoring them took {share:.0%} of the"
+        " time"
+    ]
 
 
 def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
@@ -167,27 +249,47 @@ def finish(
     trainer: Trainer,
     folder: Path,
     ranks: Ranks = ALONE,
+    compared: Sequence[Mapping[str, Any]] = (),
     *,
     scored: bool = True,
 ) -> None:
-    """Adapt, save what was learned, draw the curves and, where it is to be ``scored``, test it.
+    """Adapt, save what was learned and the scores of validation pictures, score the test pictures
+    and draw the figures.
 
-    The seconds of a run are those of its epochs; of a method that has none, those that it took to
-    read the training set, where features that were not kept are computed.
+    The seconds of a run are those of its epochs, of choosing one, and of the run that chose it; of
+    a method that has none, those that it took to read the training set, where features that were
+    not kept are computed.
+
+    Args:
+        experiment, trainer, folder, ranks: of the run.
+        compared: the log of the epochs that one was chosen of: the run's own, or another's.
+        scored: whether the test pictures are looked at.
     """
     progress = trainer.progress
     adaptation = adapt_to_new_classes(experiment, ranks)
     if progress.epoch:
         ranks.once(require_checkpoint, folder)
-    seconds = sum(line["seconds"] for line in progress.history)
+    retrained = experiment.config.selection.retrain
+    logs = [progress.history, compared] if retrained else [progress.history]
+    lines = itertools.chain(*logs)
+    seconds = sum(line["seconds"] + line.get("val_seconds", 0.0) for line in lines)
     if not trainer.parameters:
         seconds = trainer.reading_seconds
-    facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
+    facts = {
+        "seconds": seconds,
+        "epochs": progress.epoch,
+        "selected": selected_epoch(compared),
+        "adaptation": adaptation,
+    }
     method = experiment.method
+    if len(experiment.benchmark.val):
+        logits, labels = validation_logits(experiment, method, ranks)
+        held = {"logits": logits, "labels": labels}
+        ranks.once(save_tensors, folder / VALIDATION, held, {})
     ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
-    ranks.once(_draw_curves, progress, folder)
+    ranks.once(_draw_curves, folder, progress.history, compared)
     if scored:
-        rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
+        rows = _test(experiment, facts, compared, ranks)
         ranks.once(_write_outcome, experiment, folder, rows)
 
 
@@ -198,15 +300,33 @@ def test_run(folder: Path) -> tuple[Experiment, list[Evaluated]]:
         InputError: see :func:`lamp_fast.runs.experiment.load_run`.
     """
     experiment, facts = load_run(folder)
-    rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None)
+    retrained = experiment.config.selection.retrain
+    compared = read_history((folder / HOLDOUT if retrained else folder) / METRICS)
+    rows = _test(experiment, facts, compared, ALONE)
     _write_outcome(experiment, folder, rows)
     return experiment, rows
 
 
-def _draw_curves(progress: Progress, folder: Path) -> None:
-    if progress.history:
-        figures.plot_curves(folder / "curves.png", progress.history)
-        figures.plot_activations(folder / "activations.png", progress.history)
+def _test(
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    compared: Sequence[Mapping[str, Any]],
+    ranks: Ranks,
+) -> list[Evaluated]:
+    """Score the test pictures; the method's row says which epoch was chosen."""
+    rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None, ranks)
+    if (choice := summary(compared)) is not None:
+        rows[1] = replace(rows[1], selection=choice)
+    return rows
+
+
+def _draw_curves(
+    folder: Path, history: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]]
+) -> None:
+    figures.plot_validation(folder / "validation.png", compared)
+    if history:
+        figures.plot_curves(folder / "curves.png", history)
+        figures.plot_activations(folder / "activations.png", history)
 
 
 def _write_outcome(experiment: Experiment, folder: Path, rows: Sequence[Evaluated]) -> None:

@@ -26,7 +26,7 @@ from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
-from lamp_fast.runs.scoring import transfer_rows
+from lamp_fast.runs.transfer import transfer_rows
 from lamp_fast.tensors import load_tensors, save_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:--data", "ignore:.*never seen in the tiny")

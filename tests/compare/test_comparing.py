@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +168,11 @@ def test_another_comparison_needs_another_folder(compared, pictures, tmp_path):
 def test_what_fails_and_what_does_not_fit_are_rows(pictures, tmp_path, capsys):
     flags = ("--methods", "ss-text", "zeroshot", "coop", "linear-probe", "--budget", "1h")
 
-    def refuse_one(config, checked, start):
+    def refuse_one(config, *arguments):
         if config.method == "linear-probe":
             raise MemoryError("no more\nof it")
-        found = measure(config, checked, start)
-        return probe.replace(found, step=1e6) if config.method == "coop" else found
+        found, clip = measure(config, *arguments)
+        return (replace(found, step=1e6) if config.method == "coop" else found), clip
 
     measure = probe.measure
     with counted() as tested, pytest.MonkeyPatch.context() as patch:

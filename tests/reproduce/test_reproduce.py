@@ -33,9 +33,9 @@ from lamp_fast.runs import parameters, stats
 from lamp_fast.runs.config import TrainConfig, apply_preset, change, from_saved, to_saved
 from lamp_fast.runs.experiment import load_run_on
 from lamp_fast.runs.metrics import harmonic_mean
-from lamp_fast.runs.scoring import transfer_rows
 from lamp_fast.runs.stats import paired_test
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.runs.transfer import transfer_rows
 from lamp_fast.tensors import load_tensors
 
 TINY = {"clip": "tiny", "preset": "tiny", "data": ("digits",)}

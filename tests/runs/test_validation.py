@@ -9,9 +9,9 @@ import torch
 from lamp_fast import train
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
-from lamp_fast.methods import ZeroShot
-from lamp_fast.runs.config import load_config
-from lamp_fast.runs.experiment import load_run, uses_validation
+from lamp_fast.methods.zeroshot import ZeroShot
+from lamp_fast.runs.config import load_config, uses_validation
+from lamp_fast.runs.experiment import load_run
 from lamp_fast.runs.folder import CONFIG
 from lamp_fast.runs.validation import validation_logits
 

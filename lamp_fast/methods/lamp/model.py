@@ -55,6 +55,7 @@ class Lamp(Method):
     """
 
     entry = LAMP
+    independent_names = True
 
     def __init__(
         self,

@@ -132,6 +132,7 @@ class MethodEntry:
         own_loss: why every ``--loss`` but ce is refused, and class weights; None where they are
             not.
         no_new_names: why names that were not trained have no score; None where they have one.
+        no_selection: why ``--select best`` is refused; None where it is not.
     """
 
     model: str
@@ -142,6 +143,7 @@ class MethodEntry:
     no_as_published: str | None = None
     own_loss: str | None = None
     no_new_names: str | None = None
+    no_selection: str | None = None
 
     def load(self) -> "type[Method]":
         """The class of the model; the first call imports its module."""
