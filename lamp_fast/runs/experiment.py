@@ -300,8 +300,8 @@ def check_data(config: TrainConfig) -> Checked:
 
 def load_benchmark(config: TrainConfig) -> Benchmark:
     """What a run sees of its data set: :func:`load_data`, with validation pictures where something
-    asks for them: all of them where the method chooses on them or it is said, else as many as can be scored after
-    every epoch."""
+    asks for them: all of them where the method chooses on them or --validation says so, else as
+    many as can be scored after every epoch."""
     every = config.own.uses_validation or config.selection.validation == "all"
     validation = "all" if every else "some" if uses_validation(config) else "none"
     holdout = config.resolved_selection().held_out

@@ -25,8 +25,8 @@ class SelectionConfig:
     validation: Literal["auto", "on", "all", "off"] = "auto"
     """on: also take the validation pictures, whose scores the run keeps (validation.safetensors);
     of data without any a fifth of every class is taken out of its training pictures. all: every
-    one of them, however long scoring them after each epoch takes. off: only where the method chooses its own settings on them. auto: on for own pictures and with --select
-    best, else off."""
+    one of them, however long scoring them after each epoch takes. off: only where the method
+    chooses its own settings on them. auto: on for own pictures and with --select best, else off."""
     holdout_classes: Annotated[FloatOrNone, Bounds(above=0, below=1)] = None
     """Of --select best with --split base-new: this share of the base classes is not trained and
     stands in for new ones; the epoch is the one of highest harmonic mean of the macro-F1 of those
