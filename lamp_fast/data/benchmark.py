@@ -214,8 +214,8 @@ def build_benchmark(
         validation: also take the validation pictures of the trained classes: at most four a class
             with ``shots``, as CoOp does, else "all", or "some": at most half as many as are trained
             on, every class as many as the others where it has them, but at least four. Where the
-            data set has none, a fifth of every class is taken out of its training pictures before
-            anything is drawn from them.
+            data set has none that are no test pictures as well, a fifth of every class is taken out
+            of its training pictures before anything is drawn from them.
         holdout: this share of the base classes is not trained and counts among the new ones, in
             front of them. The others keep the training pictures that they would have without.
 
@@ -247,6 +247,8 @@ def build_benchmark(
     most = cap if shots is None else shots
     train, val, notes = source.train, source.val, _notes(source)
     validated = validation != "none"
+    if validated:
+        val = _without(val, source.test)
     if validated and not len(val):
         kept, drawn = protocol.stratified_split(train.labels, (VAL_SHARE,), SPLIT_SEED)
         train, val = train.select(kept), train.select(drawn)
@@ -368,6 +370,12 @@ def decode_through(
         for part in benchmark.parts
     }
     return replace(benchmark, **parts)
+
+
+def _without(pictures: Pictures, others: Pictures) -> Pictures:
+    """Those that are not among the others as well: ImageNet's val pictures are its test set."""
+    taken = set(others.names) if pictures.root == others.root else set()
+    return pictures.select([at for at, name in enumerate(pictures.names) if name not in taken])
 
 
 def _about_drawn(val: Pictures) -> str:

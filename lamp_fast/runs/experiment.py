@@ -204,8 +204,8 @@ def assemble(
     if clip is None:
         clip = build_clip(config, None if record is None else record.values["clip"])
     listed = checked[0] if checked else load_benchmark(config)
-    config = replace(config, selection=_selection(config, listed))
     if saved is None:
+        config = replace(config, selection=_selection(config, listed))
         config = replace(config, optim=_optimisation(config, listed))
     torch.manual_seed(config.seed)
     if saved is None:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast.data.benchmark import Benchmark
-from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.loading import Batches, evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
 from lamp_fast.errors import InputError
@@ -275,7 +275,7 @@ class Scorer:
     """Class scores of some pictures over some names, as often as they are asked for.
 
     Ranks share whole batches, so that each is computed as one process alone would. Where features
-    are all that the method reads, they are held from the first call on.
+    are all that the method reads, they are held from the first call on, else what loads pictures.
 
     Args:
         experiment: whose views, batches and prior these are.
@@ -302,6 +302,7 @@ class Scorer:
         self.classes = method.prepare(names, benchmark.template, benchmark.origin)
         self.shift = None if prior is None else prior.shift(method, names)
         self._features: torch.Tensor | None = None
+        self._batches: Batches | None = None
 
     def logits(self, adapted: bool = False) -> Iterator[torch.Tensor]:
         """[B, C] of each batch of this rank's pictures, in order.
@@ -328,11 +329,15 @@ class Scorer:
                 self._features = features.to(experiment.device)
             yield from self._features.split(machine.test_batch)
             return
-        batches = evaluation_batches(
-            self.pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
-        )
+        if self._batches is None:  # whose workers wait for the next call
+            self._batches = evaluation_batches(
+                self.pictures,
+                experiment.test_transform,
+                machine.test_batch,
+                workers=machine.workers,
+            )
         quiet = None if self.ranks.first else True
-        bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
+        bar = tqdm(self._batches, desc="evaluating", leave=False, disable=quiet)
         yield from (images for images, _, _ in experiment.move_batches(bar))
 
 

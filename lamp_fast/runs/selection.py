@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from lamp_fast.data.entries import OWN_DATA
+from lamp_fast.data.entries import OWN_DATA, PUBLISHED_FORM
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, FloatOrNone, IntOrNone
 from lamp_fast.methods.settings import MethodEntry
@@ -19,14 +19,15 @@ class SelectionConfig:
 
     select: Literal["auto", "last", "best"] = "auto"
     """The epoch that is kept. best: of highest macro-F1 on the validation pictures, of equals the
-    first. last: the last one, as papers do. auto: best for own pictures, else last."""
+    first. last: the last one, as papers do. auto: best for own pictures (but lists), else last."""
     patience: Annotated[IntOrNone, Bounds(1, 1_000_000)] = None
     """Of --select best: stop after this many epochs without a better one; none trains them all."""
     validation: Literal["auto", "on", "all", "off"] = "auto"
     """on: also take the validation pictures, whose scores the run keeps (validation.safetensors);
     of data without any a fifth of every class is taken out of its training pictures. all: every
     one of them, however long scoring them after each epoch takes. off: only where the method
-    chooses its own settings on them. auto: on for own pictures and with --select best, else off."""
+    chooses its own settings on them. auto: on for own pictures (but lists) and with --select best,
+    else off."""
     holdout_classes: Annotated[FloatOrNone, Bounds(above=0, below=1)] = None
     """Of --select best with --split base-new: this share of the base classes is not trained and
     stands in for new ones; the epoch is the one of highest harmonic mean of the macro-F1 of those
@@ -36,7 +37,8 @@ class SelectionConfig:
 
     def resolved(self, data: str, method: MethodEntry) -> "SelectionConfig":
         """The same with the defaults of a data set, by its name, and a method filled in."""
-        select, own = self.select, data in OWN_DATA
+        select = self.select
+        own = data in OWN_DATA and data not in PUBLISHED_FORM
         if select == "auto":
             asked = own and self.validation != "off" and method.no_selection is None
             select = "best" if asked else "last"

@@ -86,7 +86,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for line, their in zip(history(one), history(other), strict=True):
         for key in {"loss", "cross_entropy", "similarity_loss", "step_loss"} & line.keys():
             assert their[key] == pytest.approx(line[key], abs=1e-6), key
-        for key in {"accuracy", "activations", "epoch", "lr"} & line.keys():
+        for key in {"accuracy", "activations", "epoch", "lr", "val_score"} & line.keys():
             assert their[key] == line[key], key
     for name in ("confusion_base.csv", "confusion_new.csv", "per_class.csv"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
@@ -99,7 +99,10 @@ def assert_same_run(one: Path, other: Path) -> None:
             ("--text-query", "class", "--accumulate", "2"), id="class", marks=pytest.mark.slow
         ),
         pytest.param(
-            ("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"),
+            (
+                *("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"),
+                *("--select", "best", "--patience", "1"),
+            ),
             id="drawn",
             marks=pytest.mark.slow,
         ),
