@@ -51,8 +51,15 @@ class EvaluateConfig:
     """As --table, for --data list."""
     level: str | None = None
     """As in training, for --data inaturalist2018."""
-    template: str | None = None
-    """Class prompt with {} for the name; by default the data set's own."""
+    template: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """As in training, for --data."""
+    descriptions: Path | None = None
+    """As in training, for --data."""
+    hierarchy: Path | None = None
+    """As in training: scores are also given at each level above the classes, in result.json; of the
+    run's own pictures they are printed."""
+    levels: tuple[str, ...] = ()
+    """As in training, of --hierarchy or, for --data table, of its table."""
     skip_unreadable: bool = False
     """Count unreadable pictures of --data and go on without them."""
     tte: Tte = "as-trained"
@@ -81,11 +88,16 @@ class EvaluateConfig:
             InputError: a flag of --data without it.
         """
         if self.data is None:
-            for name in ("template", "level", "skip_unreadable", "out"):
+            if self.levels and self.hierarchy is None:
+                raise InputError(
+                    f"--levels {' '.join(self.levels)}: expected --hierarchy with them"
+                )
+            for name in ("template", "descriptions", "level", "skip_unreadable", "out"):
                 if value := getattr(self, name):
                     flag = name.replace("_", "-")
+                    shown = value[0] if isinstance(value, tuple) else value
                     raise InputError(
-                        f"--{flag} {value}: expected --data with it, the data set to test on"
+                        f"--{flag} {shown}: expected --data with it, the data set to test on"
                     )
             return None
         return DataConfig(
@@ -93,6 +105,9 @@ class EvaluateConfig:
             **self.places,
             level=self.level,
             template=self.template,
+            descriptions=self.descriptions,
+            hierarchy=self.hierarchy,
+            levels=self.levels,
             skip_unreadable=self.skip_unreadable,
         )
 
@@ -125,6 +140,8 @@ def main(config: EvaluateConfig) -> int:
         experiment = experiment.with_tte(TTE[config.tte])
         shown = replace(experiment.config, union=config.union)
         experiment = replace(experiment, config=shown)
+        if target is None:
+            experiment = _with_levels(experiment, config)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -146,6 +163,18 @@ def main(config: EvaluateConfig) -> int:
             ranks.once(write_results, out, experiment, rows)
             cli.say("", f"wrote   {out}")
     return 0
+
+
+def _with_levels(experiment: "Experiment", config: EvaluateConfig) -> "Experiment":
+    """The same, also to be scored at the levels of a file."""
+    from lamp_fast.data.sources.hierarchy import read_levels
+
+    benchmark = experiment.benchmark
+    names = (*benchmark.base_names, *benchmark.new_names)
+    levels = read_levels(config.hierarchy, config.levels, None, names)
+    if levels is None:
+        return experiment
+    return replace(experiment, benchmark=replace(benchmark, hierarchy=levels))
 
 
 def _with_prior(experiment: "Experiment", prior: "Prior") -> "Experiment":
@@ -179,10 +208,13 @@ def _name_prior(experiment: "Experiment", rows: "Sequence[Evaluated]") -> "list[
 
 
 def _print_table(experiment: "Experiment", rows: "Sequence[Evaluated]") -> None:
-    from lamp_fast.runs.scoring import results_table
+    from lamp_fast.runs.scoring import levels_table, results_table
 
     table_rows = [each.row(experiment.benchmark) for each in rows]
-    print("\n" + results_table(table_rows, union=experiment.config.union))
+    union = experiment.config.union
+    print("\n" + results_table(table_rows, experiment.caution, union=union))
+    if told := levels_table(table_rows):
+        print("\n" + told)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def published_settings(config: CompareConfig, method: str) -> TrainConfig:
     settings = replace(
         default_config(given),
         seed=config.seed,
-        clip=config.clip,
+        clip=config.clip.resolved(data.data),
         data=data,
         machine=config.machine,
     )

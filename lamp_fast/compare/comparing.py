@@ -8,6 +8,8 @@ from typing import Any
 
 import lamp_fast
 from lamp_fast import cli
+from lamp_fast.clip.settings import caution
+from lamp_fast.clip.towers import ClipIdentity
 from lamp_fast.compare import attempt
 from lamp_fast.compare.candidates import Candidate, find_candidates, published_settings
 from lamp_fast.compare.cost import Budget, Sizes
@@ -79,6 +81,7 @@ def compare(config: CompareConfig) -> int:
         "clip": [clip.name, clip.activation, clip.fingerprint, to_json(clip.preprocessing)],
         "data": checked[2],
         "template": benchmark.template,
+        "words": None if benchmark.words is None else to_json(benchmark.words),
         "seed": config.seed,
         "trials": trials,
         "epochs": config.epochs,
@@ -133,7 +136,7 @@ def _begin(folder: Path, asked: Mapping[str, Any]) -> None:
 def _describe(
     config: CompareConfig,
     benchmark: Benchmark,
-    clip: Any,
+    clip: ClipIdentity,
     candidates: Sequence[Candidate],
     trials: int,
 ) -> None:
@@ -141,7 +144,7 @@ def _describe(
     cli.say(
         f"clip    {clip.name}, weights {clip.weights}",
         *(f"data    {line}" for line in benchmark.describe()),
-        *(f"note    {line}" for line in clip_notes(clip)),
+        *(f"note    {line}" for line in _cautions(clip, benchmark)),
         f"methods {len(candidates)}, each tested once, with its settings settled on validation",
         f"search  {trials} further settings of each that trains"
         + ("" if trials or config.trials == 0 else f" (for {DEFAULT_TRIALS}: {EXTRA})"),
@@ -161,19 +164,15 @@ def _describe(
 MOST_CLASSES = 20
 
 
-def clip_notes(clip: Any) -> list[str]:
+def _cautions(clip: ClipIdentity, benchmark: Benchmark) -> list[str]:
     """What a reader must know of the CLIP before its figures."""
-    if clip.random:
-        return ["The CLIP's weights are random: these figures mean nothing."]
-    if clip.name == "tiny":
-        return [
-            "The tiny CLIP has only ever seen drawn digits and letters: of photographs these"
-            " figures mean nothing; --clip ViT-B-16 --pretrained openai is for them."
-        ]
-    return []
+    found = caution(clip.name, clip.random, benchmark.name)
+    return [] if found is None else [found]
 
 
-def _facts(config: CompareConfig, checked: Checked, clip: Any, trials: int) -> dict[str, Any]:
+def _facts(
+    config: CompareConfig, checked: Checked, clip: ClipIdentity, trials: int
+) -> dict[str, Any]:
     benchmark, unreadable, digest = checked
     return {
         "version": lamp_fast.__version__,
@@ -185,7 +184,7 @@ def _facts(config: CompareConfig, checked: Checked, clip: Any, trials: int) -> d
             "lines": benchmark.describe(),
         },
         "clip": to_json(clip),
-        "clip_notes": clip_notes(clip),
+        "clip_notes": _cautions(clip, benchmark),
         "seed": config.seed,
         "trials": trials,
         "epochs": config.epochs,

@@ -9,10 +9,12 @@ import numpy as np
 
 from lamp_fast.data import protocol
 from lamp_fast.data.decoded import DecodedCache
+from lamp_fast.data.hierarchy import Hierarchy
 from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.shipped_names import shipped_note
 from lamp_fast.data.sources import VAL_SHARE, DataSource
 from lamp_fast.data.sources.layouts import SPLIT_SEED
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
 
 # Of every class, few-shot: more to choose on than to train on would not be few.
@@ -34,10 +36,12 @@ class Origin:
     Attributes:
         data: the data set, by its name; None where the template is not its own but the user's.
         target: whether what was trained on other data is only tested on it.
+        words: several texts a class, which the template is one of; None where it is the one.
     """
 
     data: str | None = None
     target: bool = False
+    words: Words | None = None
 
 
 # Of names that somebody just asks for.
@@ -58,6 +62,8 @@ class Benchmark:
             is trained.
         template: class prompt with {} for the name.
         own_template: whether that is the data set's own, and not the user's.
+        words: several texts a class, which the template is one of; None where it is the one.
+        hierarchy: what classes are kinds of, where that is known.
         train: base training pictures, labels 0..C_base-1.
         adapt: training pictures of the new classes for the transductive bias, which must not look
             at their labels (0..C_new-1).
@@ -91,6 +97,8 @@ class Benchmark:
     augment: bool
     trained: bool = True
     own_template: bool = True
+    words: Words | None = None
+    hierarchy: Hierarchy | None = None
     notes: tuple[str, ...] = ()
     val: Pictures = field(default_factory=_no_pictures)
     benchmark_counts: tuple[int, ...] | None = None
@@ -110,7 +118,13 @@ class Benchmark:
     @property
     def origin(self) -> Origin:
         """What the class names are of."""
-        return Origin(self.name if self.own_template else None, target=not self.trained)
+        own = self.name if self.own_template else None
+        return Origin(own, target=not self.trained, words=self.words)
+
+    @property
+    def prompt(self) -> str:
+        """What classes are called, to be read."""
+        return f'"{self.template}"' if self.words is None else str(self.words)
 
     @property
     def counts(self) -> np.ndarray:
@@ -137,7 +151,7 @@ class Benchmark:
         """What a reader of a result must know of the data, a line each."""
         if not self.trained:
             return [
-                f'{self.name}: {len(self.base_names)} classes, "{self.template}", tested only',
+                f"{self.name}: {len(self.base_names)} classes, {self.prompt}, tested only",
                 f"{len(self.test_base):,} test pictures",
                 *self.notes,
             ]
@@ -151,7 +165,7 @@ class Benchmark:
         adapt += f"; {validated:,} to choose settings on" if validated else ""
         tests = f"{len(self.test_base):,} base, {len(self.test_new):,} new"
         return [
-            f'{self.name}: {base + new} classes{halves}, "{self.template}"',
+            f"{self.name}: {base + new} classes{halves}, {self.prompt}",
             f"{len(self.train):,} training pictures ({drawn}, imb {self.imb:g}): {counts.max()} to"
             f" {counts.min()} a class, realised imbalance"
             f" {protocol.realised_imbalance(counts):.4g}{adapt}",
@@ -297,6 +311,8 @@ def build_benchmark(
         shots=shots,
         augment=source.augment,
         own_template=source.own_template,
+        words=source.words,
+        hierarchy=source.hierarchy,
         notes=notes,
         benchmark_counts=source.group_counts,
         val=val_base,
@@ -331,6 +347,8 @@ def transfer_benchmark(source: DataSource) -> Benchmark:
         augment=source.augment,
         trained=False,
         own_template=source.own_template,
+        words=source.words,
+        hierarchy=source.hierarchy,
         notes=_notes(source),
     )
     _check_complete(benchmark)

@@ -64,7 +64,9 @@ def compute_features(config: FeaturesConfig) -> int:
         machine, _ = resolve_machine(config.machine)
         if machine.threads is not None:
             torch.set_num_threads(machine.threads)
-        clip = build_clip(TrainConfig(clip=config.clip, machine=machine))
+        # Pictures that somebody names are no data set of ours.
+        data = DataConfig(data="folder") if config.sources else config.data
+        clip = build_clip(TrainConfig(clip=config.clip, data=data, machine=machine))
         with report_dead_workers():
             unprojected = compute(config, clip, machine, listed)
         write(config, clip, listed, unprojected)

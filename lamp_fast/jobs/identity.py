@@ -134,7 +134,9 @@ def data_identity(data: DataConfig) -> str:
 @functools.cache
 def _data_identity(data: DataConfig) -> str:
     source = find_source(data)
-    digest = hashlib.sha256(json.dumps([source.classnames, source.template]).encode())
+    words = [] if source.words is None else [to_json(source.words)]
+    called = [source.classnames, source.template, *words]
+    digest = hashlib.sha256(json.dumps(called).encode())
     for pictures in (source.train, source.test):
         digest.update(_listing(pictures))
     return digest.hexdigest()

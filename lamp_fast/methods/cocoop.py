@@ -63,6 +63,10 @@ class CoCoOp(Method):
     ) -> "CoCoOp":
         return cls(clip, settings, surroundings.trimming)
 
+    @property
+    def first_changed_layer(self) -> int:
+        return len(self.clip.vision.blocks) + 1
+
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)
 

@@ -84,7 +84,7 @@ def fixed_copy(method: Module, clip: FrozenClip) -> Module:
     """The method over another CLIP, with its own weights as buffers.
 
     Args:
-        method: a :class:`lamp_fast.methods.Method`.
+        method: a :class:`lamp_fast.methods.base.Method`.
         clip: of :func:`without_parameters`, in the precision that the graph is to compute in.
     """
     fixed = without_parameters(method, {id(method.clip): clip, id(method._kept): Once()})

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
+from lamp_fast.clip.settings import caution
 from lamp_fast.data.loading import evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUPS
@@ -105,6 +106,12 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
+        caution=caution(
+            saved.record.clip.name, saved.record.clip.random, saved.record.settings.data.data
+        ),
+        prompt=f"“{record['data']['template']}”"
+        if saved.record.words is None
+        else str(saved.record.words),
         table=result_table(rows, saved.record.settings.union),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lamp_fast.clip.settings import RANDOM, caution
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
 from lamp_fast.jobs.cluster import run_on_cluster
@@ -91,13 +92,16 @@ def remarks_on(
     remarks = []
     of_paper = plan.clip.clip.startswith("ViT-B-16") and plan.clip.pretrained == "openai"
     if not of_paper:
-        weights = plan.clip.pretrained or "the package's own weights"
+        weights = plan.clip.pretrained or "its own weights"
         theirs = origin(plan.table.name)
         remarks.append(
             f"**Not comparable with {theirs.name}.** The figures beside ours are of {theirs.clip};"
             f" these runs used the CLIP {plan.clip.clip} with {weights}. Those figures show the"
             " layout alone."
         )
+    random = plan.clip.pretrained == RANDOM
+    shown = {column.target or column.data for column in plan.table.columns}
+    remarks += sorted({caution(plan.clip.clip, random, name) for name in shown} - {None})
     if any(row.reading == TRANSDUCTIVE for row in plan.table.rows):
         remarks.append(
             "The paper adapts LAMP's bias on unlabelled training pictures of the new classes: its"

@@ -35,8 +35,8 @@ class TrainConfig(Generic[Own]):
 
     method: Annotated[str, tyro.conf.arg(help=METHOD_HELP)] = "lamp"
     preset: str | None = None
-    """Defaults for the flags below: what --method was published with; for LAMP "tiny" without
-    --clip, "table16-imb" with it."""
+    """Defaults for the flags below: what --method was published with; for LAMP "tiny" over the tiny
+    CLIP, "table16-imb" over others."""
     config: Path | None = None
     """Take the defaults, but for --out, from this saved config.json."""
     seed: Seed = 1
@@ -90,9 +90,10 @@ class TrainConfig(Generic[Own]):
                 " a number of epochs"
             )
         self.resolved_selection().check(entry, self.data.resolved().split)
-        if self.data.template is not None and entry.own_prompt:
+        if self.data.template and entry.own_prompt:
             raise InputError(
-                f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
+                f"--template {self.data.template[0]!r}: --method {self.method} has a prompt of its"
+                " own"
             )
 
     def resolved_selection(self) -> SelectionConfig:
@@ -155,8 +156,8 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
     word = given.get("shots", str(base.data.shots))
     shots = int(word) if word.isdigit() else None
     data = replace(base.data, shots=shots, **named).resolved()
-    clip = given.get("clip", base.clip.clip)
-    name = METHODS[method].default_preset(method, clip, data)
+    clip = replace(base.clip, clip=given.get("clip", base.clip.clip)).resolved(data.data)
+    name = METHODS[method].default_preset(method, clip.clip, data)
     if name is None:
         plain = {"optim": OptimConfig(), "views": ViewConfig()}
         return replace(base, method=method, preset=None, own=None, **plain)
@@ -203,6 +204,9 @@ def parse_flags(argv: Sequence[str], default: TrainConfig, **texts: str | None) 
     Raises:
         InputError: a flag or value that does not fit, or a flag that the method does not have.
     """
+    if any(word.partition("=")[0] == "--template" for word in argv):
+        # Each adds one to those before it; those of a preset or a run are to give way.
+        default = replace(default, data=replace(default.data, template=()))
     try:
         return cli.parse(TrainConfig[type(default.own)], argv, default=default, **texts)
     except cli.UnknownFlagError as error:
@@ -237,6 +241,10 @@ def from_saved(values: Any, where: str) -> TrainConfig:
         context = values.get("context", {})
         own = {**context, **own} if isinstance(context, Mapping) else context
     shared = {name: each for name, each in values.items() if name not in (method, *_GROUPS_BEFORE)}
+    data = shared.get("data")
+    if isinstance(data, Mapping) and not isinstance(data.get("template", []), list):
+        # Up to 0.2.0 there was one, or none.
+        shared["data"] = {**data, "template": [data["template"]] if data["template"] else []}
     config = from_json(TrainConfig, {**shared, "method": method}, where)
     return replace(config, own=from_json(kind, own, f"{where}.{method}"))
 

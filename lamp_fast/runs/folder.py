@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lamp_fast.cli import expand_path
 from lamp_fast.data import catalog
-from lamp_fast.data.settings import OWN_DATA, PLACES, DataConfig
+from lamp_fast.data.settings import DESCRIBING, OWN_DATA, PLACES, DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
@@ -262,7 +262,8 @@ def refuse_nested(out: Path, data: DataConfig) -> None:
     Raises:
         InputError: ``--out`` lies in the data set's folder, or that or a file of it in ``--out``.
     """
-    files = {f"--{name}": getattr(data, name) for name in PLACES if name != "root"}
+    named = (*PLACES, *DESCRIBING)
+    files = {f"--{name}": getattr(data, name) for name in named if name != "root"}
     sources = [(flag, expand_path(file)) for flag, file in files.items() if file is not None]
     if data.root is not None:
         entry = None if data.data in OWN_DATA else catalog.CATALOG.get(data.data)

@@ -1,6 +1,7 @@
 """Accuracy, macro-F1 and what is derived from them; every figure is in 0..1."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class Scores:
         per_class: float64 [C], accuracy on the pictures of each class; NaN for one without any.
         confusion: int64 [C, C], pictures by true class (row) and predicted class (column).
         predicted: integers [N], the predicted class of each picture.
+        levels: accuracy at each level above the classes, where there are some.
     """
 
     accuracy: float
@@ -27,6 +29,7 @@ class Scores:
     per_class: np.ndarray
     confusion: np.ndarray
     predicted: np.ndarray
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lamp_fast.data import catalog
+from lamp_fast.data.hierarchy import Hierarchy, saved_hierarchy
+from lamp_fast.data.words import Words, saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, parse_layers, validate
 from lamp_fast.files import parse_json, read_json
@@ -46,6 +48,8 @@ class SavedData:
         template: the class prompt, with {} for the name.
         counts: training pictures of each trained class.
         unreadable: names of the pictures that were skipped.
+        words: several texts a class, see :func:`lamp_fast.data.words.saved_words`.
+        hierarchy: see :func:`lamp_fast.data.hierarchy.saved_hierarchy`.
     """
 
     sha256: str
@@ -55,6 +59,8 @@ class SavedData:
     counts: tuple[int, ...]
     unreadable: tuple[str, ...]
     held_out: tuple[str, ...] = ()
+    words: dict | None = None
+    hierarchy: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Record:
         block: (image, class) pairs at once, decided when it was begun, so that a run that goes on,
             or is scored again, adds up in the same order; None where nothing was decided.
         values: all of it as JSON values, with every setting that this version knows.
+        words: several texts a class; None where it has one.
+        hierarchy: what classes are kinds of, where the run was told.
     """
 
     settings: TrainConfig
@@ -80,6 +88,8 @@ class Record:
     launch: str | None
     block: int | None
     values: Mapping[str, Any]
+    words: Words | None = None
+    hierarchy: Hierarchy | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,8 @@ def read_record(file: Path) -> Record:
         data=data,
         launch=program.launch,
         block=program.block,
+        words=saved_words(data.words, f"{file}: data.words"),
+        hierarchy=saved_hierarchy(data.hierarchy, f"{file}: data.hierarchy"),
         values={**values, "commit": program.commit, "settings": to_saved(config)},
     )
 

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast.data.benchmark import Benchmark
+from lamp_fast.data.hierarchy import Level
 from lamp_fast.data.loading import Batches, evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
@@ -21,6 +22,7 @@ from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.folder import RESULT
+from lamp_fast.runs.levels import level_accuracies, predict_levels
 from lamp_fast.runs.metrics import (
     Scores,
     UnionAnswers,
@@ -104,6 +106,7 @@ class Evaluated:
             **_by_size(base, benchmark.size_groups),
             **_by_class("base", base, benchmark.base_names),
             **_by_class("new", new, benchmark.new_names),
+            **_by_level(base, new),
             "geometric_mean_base": geometric_mean(base.per_class),
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
@@ -141,6 +144,19 @@ def _by_class(half: str, found: Scores | None, names: Sequence[str]) -> dict[str
     }
 
 
+def _by_level(base: Scores, new: Scores | None) -> dict[str, Any]:
+    """Accuracy at each level above the classes, where the run knows such levels."""
+    if not base.levels:
+        return {}
+    above = {} if new is None else new.levels
+    return {
+        "levels": {
+            level: {"acc_base": accuracy, "acc_new": above.get(level)}
+            for level, accuracy in base.levels.items()
+        }
+    }
+
+
 def evaluate_rows(
     experiment: Experiment, seconds: float, adapted: bool, ranks: Ranks = ALONE
 ) -> list[Evaluated]:
@@ -173,7 +189,9 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
-    table = results_table(table_rows, union=experiment.config.union)
+    table = results_table(table_rows, experiment.caution, union=experiment.config.union)
+    if above := levels_table(table_rows):
+        table = f"{table}\n\n{above}"
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -228,21 +246,30 @@ def _score_half(
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
+    levels = () if benchmark.hierarchy is None else tuple(benchmark.hierarchy.every_level(names))
     if not _serves_new(experiment, method) or adapted or experiment.prior is not None:
         scorer = Scorer(experiment, method, names, pictures, ranks)
-        columns = [[each.argmax(1)] for each in scorer.logits(adapted)]
-        (predicted,) = _gathered(columns, ranks, torch.int64)
-        return scores(pictures.labels, predicted, len(names)), None
+        columns = [[predict_levels(each, levels)] for each in scorer.logits(adapted)]
+        (predicted,) = _gathered(columns, ranks, (torch.int64, 1 + len(levels)))
+        return _scores(pictures.labels, predicted, len(names), levels), None
     first = len(benchmark.base_names) if new else 0
     columns = []
     for own, every in _own_and_every(experiment, method, pictures, ranks, new):
         belief = every.double().log_softmax(1)[:, : len(benchmark.base_names)].amax(1)
-        columns.append([own.argmax(1), every.argmax(1), belief])
-    kinds = torch.int64, torch.int64, torch.float64
+        columns.append([predict_levels(own, levels), every.argmax(1), belief])
+    kinds = (torch.int64, 1 + len(levels)), (torch.int64, None), (torch.float64, None)
     predicted, among_all, belief = _gathered(columns, ranks, *kinds)
     labels = pictures.labels
-    answers = UnionAnswers(predicted == labels, among_all == labels + first, belief)
-    return scores(labels, predicted, len(names)), answers
+    answers = UnionAnswers(predicted[:, 0] == labels, among_all == labels + first, belief)
+    return _scores(labels, predicted, len(names), levels), answers
+
+
+def _scores(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, levels: Sequence[Level]
+) -> Scores:
+    """Of classes, the first column, and of their parents at each level."""
+    found = scores(labels, predicted[:, 0], classes)
+    return replace(found, levels=level_accuracies(levels, labels, predicted[:, 1:]))
 
 
 def _own_and_every(
@@ -261,12 +288,14 @@ def _own_and_every(
 
 
 def _gathered(
-    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, *kinds: torch.dtype
+    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, *kinds: tuple[torch.dtype, int | None]
 ) -> list[np.ndarray]:
-    """Columns of all batches of all ranks, one behind the other; of each kind one."""
+    """Columns of all batches of all ranks, one behind the other; of each its type, and its width
+    where a row has several numbers."""
     found = []
-    for column, kind in enumerate(kinds):
-        own = [torch.empty(0, dtype=kind), *(batch[column].cpu() for batch in batches)]
+    for column, (kind, width) in enumerate(kinds):
+        shape = (0,) if width is None else (0, width)
+        own = [torch.empty(shape, dtype=kind), *(batch[column].cpu() for batch in batches)]
         found.append(np.concatenate(ranks.gather(torch.cat(own).numpy())))
     return found
 
@@ -410,11 +439,18 @@ def columns(rows: Sequence[Mapping[str, Any]], union: bool = False) -> tuple[tup
     )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]], union: bool = False) -> str:
+def results_table(
+    rows: Sequence[Mapping[str, Any]], caution: str | None = None, *, union: bool = False
+) -> str:
     """The closing table as Markdown: percentages, trainable parameters, training seconds.
 
-    A line below it says which columns give each class the same weight, if any do. Arguments are
-    those of :func:`columns`.
+    A line below it says which columns give each class the same weight, if any do.
+
+    Args:
+        rows: of the table.
+        caution: why its figures mean nothing, the last line;
+            see :func:`lamp_fast.clip.settings.caution`.
+        union: as :func:`columns` takes it.
     """
     shown = columns(rows, union)
     body = [
@@ -430,7 +466,28 @@ def results_table(rows: Sequence[Mapping[str, Any]], union: bool = False) -> str
     alignment = ["left"] + ["right"] * (len(header) - 1)
     table = tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
     note = columns_note(shown)
-    return f"{table}\n\n{note}" if note else table
+    return "\n\n".join(filter(None, [table, note, caution]))
+
+
+def levels_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies of the rows at each level above the classes, as Markdown; "" without levels."""
+    shown = [row for row in rows if row.get("levels")]
+    if not shown:
+        return ""
+    halves = [("acc_base", "accuracy")]
+    if any(row["acc_new"] is not None for row in shown):
+        halves = [("acc_base", "acc base"), ("acc_new", "acc new")]
+    levels = list(shown[0]["levels"])
+    header = ["", *(f"{title}, {level}" for level in levels for _, title in halves)]
+    body = [
+        [
+            row["name"],
+            *(_percent(row["levels"][level][key]) for level in levels for key, _ in halves),
+        ]
+        for row in shown
+    ]
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
 def columns_note(shown: Sequence[tuple[str, str]]) -> str:

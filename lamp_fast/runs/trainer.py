@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lamp_fast.data.loading import evaluation_batches, training_batches
 from lamp_fast.runs import checkpoint, graph
+from lamp_fast.runs.ahead import LookAhead
 from lamp_fast.runs.checkpoint import Progress, Snapshot
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
@@ -78,6 +79,7 @@ class Trainer:
         self.classes = self.method.prepare(
             benchmark.base_names, benchmark.template, benchmark.origin
         )
+        self.ahead = _look_ahead(experiment, ranks, rows, on_features=batches is not None)
         if batches is None:
             batches = training_batches(
                 benchmark.train,
@@ -221,19 +223,16 @@ class Trainer:
         every = STEPS_BETWEEN_CHECKS[device.type]
         names: list[str] = []
         outcomes: list[Tensor] = []
-        waited = 0.0
         parts = self.ranks.parts(self.batches, self.batch_sizes, epoch)
-        batches = self.experiment.move_batches(batch for batch, _ in parts)
+        loaded = _Waited(self.experiment.move_batches(batch for batch, _ in parts))
         bar = tqdm(
-            zip(batches, self.batch_sizes, strict=True),
+            zip(self.ahead(loaded), self.batch_sizes, strict=True),
             desc=f"epoch {epoch + 1}/{self.optim.epochs}",
             total=len(self.batch_sizes),
             leave=False,
             disable=None if self.ranks.first else True,
         )
-        asked = time.perf_counter()
         for step, ((images, labels, _), rows) in enumerate(bar):
-            waited += time.perf_counter() - asked
             if self.optim.lr_per == "step":
                 passed = epoch - begun + step / len(self.batch_sizes)
                 self._set_rate(learning_rate(optim, passed))
@@ -244,10 +243,9 @@ class Trainer:
             if len(outcomes) % every == 0:
                 self._check_finite(outcomes, every, epoch)
                 if not bar.disable:
-                    waiting = waited / (time.perf_counter() - started)
+                    waiting = loaded.seconds / (time.perf_counter() - started)
                     loss = f"{outcomes[-1][0].item():.3f}"
                     bar.set_postfix(loss=loss, waiting_for_data=f"{waiting:.0%}", refresh=False)
-            asked = time.perf_counter()
         self._check_finite(outcomes, every, epoch)
         columns = dict(zip(names, torch.stack(outcomes).T.contiguous(), strict=True))
         losses, correct = columns.pop("loss"), columns.pop("correct").double().sum().item()
@@ -261,7 +259,7 @@ class Trainer:
             **{name: sum(part.get(name, 0.0) for _, part in parts) for name in parts[0][1]},
             "accuracy": sum(count for count, _ in parts) / sum(self.batch_sizes),
             "seconds": seconds,
-            "waiting_for_data": waited / seconds,
+            "waiting_for_data": loaded.seconds / seconds,
             "step_loss": losses.tolist(),
             **self.method.epoch_log(),
         }
@@ -386,13 +384,41 @@ def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict |
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
 
 
+def _look_ahead(
+    experiment: Experiment, ranks: Ranks, rows: int, *, on_features: bool = False
+) -> LookAhead:
+    """For batches of which all ranks together have at most so many rows."""
+    here = -(-rows // ranks.size)
+    config, method, device = experiment.config, experiment.method, experiment.device
+    return LookAhead.of(config, method, device, here, on_features=on_features)
+
+
+class _Waited:
+    """Batches, and how many seconds of waiting for them there were so far."""
+
+    def __init__(self, batches: Iterator[list[Tensor]]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return self
+
+    def __next__(self) -> list[Tensor]:
+        asked = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - asked
+
+
 class _Images:
-    """Batches to adapt on, without labels, on the device, as often as they are asked for."""
+    """Batches to adapt on, without labels, on the device, as often as they are asked for: pictures,
+    or what of them enters the method's first changed layer."""
 
     def __init__(self, experiment: Experiment, ranks: Ranks) -> None:
         self.experiment, self.ranks = experiment, ranks
         config, pictures = experiment.config, experiment.benchmark.adapt
         self.sizes = batch_sizes(len(pictures), config.optim.batch)
+        self.ahead = _look_ahead(experiment, ranks, self.sizes[0])
         self.batches = ranks.share(
             evaluation_batches(
                 pictures,
@@ -407,5 +433,5 @@ class _Images:
 
     def __iter__(self) -> Iterator[Tensor]:
         batches = (batch for batch, _ in self.ranks.parts(self.batches, self.sizes))
-        for images, _, _ in self.experiment.move_batches(batches):
+        for images, _, _ in self.ahead(self.experiment.move_batches(batches)):
             yield images

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from lamp_fast import cli
-from lamp_fast.clip.load import completed_record
 from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.clip.usage import completed_record
 from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.settings import PLACES
+from lamp_fast.data.settings import DESCRIBING, PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import write_json
@@ -49,7 +49,10 @@ from lamp_fast.runs.validation import validation_logits
 from lamp_fast.tensors import save_tensors
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
+_PLACES = {
+    "data": (*PLACES, *DESCRIBING, "unreadable"),
+    "clip": ("pretrained", "weights", "weights_of"),
+}
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -137,6 +140,8 @@ def _run(
     if experiment.device.type == "cuda" and trainer.parameters:
         reason = trainer.not_captured
         print("step    one CUDA graph" if reason is None else f"step    not captured: {reason}")
+    if trainer.parameters and (config.machine.ahead is not None or trainer.ahead.why_not is None):
+        print(f"ahead   {trainer.ahead.describe()}")
     with contextlib.ExitStack() as stack:
         ranks.once(_enter, stack, config, folder)
         if config.resume and ranks.once((folder / CHECKPOINT).is_file):
@@ -332,8 +337,6 @@ def _draw_curves(
 def _write_outcome(experiment: Experiment, folder: Path, rows: Sequence[Evaluated]) -> None:
     table = write_results(folder, experiment, rows)
     print("\n" + table)
-    if experiment.clip.identity.random:
-        print("\nThe CLIP's weights are random: these accuracies mean nothing.")
 
 
 def training_settings(given: Mapping[str, Any]) -> TrainConfig:
@@ -364,6 +367,8 @@ def _as_json(value: Any, before: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(before, str):
         return json.dumps(dict(value), default=str)
     if isinstance(before, list) and isinstance(value, str):
+        if not before or isinstance(before[0], str):
+            return [value]
         try:
             return list(parse_layers(value))
         except ValueError as error:

@@ -34,6 +34,7 @@ def hold_transfer(
     identity = {
         "data": benchmark.name,
         "template": benchmark.template,
+        "words": None if benchmark.words is None else to_json(benchmark.words),
         "sha256": experiment.data_hash,
         "prior": None if prior is None else prior.wanted,
     }

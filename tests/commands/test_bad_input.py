@@ -76,7 +76,7 @@ BAD_INPUT = [
     ("train", "--data caltech101 --root {place}/nowhere", "--root {place}/nowhere: does not exist"),
     ("train", "--data folder --root {place}/void", "--root {place}/void: is empty"),
     ("train", "--data folder --root {place}/single", "expected at least 2 classes"),
-    ("train", "--data folder --root {place}/damaged", "damaged/dog/"),
+    ("train", "--clip tiny --data folder --root {place}/damaged", "damaged/dog/"),
     ("train", "--data table --table {place}/none.csv", "{place}/none.csv"),
     ("train", "--template picture", "--template 'picture': expected {{}} once"),
     ("train", "--device abacus", "--device abacus"),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lamp_fast import cli
 from lamp_fast.classifier import Classifier
+from lamp_fast.clip.settings import caution
 from lamp_fast.compare import attempt, comparing, probe, work
 from lamp_fast.compare.comparing import compare
 from lamp_fast.compare.results import Answers, choose, compare_with, figures_of
@@ -135,7 +136,7 @@ def test_what_is_chosen_is_ready_for_use(compared, pictures):
     page = (out / "comparison.html").read_text()
     assert page.count("<svg") == 2
     assert all(row["title"] in page for row in record["rows"])
-    assert "The tiny CLIP has only ever seen" in page
+    assert caution("tiny", False, "folder") in page
     assert [each["val"] for each in record["classes"]] == [5, 5, 5]
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lamp_fast import train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data import decoded, disk_cache
 from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.pictures import Pictures, check_pictures, decode
@@ -309,6 +310,7 @@ def test_training_gives_the_same_bits_and_records_a_downscale(tmp_path, monkeypa
         config = apply_preset(TrainConfig(out=tmp_path / str(number)), "tiny")
         config = replace(
             config,
+            clip=ClipConfig("tiny"),
             data=DataConfig(data="folder", root=tmp_path / "data", downscale=downscale),
             optim=replace(config.optim, epochs=2, batch=4, warmup_epochs=0),
             machine=replace(config.machine, cache_size=size, threads=1),

@@ -257,7 +257,7 @@ def root(tmp_path_factory):
     return folder
 
 
-WORDS = ["--method", "coop", "--epochs", "2", "--batch", "3", "--threads", "1"]
+WORDS = ["--method", "coop", "--clip", "tiny", "--epochs", "2", "--batch", "3", "--threads", "1"]
 
 
 def flags(root, out, *more):

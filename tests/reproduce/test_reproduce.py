@@ -15,6 +15,7 @@ import scipy.stats
 import torch
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
 from lamp_fast.jobs import identity
@@ -286,7 +287,8 @@ def test_what_cannot_be_served_is_refused_in_one_line(options, message):
 # --- addresses -------------------------------------------------------------------------------
 
 BASE = change(
-    apply_preset(TrainConfig(), "tiny"), {"data": TrainConfig().data.resolved(), "seed": 3}
+    apply_preset(TrainConfig(clip=ClipConfig("tiny")), "tiny"),
+    {"data": TrainConfig().data.resolved(), "seed": 3},
 )
 
 

@@ -96,7 +96,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     "flags",
     [
         pytest.param(
-            ("--text-query", "class", "--accumulate", "2"), id="class", marks=pytest.mark.slow
+            ("--text-query", "class", "--accumulate", "2", "--ahead", "9"),
+            id="class",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             (
@@ -107,7 +109,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            ("--batch", "1", "--clip-grad", "0.5", "--epochs", "1"),
+            ("--batch", "1", "--clip-grad", "0.5", "--epochs", "1", "--ahead", "4"),
             id="no-row",
             marks=pytest.mark.slow,
         ),

@@ -10,6 +10,7 @@ from lamp_fast.data.loading import class_shares
 from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
+from lamp_fast.methods.settings import MethodEntry
 from lamp_fast.runs.optimisation import build_criterion
 from lamp_fast.runs.prior import Prior, log_implied_prior, read_prior
 from lamp_fast.runs.settings import OptimConfig
@@ -47,6 +48,8 @@ POSTERIORS = [name for name in BY_HAND if name not in ("focal", "ldam", "lade")]
 
 class Plain(Method):
     """A method whose logits the run's loss has made."""
+
+    entry = MethodEntry("", "Plain")
 
     def __init__(self):
         torch.nn.Module.__init__(self)

@@ -172,7 +172,7 @@ def test_the_files_of_a_run(tmp_path):
     base, plain = half((10, 4, 5, 0, 2), (9, 1, 5, 0, 0)), half((10, 4, 5, 0, 2), (0, 1, 2, 0, 1))
     rows = [evaluated(plain, name="CLIP"), evaluated(base)]
     shown = SimpleNamespace(union=False)
-    experiment = SimpleNamespace(benchmark=benchmark(TRAINING), config=shown)
+    experiment = SimpleNamespace(benchmark=benchmark(TRAINING), config=shown, caution=None)
     table = write_results(tmp_path, experiment, rows)
     assert (tmp_path / "table.md").read_text() == table + "\n"
     assert json.loads((tmp_path / "result.json").read_text())[1]["few"] == 0.0

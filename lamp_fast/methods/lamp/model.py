@@ -94,6 +94,10 @@ class Lamp(Method):
         return f"{settings.describe()}, {self.path} path"
 
     @property
+    def first_changed_layer(self) -> int:
+        return self.config.layers[0]
+
+    @property
     def has_bias(self) -> bool:
         return self.config.mpp
 
@@ -370,8 +374,7 @@ class Lamp(Method):
 
     def _image_encoder(self, clip: FrozenClip, bias: Tensor) -> ImageEncoder:
         rows = [prompts.visual_rows() for prompts in self.prompts.values()]
-        how = clip.dtype, self.config, self.trimming
-        pools = project(clip.vision.blocks, rows, bias, *how)
+        pools = project(clip.vision.blocks, rows, bias, clip.dtype, self.config, self.trimming)
         return ImageEncoder(clip.vision, pools, self.trimming.last_row)
 
     def _text_encoder(
@@ -389,10 +392,7 @@ class Lamp(Method):
         return Step(
             loss=cross_entropy + self.config.beta * similarity,
             logits=result.logits,
-            terms={
-                "cross_entropy": cross_entropy.detach(),
-                "similarity_loss": similarity.detach(),
-            },
+            terms={"cross_entropy": cross_entropy.detach(), "similarity_loss": similarity.detach()},
             observations=result.selections,
         )
 
