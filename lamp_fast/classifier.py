@@ -30,7 +30,7 @@ from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import hub
-from lamp_fast.runs.building import DTYPES, build_clip
+from lamp_fast.runs.building import DTYPES, build_clip, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.levels import roll_up
@@ -155,7 +155,9 @@ class Classifier:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
         if tte is not None:
             config = replace(config, views=replace(config.views, tte=tte))
-        method = saved.method(build_clip(config, saved.record.values["clip"]), config)
+        clip = build_clip(config, saved.record.values["clip"])
+        warn_of(clip, config.data.data)
+        method = saved.method(clip, config)
         loaded = cls(method, config, saved.record.values, saved.facts, saved.results)
         loaded.hierarchy = levels or loaded.hierarchy
         return loaded

@@ -51,7 +51,7 @@ CSV_HEADER = ("file", "rank", CLASS, "probability", "trained")
 class PredictConfig:
     """Classify pictures with a trained run."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, or a folder that save_pretrained wrote."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Pictures, folders of pictures (at any depth), .txt lists of a path a line, .csv and .parquet
