@@ -113,7 +113,7 @@ def describe_clip(clip: ClipConfig) -> tuple[ClipIdentity, int]:
     """What CLIP a run would load, and how many layers its shallower tower has.
 
     Raises:
-        InputError: see :func:`lamp_fast.clip.load_clip`.
+        InputError: see :func:`lamp_fast.clip.load.load_clip`.
     """
     loaded = load_clip(
         clip.clip, clip.pretrained, weights_of=clip.weights_of, init_seed=clip.init_seed
