@@ -21,6 +21,7 @@ HOUSE = (
     ("methods", ("lamp_fast.methods",)),
     ("answers", ("lamp_fast.answers",)),
     ("runs", ("lamp_fast.runs",)),
+    ("jobs", ("lamp_fast.jobs",)),
     ("classifier", ("lamp_fast.classifier",)),
     (
         "commands",
@@ -35,6 +36,7 @@ HOUSE = (
     ),
     ("report", ("lamp_fast.report",)),
     ("reproduce", ("lamp_fast.reproduce",)),
+    ("compare", ("lamp_fast.compare",)),
     ("benchmarks", ("benchmarks",)),
 )
 STEP_OF = {module: number for number, (_, modules) in enumerate(HOUSE) for module in modules}

@@ -12,15 +12,16 @@ import pytest
 
 from lamp_fast import cli, train
 from lamp_fast.errors import InputError
-from lamp_fast.reproduce import attempt, jobs, paper, render
+from lamp_fast.jobs.identity import code_identity
+from lamp_fast.reproduce import attempt, paper, render
 from lamp_fast.reproduce.__main__ import main
-from lamp_fast.reproduce.jobs import Identities, change
+from lamp_fast.reproduce.jobs import Identities
 from lamp_fast.reproduce.plan import make_plan
 from lamp_fast.reproduce.reproducing import remarks_on
 from lamp_fast.reproduce.results import compare, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
 from lamp_fast.reproduce.tables import TABLES
-from lamp_fast.runs.config import default_config
+from lamp_fast.runs.config import change, default_config
 
 LT = TABLES["lt"]
 PANEL = "All classes"
@@ -261,4 +262,4 @@ def test_the_long_tails_table_from_one_command(tmp_path, capsys):
     with open(tables / "lt.csv", newline="") as file:
         rows = {each["row"] for each in csv.DictReader(file)}
     assert rows == {"CLIP", "LIFT", "LIFT, TTE", "VL-LTR", "LPT"}
-    assert jobs.code_identity("lift") == record["code"]["lift"]
+    assert code_identity("lift") == record["code"]["lift"]

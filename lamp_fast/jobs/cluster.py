@@ -12,7 +12,7 @@ from typing import Any
 
 from lamp_fast.errors import InputError
 from lamp_fast.extras import need
-from lamp_fast.reproduce.queue import Failure, Queue, Task
+from lamp_fast.jobs.queue import Failure, Queue, Task
 
 LOGS = "cluster"
 
