@@ -11,6 +11,7 @@ import miniatures
 import pytest
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.errors import InputError
 from lamp_fast.jobs.identity import code_identity
 from lamp_fast.reproduce import attempt, paper, render
@@ -215,7 +216,7 @@ def test_a_score_on_five_crops_is_one_pass_over_five_crops(tmp_path, monkeypatch
     miniatures.cifar100_lt(tmp_path)
     base = default_config({"method": "ss-text", "data": "cifar100_lt", "clip": "tiny"})
     data = replace(base.data, data="cifar100_lt", root=tmp_path, imb=4.0)
-    config = change(base, {"data": data.resolved()})
+    config = change(base, {"data": data.resolved(), "clip": ClipConfig("tiny")})
     run = tmp_path / "jobs" / "trained" / "attempt-1" / "run"
     seen, score = [], attempt.score_method
 
