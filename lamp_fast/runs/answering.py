@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from lamp_fast.answers.asked import Asked, Score
-from lamp_fast.answers.calibration import CannotFit
+from lamp_fast.answers.calibration import CannotFit, distance_aware_scale
 from lamp_fast.answers.conformal import quantile
 from lamp_fast.answers.rejection import threshold
 from lamp_fast.answers.rules import Rules
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.text import zero_shot_texts
 from lamp_fast.runs.fitted import Fitted
 
 
@@ -107,7 +110,8 @@ def _scale(fitted: Fitted | None, situation: Situation) -> tuple[Tensor | None, 
         return None, None
     if fitted.scale is None:
         return None, fitted.why_uncalibrated
-    if (other := _otherwise(fitted, situation)) is not None:
+    prior = situation.shift is not None
+    if (other := fitted.why_other(situation.tte, prior=prior)) is not None:
         return None, other
     trained = torch.tensor(list(situation.trained))
     scale = torch.full((len(trained),), fitted.scale, dtype=torch.float64)
@@ -120,20 +124,15 @@ def _scale(fitted: Fitted | None, situation: Situation) -> tuple[Tensor | None, 
     return torch.where(trained, scale, scale * moved.cpu()), None
 
 
-def _otherwise(fitted: Fitted, situation: Situation) -> str | None:
-    """What is not as it was when the run fitted; None where all is, whatever the names."""
-    if situation.roll_up is not None:
-        return "fitted for classes, not for a level above them"
-    return fitted.why_other(situation.tte, prior=situation.shift is not None)
-
-
 def _fits(what: str, fitted: Fitted | None, situation: Situation) -> Fitted:
     if fitted is None:
         raise InputError(
             f"{what}: the run has no validation pictures to fit it on; expected one that was"
             " trained with them"
         )
-    other = _otherwise(fitted, situation)
+    other = fitted.why_other(situation.tte, prior=situation.shift is not None)
+    if situation.roll_up is not None:
+        other = "fitted for classes, not for a level above them"
     if other is None and not situation.trained_alone:
         other = "fitted over the trained classes, expected these and no others"
     if other is not None:
@@ -174,3 +173,33 @@ def _limit(
         if bool(some.any())
     }
     return limit, held
+
+
+@torch.no_grad()
+def moved_names(
+    method: Method,
+    prepare: Callable[[tuple[str, ...]], Any],
+    trained: tuple[str, ...],
+    template: str,
+    words: Words | None,
+    names: tuple[str, ...],
+    adapted: bool,
+) -> Tensor | str:
+    """:func:`distance_aware_scale` of some names; or why the method has no features of them.
+
+    Args:
+        method: whose texts are compared with CLIP's own.
+        prepare: makes its ``classes`` of names.
+        trained: the trained classes.
+        template, words: as of zero-shot CLIP on the run's data.
+        names: of the question.
+        adapted: as :meth:`Method.logits` takes it.
+    """
+    if method.no_class_matrix is not None:
+        return method.no_class_matrix
+    tuned = [
+        method.fixed_sides(method.clip, prepare(some), which).classes
+        for some, which in ((names, adapted), (trained, False))
+    ]
+    plain = [zero_shot_texts(method.clip, some, template, words) for some in (names, trained)]
+    return distance_aware_scale(tuned[0], plain[0], tuned[1], plain[1])
