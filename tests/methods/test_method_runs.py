@@ -373,14 +373,14 @@ def test_contributings_worked_example_runs(pictures, tmp_path, monkeypatch):
     """As written there: two files and one line, then trained with its flag, loaded and asked."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     sources = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    name, module, constant = re.search(r'^    "(\w+)": (\w+)\.(\w+),$', text, re.M).groups()
+    name, constant = re.search(r'^    "(\w+)": (\w+),$', text, re.M).groups()
     for package, source in zip((methods.settings, methods), sources, strict=True):
         folder = tmp_path / package.__name__
         folder.mkdir()
-        (folder / f"{module}.py").write_text(source)
+        (folder / f"{name}.py").write_text(source)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-        monkeypatch.delitem(sys.modules, f"{package.__name__}.{module}", raising=False)
-    settings = importlib.import_module(f"lamp_fast.methods.settings.{module}")
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+    settings = importlib.import_module(f"lamp_fast.methods.settings.{name}")
     entry = getattr(settings, constant)
     monkeypatch.setitem(METHODS, name, entry)
     (flag,) = (flag_of(each.name) for each in fields(entry.Settings))
