@@ -16,10 +16,11 @@ import torch
 
 from benchmarks.bench_input import draw_pictures
 from benchmarks.measuring.floors import floor_seconds
-from benchmarks.measuring.steps import Line
+from benchmarks.measuring.steps import Cell, Line
 from benchmarks.measuring.timing import this_device, time_steps
 from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.settings import DataConfig
+from lamp_fast.runs.ahead import GPU_BYTES, bytes_a_picture
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.graph import CudaRecorder
@@ -94,6 +95,29 @@ def bench_gpu_step(benchmark, closing, device_clip, device_ceilings, line):
     benchmark.extra_info.update(
         {"floor": floor, "gpu": gpu, "wall": wall, "peak_bytes": peak} | device_ceilings.record()
     )
+
+
+@needs_gpu
+@pytest.mark.parametrize("first", [3, 6])
+def bench_look_ahead(benchmark, closing, device_clip, first):
+    """Steps of B=4 whose frozen layers ran for as many batches at once as a run would take."""
+    cell = Cell(device_clip, 4, 50, layers=tuple(range(first, device_clip.depth + 1)))
+    batches = GPU_BYTES // bytes_a_picture(device_clip) // cell.batch
+    runs = {
+        "alone": cell.captured(CudaRecorder(DEVICE)),
+        "ahead": cell.captured(CudaRecorder(DEVICE), ahead=True),
+        "frozen": cell.frozen_layers(batches),
+    }
+
+    def measure():
+        return {name: time_steps(run, DEVICE)[1] for name, run in runs.items()}
+
+    wall = benchmark.pedantic(measure, rounds=1)
+    both = {"alone": wall["alone"], "looking ahead": wall["ahead"] + wall["frozen"] / batches}
+    benchmark.extra_info.update(both)
+    for how, seconds in both.items():
+        what = f"LAMP B=4, C=50, layers below {first} {how}, one graph: train, wall time"
+        closing.add(what, 1e3 * seconds, "ms", **WHERE)
 
 
 @needs_gpu

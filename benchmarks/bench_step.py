@@ -5,7 +5,8 @@
 weights, float32 on CPU, forward + loss + backward + optimiser, K=2, S=2, layers 3..12, "a photo of
 a {}." with Caltech101's first C names. On a CPU that multiplies bfloat16 the same steps run over
 the same CLIP in bfloat16, too, in units of the float32 forward; their floor counts products at the
-rate of bfloat16 that the machine was measured to reach. ``--all`` adds B=32, shared routes and the
+rate of bfloat16 that the machine was measured to reach. A step whose frozen image layers run ahead
+stands beside the plain one. ``--all`` adds B=32, look-ahead of more layers, shared routes and the
 equations as printed.
 """
 
@@ -20,6 +21,7 @@ from lamp_fast.ops import dispatch
 from lamp_fast.runs.machine import CPU_BFLOAT16
 
 UNIT = "image forwards"
+BATCHES_AHEAD = 8
 # (batch, classes): rounds, and what is known of others: the targets of train and evaluation for
 # text per image, of train for text per class, a padded plain-PyTorch prototype, and the peers' own
 # code with text once a batch (MaPLe, MMA, CoOp), all measured on two CPU cores.
@@ -98,6 +100,38 @@ def bench_step_in_bfloat16(
             beside=f"products at {speed:.2f} times float32's rate",
             aim=f"{aim}",
             dtype=torch.bfloat16,
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        pytest.param("lamp", range(3, 13), id="lamp"),
+        pytest.param("lamp", range(6, 13), id="lamp-from-6", marks=pytest.mark.whole_grid),
+        pytest.param("coop", None, id="coop", marks=pytest.mark.whole_grid),
+    ],
+)
+def bench_look_ahead(benchmark, clip, closing, method, layers):
+    """A step whose frozen layers ran for eight batches at once, an eighth of which is its own."""
+    changes = {} if layers is None else {"layers": tuple(layers)}
+    cell = Cell(clip, 4, 10, method, **changes)
+    pieces = {
+        "alone": cell.train,
+        "ahead": cell.train_from_states,
+        "frozen": cell.frozen_layers(BATCHES_AHEAD),
+    }
+    options = {"unit": cell.image_forward}
+    times = benchmark.pedantic(interleave, (pieces, 3), options, rounds=1)
+    alone, ahead, frozen = (times[name].ratio for name in pieces)
+    both = {"alone": alone, "looking ahead": ahead + frozen / BATCHES_AHEAD}
+    benchmark.extra_info.update(both)
+    title, first = cell.method.title, cell.method.first_changed_layer
+    for how, ratio in both.items():
+        closing.add(
+            f"{title} B=4 C=10, layers below {first} {how}: train",
+            ratio,
+            UNIT,
+            floor=None if layers is None else floor_in_image_forwards(cell.kernels(True), clip, 4),
         )
 
 

@@ -15,14 +15,16 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.catalog import CATALOG
+from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.runs import config as settings
@@ -48,15 +50,20 @@ class TableConfig:
     imb: tuple[float, ...] = (50.0, 10.0)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     methods: tuple[str, ...] = tuple(METHODS)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the frozen CLIP computes in; runs of both do not share --out."""
     train: bool = True
     """Off: print what is there."""
     docs: Path | None = None
     """Also put the table into this page, between its two marks."""
 
 
-def run_config(data: str, root: Path | None, imb: float, method: str, seed: int) -> TrainConfig:
+def run_config(
+    data: str, root: Path | None, imb: float, method: str, seed: int, precision: str = "fp32"
+) -> TrainConfig:
     """The settings of one run."""
-    config = settings.default_config({"method": method, "data": data})
+    clip = ClipConfig("tiny")
+    config = settings.default_config({"method": method, "data": data, "clip": clip.clip})
     if data != "digits":
         if method not in WHOLE:
             if config.optim.epochs is None:
@@ -70,8 +77,9 @@ def run_config(data: str, root: Path | None, imb: float, method: str, seed: int)
     return replace(
         config,
         seed=seed,
+        clip=clip,
         data=replace(config.data, data=data, root=root, imb=imb),
-        machine=replace(config.machine, device="cpu", threads=1),
+        machine=replace(config.machine, device="cpu", precision=precision, threads=1),
     )
 
 
@@ -99,14 +107,24 @@ def finished(folder: Path) -> bool:
     return (folder / RESULT).is_file()
 
 
-def train_missing(runs: dict[tuple, Path], root: Path | None) -> None:
+def check_precision(folder: Path, precision: str) -> None:
+    """A finished run computed in what is asked for.
+
+    Raises:
+        InputError: it did not.
+    """
+    done = json.loads((folder / CONFIG).read_text())["settings"]["machine"]["precision"]
+    if done != precision:
+        raise InputError(f"--precision {precision}: {folder} is in {done}; expected another --out")
+
+
+def train_missing(runs: dict[tuple, Path], root: Path | None, precision: str) -> None:
     """Train, in this process, every run that has no result."""
     for (data, imb, method, seed), folder in tqdm(runs.items()):
         if finished(folder):
             continue
-        config = replace(
-            run_config(data, root, imb, method, seed), out=folder, overwrite=folder.exists()
-        )
+        config = run_config(data, root, imb, method, seed, precision)
+        config = replace(config, out=folder, overwrite=folder.exists())
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = train.main(config)
         if code:
@@ -149,8 +167,10 @@ def main(config: TableConfig) -> int:
         for imb in config.imb
         for method in config.methods
     }
+    for folder in filter(finished, runs.values()):
+        check_precision(folder, config.precision)
     if config.train:
-        train_missing(runs, root)
+        train_missing(runs, root, config.precision)
     order = {key: at for at, key in enumerate(dict.fromkeys((d, i) for d, i, _, _ in runs))}
     rows = sorted(rows_of(runs), key=lambda row: order[row[0], float(row[1])])
     header = ["data", "imb", "method", "epochs", "parameters", *COLUMNS.values(), "seeds"]

@@ -12,15 +12,45 @@
 namespace lamp {
 namespace {
 
-// Pairs of queries share what is read of the keys, which outgrow the first cache.
-constexpr int kQueriesAtOnce = 2;
+// Three queries share what is read of the keys, which outgrow the first cache. Their twelve sums
+// with four keys leave four of AVX2's sixteen registers for the operands.
+constexpr int kQueriesAtOnce = 3;
 constexpr int kKeysAtOnce = 4;
-constexpr int64_t kRowsInPart = 16;
+constexpr int64_t kRowsInPart = 6 * kQueriesAtOnce;
 
 using Wide = Lanes<double>;
 constexpr int kWide = kLanes<double>;
 // Rows are followed by zeros up to a multiple of this.
 constexpr int kPadding = 4 * kWide;
+
+// [count, padded] whose rows begin with a cache line: a vector that lies in two is loaded twice.
+class Rows {
+ public:
+  Rows(int64_t count, int64_t width)
+      : padded(round_up(width, kPadding)), lines_(count * padded / kInLine) {}
+  double* operator[](int64_t row) {
+    return reinterpret_cast<double*>(lines_.data()) + row * padded;
+  }
+  const double* operator[](int64_t row) const {
+    return reinterpret_cast<const double*>(lines_.data()) + row * padded;
+  }
+
+  const int64_t padded;
+
+ private:
+  static constexpr int kInLine = 8;
+  static_assert(kPadding % kInLine == 0);
+  struct alignas(kInLine * sizeof(double)) Line {
+    double values[kInLine];
+  };
+  std::vector<Line> lines_;
+};
+
+LAMP_VECTOR_CLONES void widen(const float* __restrict from, int64_t count, double* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+void widen(const double* from, int64_t count, double* to) { std::copy(from, from + count, to); }
 
 // queries [kQueriesAtOnce, padded] and keys [count, padded] -> out [kQueriesAtOnce, out_stride],
 // which has room for count up to whole kKeysAtOnce.
@@ -36,12 +66,12 @@ LAMP_VECTOR_CLONES void dots(const double* queries, const double* keys, int64_t 
 #pragma GCC unroll 4
       for (int i = 0; i < kKeysAtOnce; ++i) {
         const Wide of_key = load(some[i] + d);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int query = 0; query < kQueriesAtOnce; ++query)
           sums[query][0][i] += of_key * load(queries + query * padded + d);
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int query = 0; query < kQueriesAtOnce; ++query)
       store(out + query * out_stride + key, sum_each(sums[query]));
   }
@@ -65,33 +95,29 @@ LAMP_VECTOR_CLONES double norm(const double* row, int64_t padded) {
 template <typename T>
 struct Pool {
   explicit Pool(const RetrieveParams& params)
-      : padded(round_up(params.width, kPadding)),
-        keys(params.pool_size * padded),
-        norms(params.pool_size) {
+      : keys(params.pool_size, params.width), norms(params.pool_size) {
     for (int64_t m = 0; m < params.pool_size; ++m) {
       const T* key = static_cast<const T*>(params.keys) + m * params.keys_stride;
-      double* row = keys.data() + m * padded;
-      std::copy(key, key + params.width, row);
-      norms[m] = norm(row, padded);
+      widen(key, params.width, keys[m]);
+      norms[m] = norm(keys[m], keys.padded);
     }
   }
-  int64_t padded;            // D and zeros up to whole vectors
-  std::vector<double> keys;  // [M, padded]
-  std::vector<double> norms;
+  Rows keys;                  // [M, D]
+  std::vector<double> norms;  // [M]
 };
 
 template <typename T>
 struct Scratch {
-  Scratch(int64_t padded, int64_t pool_size)
-      : queries(kQueriesAtOnce * padded),
+  Scratch(int64_t width, int64_t pool_size)
+      : queries(kQueriesAtOnce, width),
         dots_stride(round_up(pool_size, kKeysAtOnce)),
         dots(kQueriesAtOnce * dots_stride),
         similarity(pool_size),
         scores(pool_size),
         order(pool_size) {}
-  std::vector<double> queries;  // [kQueriesAtOnce, padded]
-  int64_t dots_stride;          // M and room up to whole kKeysAtOnce
-  std::vector<double> dots;     // [kQueriesAtOnce, dots_stride]
+  Rows queries;              // [kQueriesAtOnce, D]
+  int64_t dots_stride;       // M and room up to whole kKeysAtOnce
+  std::vector<double> dots;  // [kQueriesAtOnce, dots_stride]
   std::vector<T> similarity;
   std::vector<T> scores;
   std::vector<int64_t> order;
@@ -134,12 +160,12 @@ void retrieve_rows(const RetrieveParams& params, const Pool<T>& pool, int64_t fi
     const int64_t block = std::min<int64_t>(kQueriesAtOnce, last - row);
     for (int64_t i = 0; i < block; ++i) {
       const T* query = static_cast<const T*>(params.query) + (row + i) * params.query_stride;
-      std::copy(query, query + params.width, scratch.queries.data() + i * pool.padded);
+      widen(query, params.width, scratch.queries[i]);
     }
-    dots(scratch.queries.data(), pool.keys.data(), params.pool_size, pool.padded,
-         scratch.dots.data(), scratch.dots_stride);
+    dots(scratch.queries[0], pool.keys[0], params.pool_size, pool.keys.padded, scratch.dots.data(),
+         scratch.dots_stride);
     for (int64_t i = 0; i < block; ++i)
-      choose(params, pool, norm(scratch.queries.data() + i * pool.padded, pool.padded),
+      choose(params, pool, norm(scratch.queries[i], pool.keys.padded),
              scratch.dots.data() + i * scratch.dots_stride, scratch,
              params.indices + (row + i) * params.k,
              static_cast<T*>(params.similarity) + (row + i) * params.k);
@@ -153,7 +179,7 @@ void retrieve_typed(const RetrieveParams& params) {
 
   const int64_t parts = round_up(batch, kRowsInPart) / kRowsInPart;
   const int64_t threads = useful_threads(params.threads, batch * pool_size * params.width, parts);
-  std::vector<Scratch<T>> scratch(threads, Scratch<T>(pool.padded, pool_size));
+  std::vector<Scratch<T>> scratch(threads, Scratch<T>(params.width, pool_size));
   for_each_part(parts, threads, [&](int64_t part, int64_t thread) {
     const int64_t first = part * kRowsInPart, last = std::min(batch, first + kRowsInPart);
     retrieve_rows<T>(params, pool, first, last, scratch[thread]);
@@ -173,11 +199,11 @@ constexpr int kColumns = 32;
 // [rows, D] -> 1 / norm [rows]; 0 for a zero row.
 template <typename T>
 std::vector<double> inverse_norms(const T* rows, int64_t stride, int64_t count, int64_t width) {
-  const int64_t padded = round_up(width, kPadding);
-  std::vector<double> row(padded), inverse(count);
+  Rows row(1, width);
+  std::vector<double> inverse(count);
   for (int64_t i = 0; i < count; ++i) {
-    std::copy(rows + i * stride, rows + i * stride + width, row.data());
-    const double length = norm(row.data(), padded);
+    widen(rows + i * stride, width, row[0]);
+    const double length = norm(row[0], row.padded);
     inverse[i] = length == 0 ? 0 : 1 / length;
   }
   return inverse;

@@ -20,16 +20,20 @@ from lamp_fast.cli import expand_path
 from lamp_fast.clip.prompts import check_distinct, tokenise
 from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
+from lamp_fast.data.hierarchy import CLASS, Level, saved_hierarchy
+from lamp_fast.data.sources.hierarchy import read_hierarchy
 from lamp_fast.data.transforms import HostTransform
 from lamp_fast.data.views import testing_views, used_preprocessing
+from lamp_fast.data.words import saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import hub
-from lamp_fast.runs.building import DTYPES, build_clip
+from lamp_fast.runs.building import DTYPES, build_clip, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.folder import choose_folder
+from lamp_fast.runs.levels import roll_up
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior, Wanted
 from lamp_fast.runs.saved import load
@@ -52,12 +56,15 @@ class Prediction:
         probabilities: of each, softmax over all classes that were asked for.
         trained: whether each was among the trained classes.
         bias: what prompts were retrieved with, see :meth:`Classifier.bias_for`.
+        level: of the names: "class", or a level above, where probabilities are sums over classes
+            and trained is what any of these was.
     """
 
     names: tuple[str, ...]
     probabilities: tuple[float, ...]
     trained: tuple[bool, ...]
     bias: Bias
+    level: str = CLASS
 
 
 class Classifier:
@@ -69,6 +76,7 @@ class Classifier:
         record: what the run's ``config.json`` holds.
         facts: training seconds, epochs, and how the bias was adapted to new classes (or None).
         results: rows of the closing table, values in 0..1; None where there is none.
+        hierarchy: what classes are kinds of; None where nobody said.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class Classifier:
         self.record = record
         self.facts = facts
         self.results = results
+        self.hierarchy = saved_hierarchy(record["data"].get("hierarchy"), "hierarchy")
         views, own = config.views, method.clip.preprocessing
         self._transform = HostTransform(
             used_preprocessing(views, own), testing_views(views, own.size)
@@ -121,6 +130,7 @@ class Classifier:
         pretrained: str | os.PathLike | None = None,
         tte: bool | None = None,
         precision: str | None = None,
+        hierarchy: str | os.PathLike | None = None,
     ) -> "Classifier":
         """Load a finished run, or what :meth:`save_pretrained` wrote; no network, no training data.
 
@@ -132,19 +142,25 @@ class Classifier:
                 as the run used them.
             tte: whether five views of each picture answer together; by default as the run tests.
             precision: what the frozen CLIP computes in, as of --precision, in place of all that.
+            hierarchy: a file of levels above the classes, as --hierarchy, in place of the run's.
 
         Raises:
             InputError: files missing or damaged, a CLIP that is not the run's, or a device that is
                 not there or does not compute in the precision.
         """
         saved = load(expand_path(run))
+        levels = None if hierarchy is None else read_hierarchy(expand_path(hierarchy))
         config = _on_device(saved.record.settings, device, precision)
         if pretrained is not None:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
         if tte is not None:
             config = replace(config, views=replace(config.views, tte=tte))
-        method = saved.method(build_clip(config, saved.record.values["clip"]), config)
-        return cls(method, config, saved.record.values, saved.facts, saved.results)
+        clip = build_clip(config, saved.record.values["clip"])
+        warn_of(clip, config.data.data)
+        method = saved.method(clip, config)
+        loaded = cls(method, config, saved.record.values, saved.facts, saved.results)
+        loaded.hierarchy = levels or loaded.hierarchy
+        return loaded
 
     @classmethod
     def from_pretrained(
@@ -198,8 +214,8 @@ class Classifier:
     @property
     def origin(self) -> Origin:
         """The data set of the run, whose prompts are its own unless the run was given others."""
-        data = self.config.data
-        return Origin(data.data if data.template is None else None)
+        data, words = self.config.data, saved_words(self.record["data"].get("words"), "words")
+        return Origin(None if data.template else data.data, words=words)
 
     def bias_for(self, classes: Sequence[str]) -> Bias:
         """Which load-balancing bias retrieves prompts for these classes.
@@ -241,6 +257,7 @@ class Classifier:
         top: int = 5,
         batch: int | None = None,
         prior: Wanted | None = None,
+        level: str | None = None,
     ) -> list[Prediction]:
         """Classify pictures among ``classes``, in batches.
 
@@ -253,6 +270,8 @@ class Classifier:
             prior: correct the scores to these shares of classes among the pictures, whatever
                 training's were: "uniform", "train" (of the training pictures), or a positive share
                 of each class by name; None leaves them as they are.
+            level: answer at this level of the run's hierarchy (genus, family, ...), whose
+                probabilities are the sums over classes; None answers with classes.
 
         Returns:
             One prediction a picture, in order.
@@ -261,7 +280,8 @@ class Classifier:
             InputError: what cannot be served; the first picture that cannot be read, by name.
         """
         predictions = []
-        for outcome in self.classify_each(pictures, classes, top=top, batch=batch, prior=prior):
+        asked = {"top": top, "batch": batch, "prior": prior, "level": level}
+        for outcome in self.classify_each(pictures, classes, **asked):
             if isinstance(outcome, InputError):
                 raise outcome
             predictions.append(outcome)
@@ -275,6 +295,7 @@ class Classifier:
         top: int = 5,
         batch: int | None = None,
         prior: Wanted | None = None,
+        level: str | None = None,
     ) -> Iterator[Prediction | InputError]:
         """As :meth:`classify`, one by one; an unreadable picture gives its error and no stop."""
         names = self.trained_names if classes is None else self.check_names(classes)
@@ -291,7 +312,20 @@ class Classifier:
                 f"pictures: array {list(pictures.shape)}, expected [N, H, W, 3], or a list"
             )
         shift = None if prior is None else self._shift(prior, names)
-        return self._predictions(pictures, names, self._classes(names), top, batch, shift)
+        above = None if level is None else self.at_level(level, names)
+        return self._predictions(pictures, names, self._classes(names), top, batch, shift, above)
+
+    def at_level(self, level: str, names: Sequence[str]) -> Level:
+        """Some classes at a level of the hierarchy.
+
+        Raises:
+            InputError: no hierarchy, another level, or a class that is not in it.
+        """
+        if self.hierarchy is None:
+            raise InputError(
+                f"--level {level}: the run knows no level above its classes, expected --hierarchy"
+            )
+        return self.hierarchy.level(level, names)
 
     def _shift(self, wanted: Wanted, names: Sequence[str]) -> Tensor:
         """What a prior adds to the logits of ``names``, float64 [C]."""
@@ -308,13 +342,19 @@ class Classifier:
         top: int,
         batch: int,
         shift: Tensor | None,
+        level: Level | None,
     ) -> Iterator[Prediction | InputError]:
         bias, trained = self.bias_for(names), self.are_trained(names)
+        title = CLASS
+        if level is not None:
+            title, names = level.title, level.names
+            known = set(level.parent[list(trained)].tolist())
+            trained = tuple(index in known for index in range(len(names)))
         for outcomes in load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
             rows = iter(())
             if images:
-                rows = self._likeliest(torch.stack(images), classes, bias, top, shift)
+                rows = self._likeliest(torch.stack(images), classes, bias, top, shift, level)
             for outcome in outcomes:
                 if isinstance(outcome, InputError):
                     yield outcome
@@ -325,18 +365,28 @@ class Classifier:
                     probabilities=tuple(probabilities),
                     trained=tuple(trained[index] for index in indices),
                     bias=bias,
+                    level=title,
                 )
 
     def _likeliest(
-        self, images: Tensor, classes: Any, bias: Bias, top: int, shift: Tensor | None
+        self,
+        images: Tensor,
+        classes: Any,
+        bias: Bias,
+        top: int,
+        shift: Tensor | None,
+        level: Level | None,
     ) -> Iterator[tuple[list[float], list[int]]]:
-        """Per image, the ``top`` probabilities and where their classes stand."""
+        """Per image, the ``top`` probabilities and where their classes, or parents, stand."""
         clip, method = self.method.clip, self.method
         images = images.to(self.config.machine.device, clip.dtype)
         logits = class_scores(method, images, classes, bias == "adapted")
         if shift is not None:
             logits = logits + shift.to(logits)
-        values, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+        probabilities = logits.softmax(1)
+        if level is not None:
+            probabilities = roll_up(probabilities, level)
+        values, order = probabilities.sort(dim=1, descending=True, stable=True)
         return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
 
     def _load(self, number: int, taken: Taken) -> Tensor | InputError:

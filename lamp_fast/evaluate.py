@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class EvaluateConfig:
     """Reproduce the closing table of a run from its saved files, or test it on other data."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     data: str | None = None
     """Test on all classes of this data set instead; a name that training takes, or one of
@@ -51,13 +51,22 @@ class EvaluateConfig:
     """As --table, for --data list."""
     level: str | None = None
     """As in training, for --data inaturalist2018."""
-    template: str | None = None
-    """Class prompt with {} for the name; by default the data set's own."""
+    template: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """As in training, for --data."""
+    descriptions: Path | None = None
+    """As in training, for --data."""
+    hierarchy: Path | None = None
+    """As in training: scores are also given at each level above the classes, in result.json; of the
+    run's own pictures they are printed."""
+    levels: tuple[str, ...] = ()
+    """As in training, of --hierarchy or, for --data table, of its table."""
     skip_unreadable: bool = False
     """Count unreadable pictures of --data and go on without them."""
     tte: Tte = "as-trained"
     """on: the mean of the logits of five crops is scored; off: one view's; by default as the run
     tested."""
+    union: bool = False
+    """Also show how base and new names do when all are asked for at once."""
     out: Path | None = None
     """For --data: the folder for result.json, table.md, per_class.csv and the confusion matrix; by
     default on_NAME in the run folder, with --prior on_NAME_prior_WORD."""
@@ -79,11 +88,16 @@ class EvaluateConfig:
             InputError: a flag of --data without it.
         """
         if self.data is None:
-            for name in ("template", "level", "skip_unreadable", "out"):
+            if self.levels and self.hierarchy is None:
+                raise InputError(
+                    f"--levels {' '.join(self.levels)}: expected --hierarchy with them"
+                )
+            for name in ("template", "descriptions", "level", "skip_unreadable", "out"):
                 if value := getattr(self, name):
                     flag = name.replace("_", "-")
+                    shown = value[0] if isinstance(value, tuple) else value
                     raise InputError(
-                        f"--{flag} {value}: expected --data with it, the data set to test on"
+                        f"--{flag} {shown}: expected --data with it, the data set to test on"
                     )
             return None
         return DataConfig(
@@ -91,6 +105,9 @@ class EvaluateConfig:
             **self.places,
             level=self.level,
             template=self.template,
+            descriptions=self.descriptions,
+            hierarchy=self.hierarchy,
+            levels=self.levels,
             skip_unreadable=self.skip_unreadable,
         )
 
@@ -103,7 +120,8 @@ def main(config: EvaluateConfig) -> int:
     from lamp_fast.runs.prior import Prior, read_prior
     from lamp_fast.runs.ranks import join
     from lamp_fast.runs.saved import load
-    from lamp_fast.runs.scoring import evaluate_rows, hold_transfer, transfer_rows, write_results
+    from lamp_fast.runs.scoring import evaluate_rows, write_results
+    from lamp_fast.runs.transfer import hold_transfer, transfer_rows
 
     saved = load(config.run)
     if (wanted := read_prior(config.prior)) is not None:
@@ -120,6 +138,10 @@ def main(config: EvaluateConfig) -> int:
         else:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
+        shown = replace(experiment.config, union=config.union)
+        experiment = replace(experiment, config=shown)
+        if target is None:
+            experiment = _with_levels(experiment, config)
         cli.say(*experiment.describe())
         if prior is not None:
             experiment = _with_prior(experiment, prior)
@@ -141,6 +163,18 @@ def main(config: EvaluateConfig) -> int:
             ranks.once(write_results, out, experiment, rows)
             cli.say("", f"wrote   {out}")
     return 0
+
+
+def _with_levels(experiment: "Experiment", config: EvaluateConfig) -> "Experiment":
+    """The same, also to be scored at the levels of a file."""
+    from lamp_fast.data.sources.hierarchy import read_levels
+
+    benchmark = experiment.benchmark
+    names = (*benchmark.base_names, *benchmark.new_names)
+    levels = read_levels(config.hierarchy, config.levels, None, names)
+    if levels is None:
+        return experiment
+    return replace(experiment, benchmark=replace(benchmark, hierarchy=levels))
 
 
 def _with_prior(experiment: "Experiment", prior: "Prior") -> "Experiment":
@@ -174,9 +208,13 @@ def _name_prior(experiment: "Experiment", rows: "Sequence[Evaluated]") -> "list[
 
 
 def _print_table(experiment: "Experiment", rows: "Sequence[Evaluated]") -> None:
-    from lamp_fast.runs.scoring import results_table
+    from lamp_fast.runs.scoring import levels_table, results_table
 
-    print("\n" + results_table([each.row(experiment.benchmark) for each in rows]))
+    table_rows = [each.row(experiment.benchmark) for each in rows]
+    union = experiment.config.union
+    print("\n" + results_table(table_rows, experiment.caution, union=union))
+    if told := levels_table(table_rows):
+        print("\n" + told)
 
 
 if __name__ == "__main__":

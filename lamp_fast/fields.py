@@ -192,7 +192,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif typing.get_origin(hint) is tuple:
         if isinstance(value, list):
             value = [each.item() if isinstance(each, np.generic) else each for each in value]
-        accepted = isinstance(value, list) and all(type(each) is int for each in value)
+        kind = typing.get_args(hint)[0]
+        accepted = isinstance(value, list) and all(type(each) is kind for each in value)
         value = tuple(value) if accepted else value
     else:
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -176,3 +176,10 @@ def read_regular(file: Path) -> bytes:
         return file.read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: expected a file of a run ({reason_of(error)})") from None
+
+
+def same_file(file: Path, other: Path) -> bool:
+    """Whether two names lead to one regular file, there or to come."""
+    if not (file.exists() and other.exists()):
+        return file.resolve() == other.resolve()
+    return file.is_file() and file.samefile(other)

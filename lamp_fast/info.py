@@ -107,7 +107,7 @@ class InfoConfig:
     method: str | None = None
     """Print how many parameters this method trains, with its published settings."""
     clip: str = "ViT-B-16"
-    """For --method: an open_clip model name, or "tiny"; no weights are needed."""
+    """For --method: as in training, with no need of weights."""
     new_classes: int = 0
     """For --method: classes tested without being trained on."""
     trained_classes: int = 0

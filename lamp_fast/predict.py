@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 import lamp_fast
 from lamp_fast import cli
+from lamp_fast.data.hierarchy import CLASS
 from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
-from lamp_fast.fields import TextOrNone
-from lamp_fast.files import refuse_output
+from lamp_fast.fields import TextOrNone, to_json
+from lamp_fast.files import refuse_output, same_file
 from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
 from lamp_fast.runs.launch import Part, launched
@@ -42,14 +43,15 @@ if TYPE_CHECKING:
     from lamp_fast.data.sources.given import Inputs
     from lamp_fast.runs.prior import Wanted
 
-CSV_HEADER = ("file", "rank", "class", "probability", "trained")
+# The third column is called as the level of the answers.
+CSV_HEADER = ("file", "rank", CLASS, "probability", "trained")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """Classify pictures with a trained run."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, or a folder that save_pretrained wrote."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Pictures, folders of pictures (at any depth), .txt lists of a path a line, .csv and .parquet
@@ -65,6 +67,11 @@ class PredictConfig:
     """Correct the scores to these shares of classes among the pictures, whatever training's were:
     uniform, every class alike; train, those of the training pictures; or a JSON file
     {"cat": 0.9, "dog": 0.1} of every class that is asked for. none leaves scores as they are."""
+    level: str | None = None
+    """Answer at this level above the classes (genus, family, ...), as the run's --hierarchy names
+    it: a probability is the sum over the classes below."""
+    hierarchy: Path | None = None
+    """As in training: the levels of a run that was trained without, or others."""
     top: int = 5
     """How many classes a picture."""
     csv: Path | None = None
@@ -112,7 +119,11 @@ def main(config: PredictConfig) -> int:
     prior = read_prior(config.prior)
     device = own_device(config.device)
     classifier = Classifier.load(
-        config.run, device=device, pretrained=config.pretrained, tte=TTE[config.tte]
+        config.run,
+        device=device,
+        pretrained=config.pretrained,
+        tte=TTE[config.tte],
+        hierarchy=config.hierarchy,
     )
     names = choose_classes(classifier, config)
     batch = classifier.config.machine.test_batch if config.batch is None else config.batch
@@ -124,12 +135,17 @@ def main(config: PredictConfig) -> int:
         recorded=config.out is not None,
     )
     ahead = _Ahead(inputs, files, part, batch)
-    outcomes = classifier.classify_each(ahead, names, top=config.top, batch=batch, prior=prior)
+    asked = {"top": config.top, "batch": batch, "prior": prior, "level": config.level}
+    outcomes = classifier.classify_each(ahead, names, **asked)
     if part.index == 0 or not launched():
         _tell(_about_classes(names, classifier.are_trained(names)))
         _tell(f"bias    {about['bias']}")
+        if (words := classifier.origin.words) is not None:
+            _tell(f"words   {words.describe(names)}")
         if config.prior is not None:
             _tell(f"prior   {config.prior}")
+        if config.level is not None:
+            _tell(f"level   {config.level}: probabilities are sums over classes")
         for line in left_out.lines():
             _tell(line)
     if config.out is not None:
@@ -243,6 +259,7 @@ def _about(
         "run": _text(config.run),
         "template": classifier.template,
         "bias": classifier.bias_for(names),
+        "level": config.level or CLASS,
         "classes": [
             {"name": name, "trained": known}
             for name, known in zip(names, classifier.are_trained(names), strict=True)
@@ -250,6 +267,8 @@ def _about(
     }
     if prior is not None:
         about["prior"] = prior
+    if (words := classifier.origin.words) is not None:
+        about["words"] = to_json(words)
     return {**about, "left_out": left_out.lines()}
 
 
@@ -265,6 +284,8 @@ def _settings(
         "run": digest.hexdigest(),
         "classes": about["classes"],
         "prior": about.get("prior"),
+        "--level": config.level,
+        "hierarchy": None if config.level is None else to_json(classifier.hierarchy),
         "--top": config.top,
         "--batch": batch,
         "--tte": classifier.config.views.tte,
@@ -341,15 +362,8 @@ def _check_outputs(
             raise InputError(f"{flag} {file}: cannot be written, expected a folder that can")
     for one, other in combinations(outputs, 2):
         standard = STDOUT in (one.file, other.file)
-        if one.file == other.file or (not standard and _same(one.file, other.file)):
+        if one.file == other.file or (not standard and same_file(one.file, other.file)):
             raise InputError(f"{other.flag} {other.file}: {one.flag} writes there too")
-
-
-def _same(file: Path, other: Path) -> bool:
-    """Whether two names lead to one regular file, there or to come."""
-    if not (file.exists() and other.exists()):
-        return file.resolve() == other.resolve()
-    return file.is_file() and file.samefile(other)
 
 
 def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
@@ -371,7 +385,8 @@ def _line(file: Path, prediction: "Prediction") -> str:
 
 
 def _output(each: _File, about: dict[str, Any]) -> Output:
-    header = _csv_text([CSV_HEADER]) if each.kind == "csv" else ""
+    titles = [about["level"] if title == CLASS else title for title in CSV_HEADER]
+    header = _csv_text([titles]) if each.kind == "csv" else ""
     finish = as_document(about) if each.kind == "json" else None
     return Output(each.flag, each.file, header, finish)
 
@@ -408,7 +423,7 @@ def _json_line(picture: Path, outcome: "Prediction | InputError") -> str:
         found["reason"] = str(outcome)
     else:
         found["predictions"] = [
-            {"class": name, "probability": probability, "trained": trained}
+            {outcome.level: name, "probability": probability, "trained": trained}
             for name, probability, trained in zip(
                 outcome.names, outcome.probabilities, outcome.trained, strict=True
             )

@@ -100,7 +100,10 @@ def assert_errs_as_eager(draws: list[tuple[dict[str, Tensor], ...]]) -> None:
 
     Rounding errors of a whole model are no more than random, so that single numbers tell nothing:
     root mean squares over some draws of two programs that round alike differ by some tens of
-    percent.
+    percent. Neither does one parameter's gradient: over 60 draws of MMA, half of which have a ReLU
+    that rounding turns on or off, ours errs more than twice as much as eager's in 135 of 1,200
+    cases, and less than half as much in 191. The one parameter of CoOp errs 1.03 times as much as
+    eager's over 150 draws (0.95 to 1.12 by bootstrap).
 
     Args:
         draws: what was got, what eager gives, and the exact result, each by name.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring.names import CALTECH101, TEMPLATE
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.benchmark import Benchmark
 from lamp_fast.data.loading import Transform
@@ -83,9 +84,10 @@ class DrawnFeatures:
 
 def run_config(method: str, root: Path | None) -> TrainConfig:
     """A method's published settings on Caltech101 under the carried CLIP, on a CPU."""
-    config = default_config({"method": method, "data": "caltech101"})
+    clip = ClipConfig("tiny")
+    config = default_config({"method": method, "data": "caltech101", "clip": clip.clip})
     data = replace(config.data, root=root, imb=IMBALANCE, cap=MAX_PICTURES)
-    return replace(config, data=data, machine=replace(config.machine, device="cpu"))
+    return replace(config, clip=clip, data=data, machine=replace(config.machine, device="cpu"))
 
 
 class FeatureRuns:

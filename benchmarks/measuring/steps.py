@@ -5,6 +5,7 @@ LAMP's load balancing. Random pictures, and random features where a method train
 or looks at the training set first (Candle); settings as published, LAMP's prompts in layers 3..12.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.measuring.floors import Kernel, step_kernels
 from benchmarks.measuring.names import TEMPLATE, base_and_new
+from lamp_fast.clip.features import up_to_layer
 from lamp_fast.clip.settings import Trimming
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.transforms import Preprocessing
@@ -149,10 +151,25 @@ class Cell:
         """A training step."""
         self._train(self.inputs, self.labels)
 
-    def captured(self, recorder: Recorder) -> Callable[[], object]:
-        """A training step as one graph."""
+    @functools.cached_property
+    def states(self) -> Tensor:
+        """What of the batch enters the first layer that the method changes."""
+        return up_to_layer(self.clip, self.images, self.method.first_changed_layer)
+
+    def train_from_states(self) -> None:
+        """A training step whose frozen layers were run ahead."""
+        self._train(self.states, self.labels)
+
+    def frozen_layers(self, batches: int) -> Callable[[], object]:
+        """The layers that such a step leaves out, of so many batches at once."""
+        images, layer = self.images.repeat(batches, 1, 1, 1), self.method.first_changed_layer
+        return lambda: up_to_layer(self.clip, images, layer)
+
+    def captured(self, recorder: Recorder, *, ahead: bool = False) -> Callable[[], object]:
+        """A training step as one graph; with ``ahead`` one whose frozen layers were run ahead."""
         step = CapturedStep(self._train, self._state, recorder)
-        return lambda: step(self.inputs, self.labels)
+        inputs = self.states if ahead else self.inputs
+        return lambda: step(inputs, self.labels)
 
     def evaluate(self) -> None:
         """Scores of the batch; text features that depend on the class alone are kept."""

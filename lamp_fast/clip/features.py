@@ -34,9 +34,31 @@ _PICTURES_A_SHARD = 8192
 
 @torch.no_grad()
 def unprojected_features(clip: FrozenClip, images: Tensor) -> Tensor:
-    """The last cls rows behind ln_post: images [B, 3, S, S] to [B, V], in the tower's dtype."""
+    """The last cls rows behind ln_post: images [B, 3, S, S] to [B, V], in the tower's dtype.
+
+    Such rows [B, V] in place of images are given back.
+    """
+    if images.ndim == 2:
+        return images
     vision = clip.vision
     return vision.visual.ln_post(last_cls(vision.blocks, vision.embed(images)))
+
+
+@torch.no_grad()
+def up_to_layer(clip: FrozenClip, images: Tensor, layer: int) -> Tensor:
+    """What the frozen image tower makes of pictures below a layer.
+
+    Args:
+        clip: the frozen CLIP.
+        images: [B, 3, S, S].
+        layer: from 1; one behind the last runs the whole tower.
+
+    Returns:
+        What enters it, [B, L, width]; behind the last layer :func:`unprojected_features`, [B, V].
+    """
+    if layer > len(clip.vision.blocks):
+        return unprojected_features(clip, images)
+    return clip.vision.entering(images, layer)
 
 
 class FeatureReader:

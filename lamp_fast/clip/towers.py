@@ -193,8 +193,19 @@ class VisionTower:
         """Tokens entering layer 1, cls first: images [B, 3, S, S] -> [B, L, width]."""
         return self.visual.ln_pre(self.tokens(images))
 
+    def entering(self, images: Tensor, layer: int) -> Tensor:
+        """The residual stream [B, L, width] that enters a layer, from 1, of the tower as it is.
+
+        Args:
+            images: pictures [B, 3, S, S]; or what of them enters that layer, which is given back.
+            layer: the one above those that are run.
+        """
+        if images.ndim == 3:
+            return images
+        return through(self.blocks[: layer - 1], self.embed(images))
+
     def tokens(self, images: Tensor) -> Tensor:
-        """The same before the first LayerNorm."""
+        """:meth:`embed` before the first LayerNorm."""
         visual = self.visual
         patches = visual.conv1(images).flatten(2).mT
         cls = visual.class_embedding.expand(len(images), 1, -1)
@@ -335,51 +346,74 @@ class FrozenClip(nn.Module):
         return super().train(False)
 
 
+def activation_of(model: nn.Module) -> str:
+    """ "quick_gelu" or "gelu": what the blocks really compute."""
+    first = model.visual.transformer.resblocks[0].mlp.gelu
+    return "quick_gelu" if isinstance(first, QuickGELU) else "gelu"
+
+
 def check_supported(model: nn.Module) -> None:
     """Accept exactly the CLIPs whose computation the towers reproduce.
+
+    Raises:
+        InputError: naming the model's class and :func:`why_unsupported`.
+    """
+    if (reason := why_unsupported(model)) is not None:
+        raise InputError(f"--clip: {type(model).__name__} is not supported: {reason}")
+
+
+def why_unsupported(model: nn.Module) -> str | None:
+    """The first reason why the towers do not compute what a model does; None where they do.
 
     The contract: a ``VisionTransformer`` with a class token read out after the last block
     (``pool_type="tok"``) and a causal text transformer read out at eot, both of plain pre-norm
     ``ResidualAttentionBlock`` with ``nn.MultiheadAttention``, no LayerScale, no patch dropout, and
     a joint projection. Towers may differ in depth.
-
-    Raises:
-        InputError: naming the model's class and the first reason.
     """
-
-    def refuse(reason: str) -> None:
-        raise InputError(f"--clip: {type(model).__name__} is not supported: {reason}")
-
     if isinstance(model, open_clip.CoCa) or hasattr(model, "text_decoder"):
-        refuse("CoCa has a caption decoder and an attentional pooler")
-    visual = getattr(model, "visual", None)
+        return "CoCa has a caption decoder and an attentional pooler"
+    return (
+        _unlike_image_tower(getattr(model, "visual", None))
+        or _unlike_text_tower(model, _text_side(model))
+        or _unlike_plain_blocks(model)
+    )
+
+
+def _unlike_image_tower(visual: nn.Module | None) -> str | None:
     if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        refuse(f"the image tower is a {type(visual).__name__}, expected open_clip's ViT")
-    text = _text_side(model)
-    if text is not model and not isinstance(text, TextTransformer):
-        refuse(f"the text tower is a {type(text).__name__}, expected open_clip's own transformer")
+        return f"the image tower is a {type(visual).__name__}, expected open_clip's ViT"
     if visual.attn_pool is not None or visual.pool_type != "tok":
         kind = "attentional" if visual.attn_pool is not None else visual.pool_type
-        refuse(f"the image tower pools by {kind!r}, expected the class token ('tok')")
+        return f"the image tower pools by {kind!r}, expected the class token ('tok')"
     if not isinstance(visual.patch_dropout, nn.Identity):
-        refuse("the image tower drops patches")
-    if visual.proj is None:
-        refuse("the image tower has no joint projection")
+        return "the image tower drops patches"
+    return "the image tower has no joint projection" if visual.proj is None else None
+
+
+def _unlike_text_tower(model: nn.Module, text: nn.Module) -> str | None:
+    if text is not model and not isinstance(text, TextTransformer):
+        return f"the text tower is a {type(text).__name__}, expected open_clip's own transformer"
     if getattr(model, "attn_mask", None) is None and getattr(text, "attn_mask", None) is None:
-        refuse("the text tower is not causal")
+        return "the text tower is not causal"
     if getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
-        refuse("the text tower appends a class token or masks padding")
+        return "the text tower appends a class token or masks padding"
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
     if pool not in ("argmax", "eos"):
-        refuse(f"the text tower pools by {pool!r}, expected its eot token ('argmax' or 'eos')")
+        return f"the text tower pools by {pool!r}, expected its eot token ('argmax' or 'eos')"
     if text.text_projection is None:
-        refuse("the text tower has no joint projection")
-    if getattr(model, "logit_bias", None) is not None:
-        refuse("it has a logit bias (SigLIP)")
-    for side, transformer in (("image", visual.transformer), ("text", text.transformer)):
+        return "the text tower has no joint projection"
+    return (
+        "it has a logit bias (SigLIP)" if getattr(model, "logit_bias", None) is not None else None
+    )
+
+
+def _unlike_plain_blocks(model: nn.Module) -> str | None:
+    sides = (("image", model.visual.transformer), ("text", _text_side(model).transformer))
+    for side, transformer in sides:
         for number, block in enumerate(transformer.resblocks, 1):
             if reason := _unlike_plain_block(block):
-                refuse(f"{side} block {number} {reason}")
+                return f"{side} block {number} {reason}"
+    return None
 
 
 def _text_side(model: nn.Module) -> nn.Module:
@@ -397,4 +431,6 @@ def _unlike_plain_block(block: nn.Module) -> str | None:
         return "has cross-attention"
     if not isinstance(block.mlp.gelu, (QuickGELU, nn.GELU)):
         return f"uses {type(block.mlp.gelu).__name__}, expected QuickGELU or GELU"
+    if getattr(block.mlp.gelu, "approximate", "none") != "none":
+        return "approximates GELU, expected it exact or QuickGELU"
     return None

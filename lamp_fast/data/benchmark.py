@@ -9,16 +9,24 @@ import numpy as np
 
 from lamp_fast.data import protocol
 from lamp_fast.data.decoded import DecodedCache
+from lamp_fast.data.hierarchy import Hierarchy
 from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.shipped_names import shipped_note
 from lamp_fast.data.sources import VAL_SHARE, DataSource
 from lamp_fast.data.sources.layouts import SPLIT_SEED
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
 
 # Of every class, few-shot: more to choose on than to train on would not be few.
 MAX_VAL_SHOTS = 4
+# Validation pictures that are scored after every epoch, for each training picture: scoring one is
+# a third of training on it, so this is a sixth of the time.
+SCORED_SHARE = 0.5
+
+Validated = Literal["none", "some", "all"]
 
 BENCHMARK_PARTS = ("train", "adapt", "test_base", "test_new")
+VALIDATION_PARTS = ("val", "val_new")
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,20 @@ class Origin:
     Attributes:
         data: the data set, by its name; None where the template is not its own but the user's.
         target: whether what was trained on other data is only tested on it.
+        words: several texts a class, which the template is one of; None where it is the one.
     """
 
     data: str | None = None
     target: bool = False
+    words: Words | None = None
 
 
 # Of names that somebody just asks for.
 NOWHERE = Origin()
+
+
+def _no_pictures() -> Pictures:
+    return Pictures((), np.empty(0), root=Path())
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +62,8 @@ class Benchmark:
             is trained.
         template: class prompt with {} for the name.
         own_template: whether that is the data set's own, and not the user's.
+        words: several texts a class, which the template is one of; None where it is the one.
+        hierarchy: what classes are kinds of, where that is known.
         train: base training pictures, labels 0..C_base-1.
         adapt: training pictures of the new classes for the transductive bias, which must not look
             at their labels (0..C_new-1).
@@ -62,6 +78,9 @@ class Benchmark:
             nothing is chosen.
         benchmark_counts: training pictures of each base class that a published benchmark makes its
             groups of, where these are not the run's own counts.
+        held_out: how many of ``new_names``, the first ones, are of the data set's base half and
+            stand in for new ones in choosing an epoch.
+        val_new: validation pictures of those, labels 0..held_out-1.
     """
 
     name: str
@@ -78,19 +97,34 @@ class Benchmark:
     augment: bool
     trained: bool = True
     own_template: bool = True
+    words: Words | None = None
+    hierarchy: Hierarchy | None = None
     notes: tuple[str, ...] = ()
-    val: Pictures = field(default_factory=lambda: Pictures((), np.empty(0), root=Path()))
+    val: Pictures = field(default_factory=_no_pictures)
     benchmark_counts: tuple[int, ...] | None = None
+    held_out: int = 0
+    val_new: Pictures = field(default_factory=_no_pictures)
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts that hold pictures of the run."""
-        return (*BENCHMARK_PARTS, *(("val",) if len(self.val) else ()))
+        return (*BENCHMARK_PARTS, *(part for part in VALIDATION_PARTS if len(getattr(self, part))))
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """Names of the base classes that are held out."""
+        return self.new_names[: self.held_out]
 
     @property
     def origin(self) -> Origin:
         """What the class names are of."""
-        return Origin(self.name if self.own_template else None, target=not self.trained)
+        own = self.name if self.own_template else None
+        return Origin(own, target=not self.trained, words=self.words)
+
+    @property
+    def prompt(self) -> str:
+        """What classes are called, to be read."""
+        return f'"{self.template}"' if self.words is None else str(self.words)
 
     @property
     def counts(self) -> np.ndarray:
@@ -117,7 +151,7 @@ class Benchmark:
         """What a reader of a result must know of the data, a line each."""
         if not self.trained:
             return [
-                f'{self.name}: {len(self.base_names)} classes, "{self.template}", tested only',
+                f"{self.name}: {len(self.base_names)} classes, {self.prompt}, tested only",
                 f"{len(self.test_base):,} test pictures",
                 *self.notes,
             ]
@@ -127,17 +161,35 @@ class Benchmark:
         if self.shots is not None:
             drawn = f"{self.shots} shots"
         adapt = f"; {len(self.adapt):,} new-class training pictures" if new else ""
-        adapt += f"; {len(self.val):,} to choose settings on" if len(self.val) else ""
+        validated = len(self.val) + len(self.val_new)
+        adapt += f"; {validated:,} to choose settings on" if validated else ""
         tests = f"{len(self.test_base):,} base, {len(self.test_new):,} new"
         return [
-            f'{self.name}: {base + new} classes{halves}, "{self.template}"',
+            f"{self.name}: {base + new} classes{halves}, {self.prompt}",
             f"{len(self.train):,} training pictures ({drawn}, imb {self.imb:g}): {counts.max()} to"
             f" {counts.min()} a class, realised imbalance"
             f" {protocol.realised_imbalance(counts):.4g}{adapt}",
             f"{tests if new else f'{len(self.test_base):,}'} test pictures",
             *(() if new else self._describe_groups()),
+            *self._describe_validation(),
             *self.notes,
         ]
+
+    def _describe_validation(self) -> list[str]:
+        lines = []
+        if self.held_out:
+            lines.append(
+                f"{self.held_out} classes of the base half are held out: not trained, counted as"
+                f" new, and chosen on in their place, the first {self.new_names[0]!r}"
+            )
+        for names, pictures in ((self.base_names, self.val), (self.stand_ins, self.val_new)):
+            without = sorted(set(range(len(names))) - set(pictures.labels.tolist()))
+            if len(pictures) and without:
+                lines.append(
+                    f"{len(without)} of {len(names)} classes have no validation picture and no part"
+                    f" in what is chosen on them, the first {names[without[0]]!r}"
+                )
+        return lines
 
     def _describe_groups(self) -> tuple[str, ...]:
         groups = self.size_groups
@@ -159,7 +211,8 @@ def build_benchmark(
     cap: int | None,
     shots: int | None,
     seed: int,
-    validation: bool = False,
+    validation: Validated = "none",
+    holdout: float | None = None,
 ) -> Benchmark:
     """Apply the protocol: few-shot or cap over all classes, then base/new, then the long tail.
 
@@ -173,13 +226,18 @@ def build_benchmark(
         shots: few-shot, in place of ``cap``.
         seed: of every draw.
         validation: also take the validation pictures of the trained classes: at most four a class
-            with ``shots``, as CoOp does, else all. Where the data set has none, a fifth of every
-            class is taken out of its training pictures before anything is drawn from them.
+            with ``shots``, as CoOp does, else "all", or "some": at most half as many as are trained
+            on, every class as many as the others where it has them, but at least four. Where the
+            data set has none that are no test pictures as well, a fifth of every class is taken out
+            of its training pictures before anything is drawn from them.
+        holdout: this share of the base classes is not trained and counts among the new ones, in
+            front of them. The others keep the training pictures that they would have without.
 
     Raises:
         InputError: ``imb``, ``cap`` or ``shots`` below 1, an unknown ``split``, a half of a single
-            class or without test pictures, a data set that has no training pictures, or one with a
-            long tail of its own that is halved or asked for another ``imb``.
+            class or without test pictures, too few classes to hold some out, a data set that has no
+            training pictures, or one with a long tail of its own that is halved or asked for
+            another ``imb``.
     """
     if source.test_only:
         raise InputError(
@@ -202,10 +260,13 @@ def build_benchmark(
         raise InputError(f"--cap {cap}: expected at least 1, or none")
     most = cap if shots is None else shots
     train, val, notes = source.train, source.val, _notes(source)
-    if validation and not len(val):
-        kept, held_out = protocol.stratified_split(train.labels, (VAL_SHARE,), SPLIT_SEED)
-        train, val = train.select(kept), train.select(held_out)
-        notes = (*notes, "val drawn here from train, alike in every run: settings are chosen on it")
+    validated = validation != "none"
+    if validated:
+        val = _without(val, source.test)
+    if validated and not len(val):
+        kept, drawn = protocol.stratified_split(train.labels, (VAL_SHARE,), SPLIT_SEED)
+        train, val = train.select(kept), train.select(drawn)
+        notes = (*notes, _about_drawn(val))
     if shots is not None:
         val = val.select(protocol.few_shot(val.labels, min(shots, MAX_VAL_SHOTS), seed))
     if most is not None:
@@ -222,6 +283,20 @@ def build_benchmark(
     base_train = _half(train, base)
     if source.imb is None:
         base_train = base_train.select(protocol.long_tail(base_train.labels, imb, seed))
+    stand_ins = np.empty(0, dtype=np.int64)
+    if holdout is not None:
+        kept, drawn = protocol.hold_out(len(base), holdout, seed)
+        base_train = _half(base_train, kept)
+        base, stand_ins = base[kept], base[drawn]
+        new = np.concatenate([stand_ins, new])
+    val_base, val_new = (
+        _half(val, classes) if validated else val.select([]) for classes in (base, stand_ins)
+    )
+    if validation == "some" and shots is None:
+        room, held = round(SCORED_SHARE * len(base_train)), len(val_base) + len(val_new)
+        val_base, val_new = (_bounded(part, room, seed) for part in (val_base, val_new))
+        if (left := len(val_base) + len(val_new)) < held:
+            notes = (*notes, f"of {held:,} validation pictures {left:,} are scored")
     benchmark = Benchmark(
         name=source.name,
         base_names=tuple(source.classnames[label] for label in base),
@@ -236,9 +311,13 @@ def build_benchmark(
         shots=shots,
         augment=source.augment,
         own_template=source.own_template,
+        words=source.words,
+        hierarchy=source.hierarchy,
         notes=notes,
         benchmark_counts=source.group_counts,
-        val=_half(val, base) if validation else val.select([]),
+        val=val_base,
+        held_out=len(stand_ins),
+        val_new=val_new,
     )
     _check_complete(benchmark)
     return benchmark
@@ -268,6 +347,8 @@ def transfer_benchmark(source: DataSource) -> Benchmark:
         augment=source.augment,
         trained=False,
         own_template=source.own_template,
+        words=source.words,
+        hierarchy=source.hierarchy,
         notes=_notes(source),
     )
     _check_complete(benchmark)
@@ -307,6 +388,26 @@ def decode_through(
         for part in benchmark.parts
     }
     return replace(benchmark, **parts)
+
+
+def _without(pictures: Pictures, others: Pictures) -> Pictures:
+    """Those that are not among the others as well: ImageNet's val pictures are its test set."""
+    taken = set(others.names) if pictures.root == others.root else set()
+    return pictures.select([at for at, name in enumerate(pictures.names) if name not in taken])
+
+
+def _about_drawn(val: Pictures) -> str:
+    if not len(val):
+        return "no class has three training pictures, of which one could be a validation picture"
+    return "val drawn here from train, alike in every run: settings are chosen on it"
+
+
+def _bounded(pictures: Pictures, most: int, seed: int) -> Pictures:
+    """As many pictures of every class as there is room for, see :func:`protocol.bounded_shots`."""
+    shots = protocol.bounded_shots(pictures.labels, most, MAX_VAL_SHOTS)
+    if shots is None:
+        return pictures
+    return pictures.select(protocol.few_shot(pictures.labels, shots, seed))
 
 
 def _notes(source: DataSource) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 from lamp_fast.errors import InputError
 
 # Few-shot, long tail and split draw from one class in turn: each has a random stream of its own.
-_FEW_SHOT, _LONG_TAIL, _SPLIT = range(3)
+# The last draws classes.
+_FEW_SHOT, _LONG_TAIL, _SPLIT, _HOLD_OUT = range(4)
 SIZE_GROUPS = ("many", "medium", "few")
 MANY_ABOVE, FEW_BELOW = 100, 20
 SIZE_GROUP_TITLES = {
@@ -34,6 +35,49 @@ def base_new(labels: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray
     classes = np.unique(np.asarray(labels, dtype=np.int64))
     middle = (len(classes) + 1) // 2
     return classes[:middle], classes[middle:]
+
+
+def hold_out(classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw classes that are not trained, so that they may stand in for new ones.
+
+    Args:
+        classes: how many there are.
+        share: of them, in 0..1; rounded, and at least 2, for among one class every answer is right.
+        seed: the run's seed.
+
+    Returns:
+        Kept and drawn classes, int64, ascending.
+
+    Raises:
+        InputError: fewer than 2 would be kept.
+    """
+    count = max(round(classes * share), 2)
+    if classes - count < 2:
+        raise InputError(
+            f"--holdout-classes {share:g}: of {classes} base classes {count} would be held out,"
+            " expected that at least 2 are kept"
+        )
+    order = _order(classes, seed, 0, _HOLD_OUT)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def bounded_shots(labels: Sequence[int] | np.ndarray, most: int, least: int) -> int | None:
+    """How many pictures a class may have, so that all classes together have at most ``most``.
+
+    Args:
+        labels: integers [N] >= 0.
+        most: of all classes together.
+        least: of a class, also where that is more than ``most`` together.
+
+    Returns:
+        For :func:`few_shot`; None where all of them are few enough.
+    """
+    counts = np.array([len(indices) for _, indices in _by_class(labels)])
+    if counts.sum() <= most or counts.max() <= least:
+        return None
+    shots = np.arange(least, counts.max() + 1)
+    totals = np.minimum(counts, shots[:, None]).sum(axis=1)
+    return int(shots[max(np.searchsorted(totals, most, side="right") - 1, 0)])
 
 
 def long_tail_targets(

@@ -11,12 +11,15 @@ from lamp_fast.cli import expand_path
 from lamp_fast.data import catalog
 from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.entries import AS_IT_IS, HALVED, OWN_DATA, Protocol
+from lamp_fast.data.words import check_templates
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
 
 # Settings that say where files lie, and nothing of what they hold.
 LISTS = ("train", "val", "test", "names")
 PLACES = ("root", "table", *LISTS)
+# Files whose content a run keeps.
+DESCRIBING = ("descriptions", "hierarchy")
 SPLITS = ("all", "base-new")
 AUTO = "auto"
 # More pictures than any data set has.
@@ -81,8 +84,19 @@ class DataConfig:
     level: str | None = None
     """For inaturalist2018, what labels are: species (the default), genus, family, order, class,
     phylum or kingdom."""
-    template: str | None = None
-    """Class prompt with {} for the name; by default the data set's own."""
+    template: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Class prompt with {} for the name, a named set (imagenet-7, promptsrc-60, openai-80), or a
+    .txt file of a template a line; by default the data set's own. Of several, --template A
+    --template B, and so of a set, methods over frozen text take the mean."""
+    descriptions: Path | None = None
+    """A .csv with the columns class and description, of every class: texts that it has in place of
+    the template, with or without {} for the name. Of several a class the mean is taken."""
+    hierarchy: Path | None = None
+    """A .csv with the column class and a column for each level above it (genus, family, ...), of
+    every class: scores are also given at those levels, and predict --level answers at one."""
+    levels: tuple[str, ...] = ()
+    """Which columns are levels, the nearest to the classes first; by default all of --hierarchy.
+    For --data table without --hierarchy, columns of the table itself."""
     split: str | None = None
     """all trains and tests every class together, the default for own pictures and the long-tail
     field's data sets; base-new trains the first half and also tests the rest, as papers do, the
@@ -104,6 +118,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         # One name for a data set, whatever it was called: settings, folders and runs go by it.
         object.__setattr__(self, "data", catalog.find(self.data) or self.data)
+        if self.template is None or isinstance(self.template, str):
+            given = () if self.template is None else (self.template,)
+            object.__setattr__(self, "template", given)
 
     def check_together(self) -> None:
         """Refuse words that no data could be meant by.
@@ -123,9 +140,10 @@ class DataConfig:
             if (file := getattr(self, name)) is not None and self.data != "list":
                 raise InputError(f"--{name} {file}: expected --data list with it, not {self.data}")
         self._check_level()
-        if self.template is not None and self.template.count("{}") != 1:
+        check_templates(self.template)
+        if self.levels and self.hierarchy is None and self.table is None:
             raise InputError(
-                f"--template {self.template!r}: expected {{}} once, for the class name"
+                f"--levels {' '.join(self.levels)}: expected --hierarchy or --table with them"
             )
 
     def _check_level(self) -> None:
@@ -152,7 +170,7 @@ class DataConfig:
         protocol = self.protocol
         imb = protocol.imb if self.shots is None else 1.0
         levels = CATALOG[self.data].levels if self.data in CATALOG else ()
-        places = {name: getattr(self, name) for name in PLACES}
+        places = {name: getattr(self, name) for name in (*PLACES, *DESCRIBING)}
         return replace(
             self,
             **{

@@ -34,6 +34,7 @@ from lamp_fast.export.bounds import (
 )
 from lamp_fast.export.graphs import RUN, WRITE, Program, need, quantise
 from lamp_fast.export.settings import CLASS_FEATURES, FILES, Format, Precision, TextSide
+from lamp_fast.fields import to_json
 from lamp_fast.files import write_json
 from lamp_fast.methods.fixed import without_parameters
 
@@ -262,6 +263,7 @@ def _write_beside(
     facts |= {
         "logit_scale": float(clip.logit_scale),
         "template": classifier.template,
+        "words": None if (words := classifier.origin.words) is None else to_json(words),
         "trained": list(classifier.are_trained(names)),
         "bias": classifier.bias_for(names),
         "learned": _learned(classifier),

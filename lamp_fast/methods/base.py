@@ -96,6 +96,10 @@ class Method(Fixable):
     entry: MethodEntry
     """What is known of it without its model: its title, what it refuses, and so on."""
 
+    independent_names: bool = False
+    """Whether a class's score does not depend on the other names that are asked for, so that the
+    scores over some of the names are columns of those over all."""
+
     reads_features: bool = False
     """Whether a picture's features of the frozen tower are all that it looks at in testing."""
 
@@ -104,6 +108,16 @@ class Method(Fixable):
 
     shares_routes: bool = False
     """Whether images that retrieved alike share work, so that shapes depend on values."""
+
+    @property
+    def first_changed_layer(self) -> int:
+        """The image tower's first layer, from 1, that is not CLIP's own or has prompts; one behind
+        the last where the whole tower is CLIP's.
+
+        In training :meth:`step` is given pictures, or what of them enters this layer: those below
+        may run for many batches at once (:func:`lamp_fast.clip.features.up_to_layer`).
+        """
+        return len(self.clip.vision.blocks) + 1 if self.reads_features else 1
 
     @classmethod
     def build(cls, clip: FrozenClip, settings: Any, surroundings: Surroundings) -> "Method":
@@ -161,7 +175,7 @@ class Method(Fixable):
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """Every template that :meth:`prepare` puts class names into, for the same arguments."""
-        return (template,)
+        return (template,) if origin.words is None else origin.words.templates
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Any:
         """Tokenise class names and compute, once, what of them never changes.
@@ -174,7 +188,14 @@ class Method(Fixable):
         raise NotImplementedError
 
     def step(self, images: Tensor, labels: Tensor, classes: Any, criterion: Criterion) -> Step:
-        """Loss of a training batch: images [B, 3, S, S], labels int64 [B]."""
+        """Loss of a training batch.
+
+        Args:
+            images: [B, 3, S, S], or what of them enters :attr:`first_changed_layer`.
+            labels: int64 [B].
+            classes: of :meth:`prepare`.
+            criterion: the mean loss of logits [B, C] and labels.
+        """
         raise NotImplementedError
 
     def accumulate(
@@ -267,8 +288,8 @@ class Method(Fixable):
         """Adapt to unlabelled pictures of new classes; None where the method has no such step.
 
         Args:
-            batches: yields images and can be iterated over again, once a pass. With several ranks
-                it yields this one's part of every batch, which may have no row.
+            batches: yields images as :meth:`step` gets them and can be iterated over again, once a
+                pass. With several ranks they are this one's part of every batch, maybe no row.
             classes: of :meth:`prepare`.
             sum_over_ranks: None in one process alone.
         """
@@ -329,6 +350,7 @@ class TwoTowers(Method):
     """
 
     no_class_matrix = None
+    independent_names = True
 
     def __init__(self, clip: FrozenClip, *, keep_text: bool = True) -> None:
         super().__init__(clip)

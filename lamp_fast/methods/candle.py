@@ -14,7 +14,7 @@ from lamp_fast.errors import InputError
 from lamp_fast.methods.base import Criterion, Method, Step, plain_image_features
 from lamp_fast.methods.settings.candle import CANDLE, CandleSettings
 from lamp_fast.methods.surroundings import RunClasses, Surroundings
-from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.text import ensemble_texts, plain_text_features
 from lamp_fast.methods.training_set import TrainingSet
 
 RATIO = 0.1
@@ -125,7 +125,11 @@ class Candle(Method):
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> CandleClasses:
         columns, unknown = self._columns(tuple(names))
-        texts = plain_text_features(self.clip, [*self.names, *unknown], template)
+        every, words = [*self.names, *unknown], origin.words
+        if words is None:
+            texts = plain_text_features(self.clip, every, template)
+        else:
+            texts = ensemble_texts(self.clip, every, words, normalised=False)
         return CandleClasses(texts, torch.tensor(columns, device=texts.device))
 
     def _columns(self, names: tuple[str, ...]) -> tuple[list[int], list[str]]:

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
+from lamp_fast.data.templates import IMAGENET_7
 from lamp_fast.methods.base import Criterion, Step
 from lamp_fast.methods.prototypes import NamedClasses, Prototypes
 from lamp_fast.methods.settings.clap import CLAP, ZS_LP, ClapSettings
 from lamp_fast.methods.surroundings import RunClasses, Surroundings
-from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or
+from lamp_fast.methods.text import imagenet_or
 from lamp_fast.methods.training_set import TrainingSet
 
 # A class of ImageNet and its variants is the mean of these.
-EIGHT_TEMPLATES = (*IMAGENET_TEMPLATES, "a photo of a {}.")
+EIGHT_TEMPLATES = (*IMAGENET_7, "a photo of a {}.")
 
 
 class ZeroShotProbe(Prototypes):

@@ -49,7 +49,7 @@ class ClipAdapter(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
-        return zero_shot_texts(self.clip, names, template)
+        return zero_shot_texts(self.clip, names, template, origin.words)
 
     def step(self, images: Tensor, labels: Tensor, classes: Tensor, criterion: Criterion) -> Step:
         """``images`` are projected features [B, Ds]."""

@@ -42,6 +42,7 @@ class CoCoOp(Method):
     """
 
     entry = COCOOP
+    independent_names = True
     text_per_picture = True
     no_class_matrix = "every picture has its own text"
 
@@ -61,6 +62,10 @@ class CoCoOp(Method):
         cls, clip: FrozenClip, settings: ContextSettings, surroundings: Surroundings
     ) -> "CoCoOp":
         return cls(clip, settings, surroundings.trimming)
+
+    @property
+    def first_changed_layer(self) -> int:
+        return len(self.clip.vision.blocks) + 1
 
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         return (context_template(self.config.ctx_init, self.config.n_ctx),)

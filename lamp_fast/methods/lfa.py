@@ -10,16 +10,17 @@ from torch.nn import functional as F
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.data.feature_batches import FeatureBatches
+from lamp_fast.data.templates import IMAGENET_7
 from lamp_fast.data.transforms import five_crop_transform
 from lamp_fast.methods.base import Criterion, Method, Step, frozen_image_features
 from lamp_fast.methods.fixed import Sides
 from lamp_fast.methods.settings.lfa import LFA, LfaSettings
 from lamp_fast.methods.surroundings import RunClasses, Surroundings
-from lamp_fast.methods.text import IMAGENET_TEMPLATES, imagenet_or, mean_text_features
+from lamp_fast.methods.text import imagenet_or, mean_text_features
 from lamp_fast.methods.training_set import TrainingSet
 
 # A class of ImageNet and its variants is the mean of these.
-EIGHT_TEMPLATES = ("a photo of a {}.", *IMAGENET_TEMPLATES)
+EIGHT_TEMPLATES = ("a photo of a {}.", *IMAGENET_7)
 # Of the margin in the re-ranking loss.
 MARGIN_SCALE = 4.0
 # Cross-validation of beta: values between 0 and 1, splits of each, share that is fitted.
@@ -103,7 +104,7 @@ class Lfa(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> LfaClasses:
-        texts = mean_text_features(self.clip, names, self.templates(template, origin))
+        texts = mean_text_features(self.clip, names, self.templates(template, origin), origin.words)
         return LfaClasses(texts, not origin.target and self.trained.issuperset(names))
 
     def step(

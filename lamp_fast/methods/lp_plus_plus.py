@@ -145,7 +145,7 @@ class LpPlusPlus(Method):
             InputError: a name that was not trained.
         """
         columns = self.classes.trained_columns(names, self.entry.no_new_names)
-        texts = zero_shot_texts(self.clip, names, template)
+        texts = zero_shot_texts(self.clip, names, template, origin.words)
         return LpClasses(texts, torch.tensor(columns, device=texts.device))
 
     @torch.no_grad()

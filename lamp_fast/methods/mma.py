@@ -135,10 +135,14 @@ class Mma(TwoTowers):
         text = encode(self.clip, classes, blocks=blocks, last_row=self.trimming.last_row)
         return F.normalize(text[0], dim=-1)
 
+    @property
+    def first_changed_layer(self) -> int:
+        return self.layers[0]
+
     def image_features(self, images: Tensor) -> Tensor:
-        vision = self.clip.vision
-        blocks = self._with_adapters(vision.blocks, self.visual)
-        cls = last_cls(blocks, vision.embed(images), alone=self.trimming.only_cls)
+        vision, first = self.clip.vision, self.first_changed_layer
+        blocks = self._with_adapters(vision.blocks, self.visual)[first - 1 :]
+        cls = last_cls(blocks, vision.entering(images, first), alone=self.trimming.only_cls)
         return F.normalize(vision.readout(cls), dim=-1)
 
     def _with_adapters(self, blocks: Sequence[Block], adapters: nn.ModuleDict) -> list:

@@ -61,7 +61,7 @@ class ProLip(Method):
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
         """Normalised text features [C, Ds]."""
-        return mean_text_features(self.clip, names, self.templates(template, origin))
+        return mean_text_features(self.clip, names, self.templates(template, origin), origin.words)
 
     def step(self, images: Tensor, labels: Tensor, classes: Tensor, criterion: Criterion) -> Step:
         """The loss of a batch; ``images`` are features before the projection [B, V]."""

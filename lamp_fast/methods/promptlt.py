@@ -108,6 +108,10 @@ class PromptLt(TwoTowers):
     def resolved(self, settings: PromptLtSettings) -> PromptLtSettings:
         return replace(settings, layers=self.layers)
 
+    @property
+    def first_changed_layer(self) -> int:
+        return self.layers[0]
+
     def prepare(
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> PromptedClasses:
@@ -132,11 +136,11 @@ class PromptLt(TwoTowers):
         return self._image_features(images, mix=True)
 
     def _image_features(self, images: Tensor, mix: bool) -> Tensor:
-        vision = self.clip.vision
-        x = vision.embed(images)
+        vision, first = self.clip.vision, self.first_changed_layer
+        x = vision.entering(images, first)
         cls = torch.zeros(1, dtype=torch.int64, device=x.device)
         trimmed = not self.trimming.as_published
-        for number, block in enumerate(vision.blocks, 1):
+        for number, block in enumerate(vision.blocks[first - 1 :], first):
             prefix, count = None, 0
             if number in self.layers:
                 rows = self.prompts[str(number)].visual_rows()

@@ -13,56 +13,13 @@ from lamp_fast.clip.prompts import ClassPrompts
 from lamp_fast.clip.settings import Trimming
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.benchmark import NOWHERE, Origin
+from lamp_fast.data.templates import PROMPTSRC_60
 from lamp_fast.methods.base import Criterion, Step, frozen_image_features
 from lamp_fast.methods.deep_prompts import DeepPrompts
 from lamp_fast.methods.settings.promptsrc import PROMPTSRC, PromptSrcSettings
 from lamp_fast.methods.surroundings import Surroundings
 from lamp_fast.methods.text import plain_text_features
 from lamp_fast.methods.training_set import TrainingSet
-
-# The 60 of CLIP's eighty templates for ImageNet over which the texts to stay close to are means.
-TEMPLATES = (
-    "a bad photo of a {}.", "a bad photo of the {}.",
-    "a black and white photo of the {}.",
-    "a blurry photo of a {}.", "a blurry photo of the {}.",
-    "a bright photo of a {}.", "a bright photo of the {}.",
-    "a cartoon {}.",
-    "a close-up photo of a {}.", "a close-up photo of the {}.",
-    "a cropped photo of a {}.", "a cropped photo of the {}.",
-    "a dark photo of the {}.",
-    "a doodle of a {}.", "a doodle of the {}.",
-    "a drawing of a {}.",
-    "a embroidered {}.", "the embroidered {}.",
-    "a good photo of the {}.",
-    "a jpeg corrupted photo of a {}.",
-    "a low resolution photo of a {}.", "a low resolution photo of the {}.",
-    "a origami {}.", "the origami {}.",
-    "a painting of a {}.", "a painting of the {}.",
-    "a photo of a {}.", "a photo of the {}.",
-    "a photo of a clean {}.", "a photo of the clean {}.",
-    "a photo of a dirty {}.", "a photo of the dirty {}.",
-    "a photo of a hard to see {}.", "a photo of the hard to see {}.",
-    "a photo of a large {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a photo of many {}.",
-    "a photo of my {}.",
-    "a photo of one {}.",
-    "a photo of the cool {}.",
-    "a pixelated photo of a {}.",
-    "a plastic {}.", "the plastic {}.",
-    "a rendering of a {}.", "a rendering of the {}.",
-    "a rendition of a {}.", "a rendition of the {}.",
-    "a sculpture of a {}.", "a sculpture of the {}.",
-    "a sketch of a {}.", "a sketch of the {}.",
-    "a tattoo of a {}.",
-    "a {} in a video game.", "the {} in a video game.",
-    "art of a {}.",
-    "graffiti of a {}.",
-    "itap of the {}.",
-    "the toy {}.",
-    "a pixelated photo of the {}.",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +100,7 @@ class PromptSrc(DeepPrompts):
     def templates(self, template: str, origin: Origin = NOWHERE) -> tuple[str, ...]:
         """Of the learned words, then those whose mean training stays close to."""
         own = super().templates(template, origin)
-        return own if origin.target else own + TEMPLATES
+        return own if origin.target else own + PROMPTSRC_60
 
     def prepare(
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
@@ -202,5 +159,5 @@ class PromptSrc(DeepPrompts):
 def mean_plain_text_features(clip: FrozenClip, names: Sequence[str]) -> Tensor:
     """Zero-shot text features [C, Ds] of class names: the mean over the 60 templates of features
     that are not normalised, then normalised."""
-    total = sum(plain_text_features(clip, names, template) for template in TEMPLATES)
-    return F.normalize(total / len(TEMPLATES), dim=-1)
+    total = sum(plain_text_features(clip, names, template) for template in PROMPTSRC_60)
+    return F.normalize(total / len(PROMPTSRC_60), dim=-1)

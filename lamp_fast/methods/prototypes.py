@@ -14,7 +14,7 @@ from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
-from lamp_fast.methods.text import plain_text_features
+from lamp_fast.methods.text import ensemble_texts, plain_text_features
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ class Prototypes(Method):
         self, names: Sequence[str], template: str, origin: Origin = NOWHERE
     ) -> NamedClasses:
         """A class's text is the mean of its features in :meth:`templates`, none normalised."""
-        each = [
-            plain_text_features(self.clip, names, one) for one in self.templates(template, origin)
-        ]
-        texts = torch.stack(each).mean(0)
+        if origin.words is None:
+            templates = self.templates(template, origin)
+            each = [plain_text_features(self.clip, names, one) for one in templates]
+            texts = torch.stack(each).mean(0)
+        else:
+            texts = ensemble_texts(self.clip, names, origin.words, normalised=False)
         known, columns = torch.tensor(self.names.placed(names), dtype=torch.int64).to(texts.device)
         return NamedClasses(texts, known, columns)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lamp_fast.clip.prompts import ClassPrompts, TextForest
 from lamp_fast.clip.settings import Trimming
-from lamp_fast.clip.towers import Block, FrozenClip, at_least_float32, last_cls, through
+from lamp_fast.clip.towers import Block, FrozenClip, at_least_float32, last_cls
 from lamp_fast.data.benchmark import NOWHERE, Origin
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers
@@ -92,6 +92,10 @@ class RepTokens(TwoTowers):
     def resolved(self, settings: RepTokenSettings) -> RepTokenSettings:
         return replace(settings, rep_layers=self.layers)
 
+    @property
+    def first_changed_layer(self) -> int:
+        return self.layers[0]
+
     def aligners(self, wide: int) -> nn.Module:
         """F_i into a tower of that width: [P, width] to a list of each layer's [P, wide]."""
         raise NotImplementedError
@@ -123,7 +127,7 @@ class RepTokens(TwoTowers):
         self, images: Tensor, labels: Tensor, classes: RepTokenClasses, criterion: Criterion
     ) -> Step:
         text = self.encode_text(classes.prompts)
-        below = self._below(images)
+        below = self.clip.vision.entering(images, self.first_changed_layer)
         whole, tokens = self._features(below).chunk(2, dim=-1)
         plain = self._plain_features(images, below)
         logits, token_logits = self._scores(whole, text), self._scores(tokens, text)
@@ -147,7 +151,7 @@ class RepTokens(TwoTowers):
 
     def image_features(self, images: Tensor) -> Tensor:
         """[B, 2 Ds]: f, then f_r, each normalised."""
-        return self._features(self._below(images))
+        return self._features(self.clip.vision.entering(images, self.first_changed_layer))
 
     def encode_text(self, prompts: ClassPrompts) -> Tensor:
         """w [C, Ds], normalised."""
@@ -218,11 +222,6 @@ class RepTokens(TwoTowers):
         x = self._with_tokens(forest.states, self.clip.text.blocks, aligned, causal=True)
         return x[forest.sequences, forest.eot + len(self.tokens)]
 
-    def _below(self, images: Tensor) -> Tensor:
-        """What enters the first layer with tokens, the same as in zero-shot CLIP: [B, L, Dv]."""
-        vision = self.clip.vision
-        return through(vision.blocks[: self.layers[0] - 1], vision.embed(images))
-
     @torch.no_grad()
     def _plain_features(self, images: Tensor, below: Tensor) -> Tensor:
         """f0 [B, Ds], normalised."""
@@ -234,7 +233,7 @@ class RepTokens(TwoTowers):
         return F.normalize(vision.readout(cls), dim=-1)
 
     def _features(self, below: Tensor) -> Tensor:
-        """:meth:`image_features` of :meth:`_below`."""
+        """:meth:`image_features` of what enters the first layer with tokens, [B, L, Dv]."""
         vision = self.clip.vision
         aligned = self._aligned(self.visual, below.dtype)
         if self.trimming.as_published:

@@ -8,28 +8,22 @@ method changes, to the same numbers.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from lamp_fast.clip.prompts import ClassPrompts, TextForest, class_prompts, whole_prompts
 from lamp_fast.clip.settings import Trimming
 from lamp_fast.clip.towers import Block, FrozenClip
 from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.catalog import CATALOG
+from lamp_fast.data.templates import IMAGENET_7
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
-
-# The few that CLIP's authors chose for ImageNet from their eighty.
-IMAGENET_TEMPLATES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
 
 # By layer, from 1: (rows [N, T, Dt], forest) -> the rows that enter the layer in their place.
 Changes = Mapping[int, Callable[[Tensor, TextForest], Tensor]]
@@ -101,10 +95,12 @@ def encode(
 
 
 def imagenet_or(
-    template: str, origin: Origin, templates: tuple[str, ...] = IMAGENET_TEMPLATES
+    template: str, origin: Origin, templates: tuple[str, ...] = IMAGENET_7
 ) -> tuple[str, ...]:
-    """``templates`` where names are of ImageNet or a variant and the user gave no template; else
-    the one."""
+    """The user's where there are several; ``templates`` where names are of ImageNet or a variant
+    and the user gave no template; else the one."""
+    if origin.words is not None:
+        return origin.words.templates
     named = CATALOG.get(origin.data)
     return templates if named is not None and named.is_imagenet else (template,)
 
@@ -115,16 +111,75 @@ def plain_text_features(clip: FrozenClip, names: Sequence[str], template: str) -
     return encode(clip, whole_prompts(clip, names, template, cut=True))[0]
 
 
-def zero_shot_texts(clip: FrozenClip, names: Sequence[str], template: str) -> Tensor:
-    """The same, normalised."""
+def zero_shot_texts(
+    clip: FrozenClip, names: Sequence[str], template: str, words: Words | None = None
+) -> Tensor:
+    """The same, normalised; of ``words``, where there are some, :func:`ensemble_texts`."""
+    if words is not None:
+        return F.normalize(ensemble_texts(clip, names, words), dim=-1)
     return F.normalize(plain_text_features(clip, names, template), dim=-1)
 
 
-def mean_text_features(clip: FrozenClip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """CLIP's own text features of class names [C, Ds]: normalised, the mean over templates,
-    normalised again."""
+def mean_text_features(
+    clip: FrozenClip,
+    names: Sequence[str],
+    templates: Sequence[str],
+    words: Words | None = None,
+) -> Tensor:
+    """CLIP's own text features of class names [C, Ds]: normalised, the mean over templates (or over
+    the texts of ``words``), normalised again."""
+    if words is not None:
+        return F.normalize(ensemble_texts(clip, names, words), dim=-1)
     each = [zero_shot_texts(clip, names, one) for one in templates]
     return F.normalize(torch.stack(each).mean(0), dim=-1)
+
+
+# Texts encoded at once; and lists of texts whose means a CLIP keeps.
+_TEXTS_AT_ONCE, _KEPT_MEANS = 1024, 8
+_MEANS: WeakKeyDictionary[FrozenClip, dict[Any, Tensor]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def ensemble_texts(
+    clip: FrozenClip, names: Sequence[str], words: Words, *, normalised: bool = True
+) -> Tensor:
+    """The mean of CLIP's own text features over the texts of each class, [C, Ds], not normalised.
+
+    The last few are kept, for a run asks for the same ones to train, to choose and to score.
+
+    Args:
+        clip: the frozen CLIP.
+        names: of the classes.
+        words: their texts.
+        normalised: of each text before the mean, as CLIP's authors do for ImageNet; off, as CLAP
+            and PromptSRC do.
+    """
+    texts = [words.texts(name) for name in names]
+    kept = _MEANS.setdefault(clip, {})
+    key = (tuple(texts), normalised, clip.dtype, next(clip.parameters()).device)
+    if key not in kept:
+        while len(kept) >= _KEPT_MEANS:
+            kept.pop(next(iter(kept)), None)
+        kept[key] = _mean_by_class(clip, texts, normalised)
+    return kept[key]
+
+
+def _mean_by_class(clip: FrozenClip, texts: Sequence[Sequence[str]], normalised: bool) -> Tensor:
+    device = next(clip.parameters()).device
+    prompts = [text for each in texts for text in each]
+    counts = torch.tensor([len(each) for each in texts], device=device)
+    owner = torch.arange(len(texts), device=device).repeat_interleave(counts)
+    total = None
+    starts = range(0, len(prompts), _TEXTS_AT_ONCE)
+    hidden = True if len(starts) == 1 else None
+    for start in tqdm(starts, desc="encoding texts", leave=False, disable=hidden):
+        features = plain_text_features(clip, prompts[start : start + _TEXTS_AT_ONCE], "{}")
+        if normalised:
+            features = F.normalize(features, dim=-1)
+        if total is None:
+            total = features.new_zeros(len(texts), features.shape[1])
+        total.index_add_(0, owner[start : start + _TEXTS_AT_ONCE], features)
+    return total / counts[:, None]
 
 
 def run_layers(

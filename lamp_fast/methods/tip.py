@@ -185,7 +185,7 @@ class Tip(Method):
 
     @torch.no_grad()
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> TipClasses:
-        texts = mean_text_features(self.clip, names, self.templates(template, origin))
+        texts = mean_text_features(self.clip, names, self.templates(template, origin), origin.words)
         none = len(self.classes.base)
         columns = [none if each is None else each for each in self.classes.columns(names)]
         return TipClasses(texts, torch.tensor(columns, device=texts.device))

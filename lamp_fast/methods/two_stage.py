@@ -90,6 +90,7 @@ class TwoStage(Method):
     """
 
     entry = TWO_STAGE
+    independent_names = True
     no_class_matrix = None
 
     def __init__(

@@ -31,7 +31,7 @@ class ZeroShot(Method):
         return cls(clip)
 
     def prepare(self, names: Sequence[str], template: str, origin: Origin = NOWHERE) -> Tensor:
-        return zero_shot_texts(self.clip, names, template)
+        return zero_shot_texts(self.clip, names, template, origin.words)
 
     def implied_prior(self, counts: np.ndarray) -> np.ndarray:
         return np.ones(len(counts))

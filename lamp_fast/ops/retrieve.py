@@ -137,7 +137,7 @@ dispatch.IMPLEMENTATIONS["retrieve"] = {
     "cuda": dispatch.cuda(_LIMITS, backward="triton"),
 }
 dispatch.RULES["retrieve"] = (
-    Rule("cpu", "cpp", "2.4 to 3 times eager: benchmarks/NOTES.md"),
+    Rule("cpu", "cpp", "2.4 to 3.7 times eager: benchmarks/NOTES.md"),
     Rule("cuda", "cuda", ESTIMATE),
     Rule("cuda", "triton", ESTIMATE),
 )

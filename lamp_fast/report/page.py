@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 
+from lamp_fast.clip.settings import caution
 from lamp_fast.data.loading import evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUPS
@@ -30,7 +31,7 @@ from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.report.tables import by_class_table, result_table
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
-from lamp_fast.runs.folder import METRICS, RESULT, finished_file
+from lamp_fast.runs.folder import HOLDOUT, METRICS, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
 from lamp_fast.runs.saved import load
@@ -93,7 +94,9 @@ def build_page(run: Path) -> str:
         raise InputError(f"{finished_file(run, RESULT)}: expected a file of a run (it is missing)")
     record, rows = saved.record.values, saved.results
     method = METHODS[saved.record.settings.method].title
-    history = read_history(run / METRICS)
+    history = compared = read_history(run / METRICS)
+    if record["settings"]["selection"]["retrain"]:
+        compared = read_history(run / HOLDOUT / METRICS)
     classes = _read_classes(run / "per_class.csv", [row["name"] for row in rows])
     examples, routes, why_not = [], None, None
     try:
@@ -121,10 +124,16 @@ def build_page(run: Path) -> str:
         title=f"{method} on {record['settings']['data']['data']}",
         method=method,
         record=record,
-        table=result_table(rows),
+        caution=caution(
+            saved.record.clip.name, saved.record.clip.random, saved.record.settings.data.data
+        ),
+        prompt=f"“{record['data']['template']}”"
+        if saved.record.words is None
+        else str(saved.record.words),
+        table=result_table(rows, saved.record.settings.union),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
-        svg=_svgs(history, classes),
+        svg=_svgs(history, compared, classes),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
         methods=list(classes[0]["accuracies"]) if classes else [],
@@ -201,7 +210,9 @@ def _trained_accuracy(row: Mapping[str, Any]) -> float:
 
 
 def _svgs(
-    history: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]],
+    compared: Sequence[Mapping[str, Any]],
+    classes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Markup]:
     """The figures that this run has, as inline SVG."""
     with matplotlib.rc_context(_STYLE):
@@ -209,6 +220,7 @@ def _svgs(
         drawings = {"per_class": _draw_per_class(trained)}
         if history:
             drawings["curves"] = figures.draw_curves(history)
+            drawings["validation"] = figures.draw_validation(compared)
             drawings["activations"] = figures.draw_activations(history)
         return {
             name: _to_svg(figure, name) for name, figure in drawings.items() if figure is not None

@@ -8,12 +8,17 @@ from lamp_fast.data.protocol import SIZE_GROUP_TITLES
 from lamp_fast.runs import scoring
 
 
-def result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Header and lines of the closing table, without columns that nothing fills."""
+def result_table(rows: Sequence[Mapping[str, Any]], union: bool) -> dict[str, Any]:
+    """Header and lines of the closing table, without columns that nothing fills.
+
+    Args:
+        rows: of the run.
+        union: see :func:`lamp_fast.runs.scoring.columns`.
+    """
     columns = [
         (key, title)
-        for key, title in scoring.columns(rows)
-        if any(row[key] is not None for row in rows)
+        for key, title in scoring.columns(rows, union)
+        if any(row.get(key) is not None for row in rows)
     ]
     return {
         "header": [title for _, title in columns],
@@ -21,7 +26,7 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             {
                 "name": row["name"],
                 "values": [
-                    "n/a" if row[key] is None else f"{100 * row[key]:.2f}" for key, _ in columns
+                    "n/a" if row.get(key) is None else f"{100 * row[key]:.2f}" for key, _ in columns
                 ],
                 "parameters": f"{row['parameters']:,}",
                 "seconds": f"{row['seconds']:.1f}",

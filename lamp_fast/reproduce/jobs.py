@@ -40,12 +40,12 @@ from lamp_fast.runs.experiment import find_source
 ZEROSHOT = "zeroshot"
 
 # Settings that say where, how fast, or under which name, but not what.
-_ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "clip")
+_ASIDE = ("out", "resume", "overwrite", "config", "preset", "tensorboard", "union", "clip")
 _ASIDE_OF = {"data": (*PLACES, "skip_unreadable"), "trim": ("block",)}
 # Of the machine, which changes no result beyond rounding: rounding itself, and what is timed.
 _MACHINE = ("precision", "path")
 # Without training there is no seed, no long tail and no optimiser.
-_UNTRAINED = ("seed", "optim")
+_UNTRAINED = ("seed", "optim", "selection")
 _UNTRAINED_OF = {"data": ("imb", "cap", "shots"), "views": ("augment", "crop_area", "flip")}
 
 # Sources that no result depends on. What they decide is in the settings (config, the registry), is
@@ -186,7 +186,9 @@ def data_identity(data: DataConfig) -> str:
 @functools.cache
 def _data_identity(data: DataConfig) -> str:
     source = find_source(data)
-    digest = hashlib.sha256(json.dumps([source.classnames, source.template]).encode())
+    words = [] if source.words is None else [to_json(source.words)]
+    called = [source.classnames, source.template, *words]
+    digest = hashlib.sha256(json.dumps(called).encode())
     for pictures in (source.train, source.test):
         digest.update(_listing(pictures))
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.clip.settings import TINY, USUAL_WEIGHTS, ClipConfig, in_folder
 from lamp_fast.data.catalog import find
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.data.settings import DataConfig
@@ -133,8 +133,8 @@ class _Settings:
     def __init__(self, config: ReproduceConfig, table: PaperTable, flags: tuple[str, ...]) -> None:
         self.config, self.table, self.flags = config, table, flags
         pretrained = config.pretrained
-        if pretrained is None and config.clip != "tiny":
-            pretrained = "openai"
+        if pretrained is None and config.clip != TINY and not in_folder(config.clip):
+            pretrained = USUAL_WEIGHTS
         self.clip = ClipConfig(config.clip, pretrained, config.weights_of)
         self._bases: dict[tuple[str, str, int | None], TrainConfig] = {}
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from lamp_fast.clip.settings import RANDOM, caution
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
 from lamp_fast.reproduce import attempt
@@ -21,6 +22,7 @@ from lamp_fast.reproduce.queue import Failure, Queue, Task
 from lamp_fast.reproduce.render import Drawn, Rendered, write_table
 from lamp_fast.reproduce.results import compare, default_pairs, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
+from lamp_fast.runs.config import uses_validation
 
 TABLES_FOLDER = "tables"
 
@@ -107,13 +109,16 @@ def remarks_on(
     remarks = []
     of_paper = plan.clip.clip.startswith("ViT-B-16") and plan.clip.pretrained == "openai"
     if not of_paper:
-        weights = plan.clip.pretrained or "the package's own weights"
+        weights = plan.clip.pretrained or "its own weights"
         theirs = origin(plan.table.name)
         remarks.append(
             f"**Not comparable with {theirs.name}.** The figures beside ours are of {theirs.clip};"
             f" these runs used the CLIP {plan.clip.clip} with {weights}. Those figures show the"
             " layout alone."
         )
+    random = plan.clip.pretrained == RANDOM
+    shown = {column.target or column.data for column in plan.table.columns}
+    remarks += sorted({caution(plan.clip.clip, random, name) for name in shown} - {None})
     if any(row.reading == TRANSDUCTIVE for row in plan.table.rows):
         remarks.append(
             "The paper adapts LAMP's bias on unlabelled training pictures of the new classes: its"
@@ -143,14 +148,13 @@ def remarks_on(
 def _different_pictures(outcome_of: Mapping[Job, Any]) -> list[str]:
     """Where runs that should have seen the same pictures read different bytes.
 
-    Methods that choose on validation pictures read these too.
+    Runs that choose on validation pictures read these too.
     """
     seen: dict[tuple, set[str]] = {}
     for job, outcome in outcome_of.items():
         settings = job.settings
         if outcome is not None and settings.method != ZEROSHOT:
-            validation = settings.own.uses_validation
-            key = settings.data, settings.seed, validation
+            key = settings.data, settings.seed, uses_validation(settings)
             seen.setdefault(key, set()).add(outcome["record"]["data_sha256"])
     return [
         f"**The pictures of {data.data} changed between runs of seed {seed}**, so its rows cannot"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lamp_fast.clip.settings import USUAL
 from lamp_fast.reproduce.tables import SEEDS
 
 
@@ -34,10 +35,11 @@ class ReproduceConfig:
     """LAMP's settings; by default what is written for the table."""
     epochs: int | None = None
     """Of every trained method, in place of its own (LFA counts iterations)."""
-    clip: str = "ViT-B-16"
+    clip: str = USUAL
     """As in lamp_fast.train."""
     pretrained: str | None = None
-    """As in lamp_fast.train; by default openai, and for --clip tiny what the package carries."""
+    """As in lamp_fast.train; by default openai, and what --clip tiny, hf-hub: and local-dir: bring
+    with them."""
     weights_of: str | None = None
     """As in lamp_fast.train."""
     out: Path = Path("runs/reproduce")

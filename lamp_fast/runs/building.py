@@ -1,12 +1,14 @@
 """Settings become a CLIP and a method."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from lamp_fast.clip.features import FeatureReader
-from lamp_fast.clip.load import load_clip, warn_if_random
+from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.settings import caution
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.feature_cache import FeatureCache
@@ -15,8 +17,11 @@ from lamp_fast.data.resample import PackTransform
 from lamp_fast.data.settings import ViewConfig
 from lamp_fast.data.transforms import HostTransform, Views
 from lamp_fast.data.views import used_preprocessing
+from lamp_fast.data.words import Words
+from lamp_fast.errors import InputError
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
+from lamp_fast.methods.settings import MethodEntry
 from lamp_fast.methods.surroundings import RunClasses, Surroundings
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.settings import MachineConfig
@@ -52,6 +57,20 @@ def build_method(
     return METHODS[config.method].load().build(clip, config.own, surroundings)
 
 
+def refuse_ensemble(method: MethodEntry, words: Words) -> None:
+    """Refuse several texts a class where the method reads one.
+
+    Raises:
+        InputError: with the method's own reason.
+    """
+    if method.no_ensemble is not None:
+        flag = "--descriptions" if words.descriptions else "--template"
+        raise InputError(
+            f"{flag}: {words}: expected one --template, for {method.title} takes no mean of several"
+            f" texts: {method.no_ensemble}"
+        )
+
+
 def build_transform(
     clip: FrozenClip, views: ViewConfig, machine: MachineConfig, shown: Views
 ) -> Transform:
@@ -69,7 +88,7 @@ def build_reader(clip: FrozenClip, machine: MachineConfig) -> FeatureReader:
 
 
 def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:
-    """The frozen CLIP of a run whose machine is resolved; random weights are warned of.
+    """The frozen CLIP of a run whose machine is resolved.
 
     ``recorded`` is the CLIP of the run's record, where there is one: it decides how weights are
     used, wherever they lie now.
@@ -77,16 +96,23 @@ def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -
     Raises:
         InputError: see :func:`load_clip`, or views that are not of its size.
     """
+    chosen = config.clip.resolved(config.data.data)
     clip = load_clip(
-        config.clip.clip,
-        config.clip.pretrained,
-        weights_of=config.clip.weights_of,
+        chosen.clip,
+        chosen.pretrained,
+        weights_of=chosen.weights_of,
         recorded=recorded,
-        init_seed=config.clip.init_seed,
+        init_seed=chosen.init_seed,
         device=config.machine.device,
         dtype=DTYPES[config.machine.precision],
         fold=config.trim.fold_quick_gelu,
     )
     config.views.check_size(clip.preprocessing.size)
-    warn_if_random(clip.identity)
     return clip
+
+
+def warn_of(clip: FrozenClip, data: str) -> None:
+    """Warn where answers of a CLIP about a data set, by its name, mean nothing."""
+    about = caution(clip.identity.name, clip.identity.random, data)
+    if about is not None:
+        warnings.warn(about, stacklevel=2)

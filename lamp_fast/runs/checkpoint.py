@@ -15,6 +15,7 @@ from lamp_fast.files import write_bytes
 from lamp_fast.runs.folder import CHECKPOINT, METRICS, require_checkpoint
 from lamp_fast.runs.record import check_history
 from lamp_fast.runs.saved import check_state
+from lamp_fast.runs.selection import selected_epoch
 from lamp_fast.tensors import load_tensors, save_tensors
 
 
@@ -46,7 +47,8 @@ class Snapshot:
     """The resumable state of a run at the end of an epoch, as it is written.
 
     Attributes:
-        tensors: parameters, LBO, optimiser and generator, by the checkpoint's names.
+        tensors: parameters, LBO, optimiser, generator and the state of the best epoch, by the
+            checkpoint's names.
         progress: the rest.
     """
 
@@ -55,12 +57,20 @@ class Snapshot:
 
     @classmethod
     def take(
-        cls, method: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
+        cls,
+        method: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        progress: Progress,
+        selected: Mapping[str, Tensor] | None = None,
     ) -> "Snapshot":
-        """The state of now, which later steps change in place unless it is :meth:`kept`."""
+        """The state of now, which later steps change in place unless it is :meth:`kept`.
+
+        ``selected`` is the method's state after the best epoch so far, where epochs are compared.
+        """
         tensors = {f"method.{name}": each for name, each in method.state_dict().items()}
         for index, slots in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{slot}": each for slot, each in slots.items()}
+        tensors |= {f"selected.{name}": each for name, each in (selected or {}).items()}
         tensors["generator"] = torch.get_rng_state()
         return cls(tensors, replace(progress, history=list(progress.history)))
 
@@ -89,13 +99,16 @@ def load_checkpoint(
     method: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: Mapping[str, Any],
-) -> Progress:
-    """Restore what :func:`save_checkpoint` wrote; nothing is changed where it is refused.
+) -> tuple[Progress, dict[str, Tensor] | None]:
+    """Restore what :meth:`Snapshot.write` wrote; nothing is changed where it is refused.
 
     Args:
         folder: of the run.
         method, optimiser: what to restore.
         scaler: the loss scaler's state, whose names a saved one must have; empty without one.
+
+    Returns:
+        The progress, and the method's state after the best epoch, where epochs were compared.
 
     Raises:
         InputError: a damaged file, or one of another model.
@@ -103,12 +116,11 @@ def load_checkpoint(
     file = folder / CHECKPOINT
     tensors, facts = load_tensors(file)
     progress = _progress(facts, scaler, file)
-    learned = {
-        name.removeprefix("method."): each
-        for name, each in tensors.items()
-        if name.startswith("method.")
-    }
+    learned = _part(tensors, "method.")
     check_state(method.state_dict(), learned, file)
+    selected = _part(tensors, "selected.")
+    if selected or selected_epoch(progress.history) is not None:
+        check_state(method.state_dict(), selected, file)
     state = _optimiser_state(tensors, optimiser, file)
     before = torch.get_rng_state()
     try:
@@ -119,7 +131,13 @@ def load_checkpoint(
     method.load_state_dict(learned, strict=True)
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
-    return progress
+    return progress, selected or None
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _progress(facts: Any, scaler: Mapping[str, Any], file: Path) -> Progress:

@@ -21,6 +21,7 @@ from lamp_fast.files import read_json
 from lamp_fast.methods import METHODS, find_preset
 from lamp_fast.methods.settings import MethodSettings, SteppedSettings
 from lamp_fast.methods.settings.coop import ContextSettings
+from lamp_fast.runs.selection import BEFORE, SelectionConfig
 from lamp_fast.runs.settings import MachineConfig, OptimConfig
 
 Own = TypeVar("Own", bound=MethodSettings)
@@ -34,8 +35,8 @@ class TrainConfig(Generic[Own]):
 
     method: Annotated[str, tyro.conf.arg(help=METHOD_HELP)] = "lamp"
     preset: str | None = None
-    """Defaults for the flags below: what --method was published with; for LAMP "tiny" without
-    --clip, "table16-imb" with it."""
+    """Defaults for the flags below: what --method was published with; for LAMP "tiny" over the tiny
+    CLIP, "table16-imb" over others."""
     config: Path | None = None
     """Take the defaults, but for --out, from this saved config.json."""
     seed: Seed = 1
@@ -47,11 +48,15 @@ class TrainConfig(Generic[Own]):
     """Replace what is in --out."""
     tensorboard: bool = False
     """Also write each epoch as TensorBoard events (needs the tensorboard extra)."""
+    union: bool = False
+    """Also show in the closing table how base and new names do when all are asked for at once;
+    result.json says it in any case."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     own: Own = None  # of the method, see __post_init__
     optim: OptimConfig = field(default_factory=OptimConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
     trim: Trimming = field(default_factory=Trimming)
 
@@ -84,10 +89,16 @@ class TrainConfig(Generic[Own]):
                 f"--epochs none: --method {self.method} has no published number of steps, expected"
                 " a number of epochs"
             )
-        if self.data.template is not None and entry.own_prompt:
+        self.resolved_selection().check(entry, self.data.resolved().split)
+        if self.data.template and entry.own_prompt:
             raise InputError(
-                f"--template {self.data.template!r}: --method {self.method} has a prompt of its own"
+                f"--template {self.data.template[0]!r}: --method {self.method} has a prompt of its"
+                " own"
             )
+
+    def resolved_selection(self) -> SelectionConfig:
+        """What is chosen on validation pictures, with the defaults of data and method."""
+        return self.selection.resolved(self.data.data, METHODS[self.method])
 
 
 def settings_of(method: str) -> type[MethodSettings]:
@@ -99,6 +110,12 @@ def settings_of(method: str) -> type[MethodSettings]:
     if method not in METHODS:
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     return METHODS[method].Settings
+
+
+def uses_validation(config: TrainConfig) -> bool:
+    """Whether a run holds validation pictures: its settings ask for them, or its method chooses on
+    them."""
+    return config.own.uses_validation or config.resolved_selection().uses_validation
 
 
 # The flags that decide what the others' defaults are.
@@ -139,8 +156,8 @@ def default_config(given: Mapping[str, Any]) -> TrainConfig:
     word = given.get("shots", str(base.data.shots))
     shots = int(word) if word.isdigit() else None
     data = replace(base.data, shots=shots, **named).resolved()
-    clip = given.get("clip", base.clip.clip)
-    name = METHODS[method].default_preset(method, clip, data)
+    clip = replace(base.clip, clip=given.get("clip", base.clip.clip)).resolved(data.data)
+    name = METHODS[method].default_preset(method, clip.clip, data)
     if name is None:
         plain = {"optim": OptimConfig(), "views": ViewConfig()}
         return replace(base, method=method, preset=None, own=None, **plain)
@@ -187,6 +204,9 @@ def parse_flags(argv: Sequence[str], default: TrainConfig, **texts: str | None) 
     Raises:
         InputError: a flag or value that does not fit, or a flag that the method does not have.
     """
+    if any(word.partition("=")[0] == "--template" for word in argv):
+        # Each adds one to those before it; those of a preset or a run are to give way.
+        default = replace(default, data=replace(default.data, template=()))
     try:
         return cli.parse(TrainConfig[type(default.own)], argv, default=default, **texts)
     except cli.UnknownFlagError as error:
@@ -221,6 +241,10 @@ def from_saved(values: Any, where: str) -> TrainConfig:
         context = values.get("context", {})
         own = {**context, **own} if isinstance(context, Mapping) else context
     shared = {name: each for name, each in values.items() if name not in (method, *_GROUPS_BEFORE)}
+    data = shared.get("data")
+    if isinstance(data, Mapping) and not isinstance(data.get("template", []), list):
+        # Up to 0.2.0 there was one, or none.
+        shared["data"] = {**data, "template": [data["template"]] if data["template"] else []}
     config = from_json(TrainConfig, {**shared, "method": method}, where)
     return replace(config, own=from_json(kind, own, f"{where}.{method}"))
 
@@ -228,8 +252,8 @@ def from_saved(values: Any, where: str) -> TrainConfig:
 def saved_settings(values: Any, where: str) -> TrainConfig:
     """What a run saved of its settings, in this or an earlier version.
 
-    Before there was a setting, what it decides was fixed: phi was linear, and the similarity loss
-    moved keys and tokens.
+    Before there was a setting, what it decides was fixed: phi was linear, the similarity loss
+    moved keys and tokens, and no epoch was chosen on validation pictures.
 
     Raises:
         InputError: see :func:`from_saved`.
@@ -237,6 +261,8 @@ def saved_settings(values: Any, where: str) -> TrainConfig:
     lamp = values.get("lamp") if isinstance(values, Mapping) else None
     if isinstance(lamp, Mapping) and values.get("method") == "lamp":
         values = {**values, "lamp": {"phi": "linear", "similarity_gradient": "both", **lamp}}
+    if isinstance(values, Mapping):
+        values = {"selection": BEFORE, **values}
     return from_saved(values, where)
 
 

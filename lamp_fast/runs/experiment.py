@@ -15,10 +15,12 @@ import lamp_fast
 from lamp_fast import ops
 from lamp_fast.clip.features import FeatureReader
 from lamp_fast.clip.prompts import check_distinct, tokenise
+from lamp_fast.clip.settings import caution
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data import catalog
 from lamp_fast.data.benchmark import (
     Benchmark,
+    Validated,
     build_benchmark,
     check_benchmark,
     decode_through,
@@ -29,22 +31,34 @@ from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.loading import Batch, Transform, move_batches
 from lamp_fast.data.settings import DataConfig, ViewConfig
 from lamp_fast.data.sources import DataSource, load_source
+from lamp_fast.data.sources.hierarchy import read_levels
 from lamp_fast.data.sources.lists import PictureLists
 from lamp_fast.data.sources.table import PictureTable
+from lamp_fast.data.sources.words import with_words
 from lamp_fast.data.transforms import CentreCrop, Views
 from lamp_fast.data.views import centre_view, testing_views, training_views
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import to_json, validate
+from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.methods.training_set import TrainingSet
-from lamp_fast.runs.building import build_clip, build_method, build_reader, build_transform
-from lamp_fast.runs.config import TrainConfig, to_saved
+from lamp_fast.runs.building import (
+    build_clip,
+    build_method,
+    build_reader,
+    build_transform,
+    refuse_ensemble,
+    warn_of,
+)
+from lamp_fast.runs.config import TrainConfig, to_saved, uses_validation
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
 from lamp_fast.runs.record import Record
 from lamp_fast.runs.saved import SavedRun, load
+from lamp_fast.runs.selection import SelectionConfig
 from lamp_fast.runs.settings import OptimConfig
 
 # The readable pictures of a run, the names of the others, the sha256 of all that is read.
@@ -128,6 +142,12 @@ class Experiment:
     def _transform(self, views: Views) -> Transform:
         return build_transform(self.clip, self.config.views, self.config.machine, views)
 
+    @property
+    def caution(self) -> str | None:
+        """Why scores mean nothing, see :func:`lamp_fast.clip.settings.caution`."""
+        identity = self.clip.identity
+        return caution(identity.name, identity.random, self.benchmark.name)
+
     def describe(self) -> list[str]:
         """The first lines of a run: what CLIP, what data, what method."""
         identity, config = self.clip.identity, self.config
@@ -152,6 +172,9 @@ class Experiment:
 
     def record(self) -> dict[str, Any]:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
+        benchmark = self.benchmark
+        held_out = {"held_out": list(benchmark.stand_ins)} if benchmark.held_out else {}
+        described = {"words": benchmark.words, "hierarchy": benchmark.hierarchy}
         return {
             "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
             "block": self.block,
@@ -161,11 +184,13 @@ class Experiment:
             "clip": to_json(self.clip.identity),
             "data": {
                 "sha256": self.data_hash,
-                "base_names": list(self.benchmark.base_names),
-                "new_names": list(self.benchmark.new_names),
-                "template": self.benchmark.template,
-                "counts": [int(count) for count in self.benchmark.counts],
+                "base_names": list(benchmark.base_names),
+                "new_names": list(benchmark.new_names),
+                **held_out,
+                "template": benchmark.template,
+                "counts": [int(count) for count in benchmark.counts],
                 "unreadable": list(self.unreadable),
+                **{name: to_json(each) for name, each in described.items() if each is not None},
             },
         }
 
@@ -175,6 +200,7 @@ def assemble(
     checked: Checked | None = None,
     begun: Record | None = None,
     saved: SavedRun | None = None,
+    clip: FrozenClip | None = None,
 ) -> Experiment:
     """Build every part of a run; nothing is written.
 
@@ -183,20 +209,27 @@ def assemble(
         checked: what :func:`check_data` gave for them, where another process has called it.
         begun: of a run that goes on, its record.
         saved: the finished run whose method it is, in place of a fresh one.
+        clip: of the settings, where it is built already.
 
     Raises:
         InputError: the first setting that cannot be served.
     """
     validate(config)
     machine, device = resolve_machine(config.machine)
-    config = replace(config, machine=machine, data=config.data.resolved())
+    data = config.data.resolved()
+    config = replace(config, machine=machine, data=data, clip=config.clip.resolved(data.data))
     if config.machine.threads is not None:
         torch.set_num_threads(config.machine.threads)
     ops.prefer(None if config.machine.ops == "auto" else config.machine.ops)
     record = begun if saved is None else saved.record
-    clip = build_clip(config, None if record is None else record.values["clip"])
-    listed = checked[0] if checked else load_benchmark(config)
+    # Listing is quick; weights may have to be fetched first.
+    listed = checked[0] if checked else load_benchmark(config, record)
+    if listed.words is not None:
+        refuse_ensemble(METHODS[config.method], listed.words)
+    if clip is None:
+        clip = build_clip(config, None if record is None else record.values["clip"])
     if saved is None:
+        config = replace(config, selection=_selection(config, listed))
         config = replace(config, optim=_optimisation(config, listed))
     torch.manual_seed(config.seed)
     if saved is None:
@@ -219,9 +252,30 @@ def assemble(
         block = method.choose_block(names, benchmark.template)
     method.block = block
     config = replace(config, own=method.resolved(config.own))
+    warn_of(clip, benchmark.name)  # when nothing is left to be refused
     return Experiment(
         config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
     )
+
+
+def _selection(config: TrainConfig, benchmark: Benchmark) -> SelectionConfig:
+    """What is chosen on validation pictures, with the defaults of data and method filled in.
+
+    Raises:
+        InputError: validation pictures are asked for, and there are none.
+    """
+    selection = config.resolved_selection()
+    if not selection.uses_validation or len(benchmark.val):
+        return selection
+    asked = config.selection
+    if asked.select == "best" or asked.validation == "on":
+        flag = "--select best" if asked.select == "best" else "--validation on"
+        raise InputError(
+            f"{flag}: --data {benchmark.name} gives no validation picture, expected at least three"
+            " training pictures of a class"
+        )
+    # That there is none stands in what the data say of themselves.
+    return replace(selection, select="last", validation="off")
 
 
 def _optimisation(config: TrainConfig, benchmark: Benchmark) -> OptimConfig:
@@ -246,12 +300,13 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
         InputError: a prompt that is too long, a name that is no text, names with the same tokens,
             or a name that was not trained where the method refuses those.
     """
-    names = (*benchmark.base_names, *benchmark.new_names)
+    names, words = (*benchmark.base_names, *benchmark.new_names), benchmark.words
+    if words is not None:
+        every = [text for name in names for text in words.texts(name)]
+        tokenise(method.clip, every, "{}", quiet=True)
     for template in method.templates(benchmark.template, benchmark.origin):
         tokenise(method.clip, names, template, quiet=True)
     tokens = tokenise(method.clip, names, benchmark.template, quiet=True)
-    if method.entry.no_new_names is not None and not benchmark.trained:
-        method.prepare(benchmark.base_names, benchmark.template, benchmark.origin)
     entry = catalog.CATALOG.get(benchmark.name)
     if method.entry.no_new_names is not None and not benchmark.trained:
         method.prepare(names, benchmark.template, benchmark.origin)
@@ -269,11 +324,19 @@ def check_data(config: TrainConfig) -> Checked:
     return _check_pictures(load_benchmark(config), config)
 
 
-def load_benchmark(config: TrainConfig) -> Benchmark:
-    """What a run sees of its data set: :func:`load_data`, with validation pictures where its method
-    chooses on them."""
-    validation = config.own.uses_validation
-    return load_data(config.data, config.seed, validation=validation)[1]
+def load_benchmark(config: TrainConfig, begun: Record | None = None) -> Benchmark:
+    """What a run sees of its data set: :func:`load_data`, with validation pictures where something
+    asks for them: all of them where the method chooses on them, else as many as can be scored after
+    every epoch. ``begun`` is the run's record where it has one."""
+    by_method = config.own.uses_validation
+    validation = "all" if by_method else "some" if uses_validation(config) else "none"
+    return load_data(
+        config.data,
+        config.seed,
+        validation=validation,
+        holdout=config.resolved_selection().held_out,
+        begun=begun,
+    )[1]
 
 
 def _check_pictures(benchmark: Benchmark, config: TrainConfig) -> Checked:
@@ -291,41 +354,61 @@ def check_target(data: DataConfig) -> Checked:
     return check_benchmark(benchmark, skip_unreadable=data.skip_unreadable)
 
 
-def find_source(data: DataConfig, *, only_test: bool = False) -> DataSource:
-    """List the pictures of a data set; see :func:`load_source`."""
+def find_source(
+    data: DataConfig, *, only_test: bool = False, begun: Record | None = None
+) -> DataSource:
+    """List the pictures of a data set; see :func:`load_source`.
+
+    Args:
+        data: which, and what its classes are called and are kinds of.
+        only_test: nothing will be trained on it.
+        begun: of a run, which kept the latter; no file of them is read then.
+    """
     data = data.resolved()
     table = None
     if data.table is not None:
         table = PictureTable(data.table, data.path_column, data.label_column, data.split_column)
     files = {"train": data.train, "val": data.val, "test": data.test}
     given = {part: file for part, file in files.items() if file is not None}
-    return load_source(
+    source = load_source(
         data.data,
         data.root,
-        data.template,
+        None,
         table,
         lists=PictureLists(given, data.names),
         level=data.level,
         imb=data.imb,
         only_test=only_test,
     )
+    if begun is not None:
+        words = begun.words or Words((begun.data.template,))
+        return replace(with_words(source, data.template, None, words), hierarchy=begun.hierarchy)
+    source = with_words(source, data.template, data.descriptions)
+    levels = read_levels(data.hierarchy, data.levels, table, source.classnames)
+    return replace(source, hierarchy=levels)
 
 
 def load_data(
-    data: DataConfig, seed: int, *, validation: bool = False
+    data: DataConfig,
+    seed: int,
+    *,
+    validation: Validated = "none",
+    holdout: float | None = None,
+    begun: Record | None = None,
 ) -> tuple[DataSource, Benchmark]:
     """List the pictures of a data set and apply the protocol; no picture is read yet.
 
     Args:
         data: which, and how it is drawn from.
         seed: of the draws.
-        validation: also take validation pictures.
+        validation, holdout: as in :func:`build_benchmark`.
+        begun: see :func:`find_source`.
 
     Raises:
         InputError: see :func:`load_source` and :func:`build_benchmark`.
     """
     data = data.resolved()
-    source = find_source(data)
+    source = find_source(data, begun=begun)
     benchmark = build_benchmark(
         source,
         split=data.split,
@@ -334,6 +417,7 @@ def load_data(
         shots=data.shots,
         seed=seed,
         validation=validation,
+        holdout=holdout,
     )
     return source, benchmark
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.files import write_bytes
 from lamp_fast.runs.metrics import balanced_accuracy
+from lamp_fast.runs.selection import SCORE, selected_epoch
 
 
 def plot_curves(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -38,6 +39,37 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     accuracy.set(title="training accuracy (running)", xlabel="epoch", ylabel="%")
     rate.plot(epochs, [line["lr"] for line in history], marker=".", color="C3")
     rate.set(title="learning rate", xlabel="epoch")
+    return figure
+
+
+def plot_validation(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """The validation figures by epoch, where epochs were compared."""
+    figure = draw_validation(history)
+    if figure is not None:
+        save_figure(figure, file)
+
+
+def draw_validation(history: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The figure of :func:`plot_validation`; None where no epoch was scored."""
+    lines = [line for line in history if SCORE in line]
+    if not lines:
+        return None
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [line["epoch"] for line in lines]
+    held_out = "val_macro_f1_held_out" in lines[0]
+    curves = {"val_macro_f1": "macro-F1, trained classes" if held_out else "macro-F1"}
+    if held_out:
+        curves |= {"val_macro_f1_held_out": "macro-F1, classes held out"}
+        curves |= {SCORE: "harmonic mean of the two"}
+    else:
+        curves |= {"val_accuracy": "accuracy"}
+    for key, label in curves.items():
+        axes.plot(epochs, [100 * line[key] for line in lines], label=label, marker=".")
+    chosen = selected_epoch(lines)
+    axes.axvline(chosen, color="0.5", linestyle=":", label=f"chosen: epoch {chosen}")
+    axes.set(title="validation pictures", xlabel="epoch", ylabel="%")
+    axes.legend(frameon=False)
     return figure
 
 

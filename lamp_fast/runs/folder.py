@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lamp_fast.cli import expand_path
 from lamp_fast.data import catalog
-from lamp_fast.data.settings import OWN_DATA, PLACES, DataConfig
+from lamp_fast.data.settings import DESCRIBING, OWN_DATA, PLACES, DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
@@ -26,11 +26,16 @@ CHECKPOINT = "checkpoint.safetensors"
 LEARNED = "learned.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+# Scores of the validation pictures, and their labels, of a run that holds any.
+VALIDATION = "validation.safetensors"
 RESULT = "result.json"
 LOCK = ".lock"
 
 # Of a saved classifier (lamp_fast.runs.hub), in place of LEARNED.
 WEIGHTS = "model.safetensors"
+
+# The run in a run's folder that trains without some classes, to choose an epoch for all of them.
+HOLDOUT = "holdout"
 
 # Says what a folder of scores on another data set was scored on.
 TARGET = "target.json"
@@ -41,9 +46,10 @@ _TABLES = (RESULT, "table.md", "per_class.csv", "confusion_base.csv", "confusion
 FILES = (
     CHECKPOINT,
     LEARNED,
+    VALIDATION,
     METRICS,
     *_TABLES,
-    *("per_class.png", "curves.png", "activations.png", "report.html"),
+    *("per_class.png", "curves.png", "validation.png", "activations.png", "report.html"),
 )
 
 # What a killed writer may leave, see lamp_fast.files.write_bytes.
@@ -180,6 +186,12 @@ def clear_folder(folder: Path) -> tuple[str, ...]:
     """
     if (folder / CONFIG).is_symlink():
         (folder / CONFIG).unlink()
+    inner = folder / HOLDOUT
+    if not inner.is_symlink() and is_run(inner):
+        clear_folder(inner)
+        for name in (CONFIG, LOCK):
+            _remove_file(inner / name)
+        _remove_if_empty(inner)
     for name in FILES:
         _remove_file(folder / name)
     events = folder / EVENTS
@@ -250,7 +262,8 @@ def refuse_nested(out: Path, data: DataConfig) -> None:
     Raises:
         InputError: ``--out`` lies in the data set's folder, or that or a file of it in ``--out``.
     """
-    files = {f"--{name}": getattr(data, name) for name in PLACES if name != "root"}
+    named = (*PLACES, *DESCRIBING)
+    files = {f"--{name}": getattr(data, name) for name in named if name != "root"}
     sources = [(flag, expand_path(file)) for flag, file in files.items() if file is not None]
     if data.root is not None:
         entry = None if data.data in OWN_DATA else catalog.CATALOG.get(data.data)

@@ -19,7 +19,9 @@ from torch import Tensor
 
 import lamp_fast
 from lamp_fast.cli import expand_path
-from lamp_fast.data.settings import PLACES
+from lamp_fast.clip.settings import LOCAL, caution
+from lamp_fast.data.settings import DESCRIBING, PLACES
+from lamp_fast.data.words import saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_bytes, write_json
 from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
@@ -147,11 +149,20 @@ def portable(record: Mapping[str, Any]) -> dict[str, Any]:
     record.pop("launch", None)
     settings, clip = record["settings"], record["clip"]
     settings["out"] = settings["config"] = None
-    for name in PLACES:
+    for name in (*PLACES, *DESCRIBING):
         if name in settings["data"]:
             settings["data"][name] = None
+    settings["data"]["levels"] = []  # columns of a file that is named no more
+    given = settings["data"]["template"]
+    settings["data"]["template"] = [
+        Path(word).name if word.endswith(".txt") else word for word in given
+    ]
     if clip["weights"] == settings["clip"]["pretrained"]:  # a file, not a tag
         clip["weights"] = settings["clip"]["pretrained"] = Path(clip["weights"]).name
+    if clip["name"].startswith(LOCAL):
+        folder = Path(clip["name"].removeprefix(LOCAL))
+        clip["name"] = settings["clip"]["clip"] = f"{LOCAL}{folder.name}"
+        clip["weights"], settings["clip"]["pretrained"] = Path(clip["weights"]).name, None
     record["data"]["unreadable"] = []
     return record
 
@@ -189,7 +200,7 @@ def model_card(
         'classifier = Classifier.from_pretrained("THIS_REPOSITORY")\n'
         'print(classifier.classify(["picture.jpg"], top=3))\n```',
         "## Results",
-        _results(results, clip["random"]),
+        _results(results, caution(clip["name"], clip["random"], settings["data"]["data"])),
         "## Data and protocol",
         _protocol(settings, data),
         _classes(data),
@@ -228,22 +239,23 @@ def _evaluations(data: str, rows: list[Mapping[str, Any]]) -> list[EvalResult]:
     ]
 
 
-def _results(rows: list[Mapping[str, Any]] | None, random: bool) -> str:
+def _results(rows: list[Mapping[str, Any]] | None, about: str | None) -> str:
     if rows is None:
         return "None were saved."
     escaped = [{**row, "name": _plain(row["name"])} for row in rows]
     lines = [results_table(escaped), "Percentages on the test pictures."]
-    if random:
-        lines.append("**The CLIP's weights are random: these accuracies mean nothing.**")
+    if about is not None:
+        lines.append(f"**{about}**")
     return "\n\n".join(lines)
 
 
 def _protocol(settings: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     drawn, counts = settings["data"], data["counts"]
     amount = f"{drawn['shots']} shots" if drawn["shots"] else f"cap {drawn['cap'] or 'none'}"
+    words = saved_words(data.get("words"), "words")
     lines = [
         f"- data: {_plain(drawn['data'])}, sha256 `{_plain(data['sha256'])}`",
-        f"- class prompt: {_plain(data['template'])}",
+        f"- class prompt: {_plain(data['template'] if words is None else str(words))}",
         f"- training pictures: {sum(counts):,} of {len(counts)} classes, {max(counts)} to"
         f" {min(counts)} a class ({amount}, imbalance ratio asked for {drawn['imb']:g})",
         f"- new classes, tested without training: {len(data['new_names'])}",

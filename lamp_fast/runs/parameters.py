@@ -5,7 +5,9 @@ from collections import Counter
 import open_clip
 import torch
 
+from lamp_fast.clip import model_folder
 from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.settings import TINY, in_folder
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
@@ -46,8 +48,10 @@ def shapes_of(name: str) -> FrozenClip:
     Raises:
         InputError: an unknown or unsupported model.
     """
-    if name == "tiny":
+    if name == TINY:
         return load_clip(name)
+    if in_folder(name):
+        return FrozenClip(model_folder.shell(name), Preprocessing(size=0))
     if name not in open_clip.list_models():
         raise InputError(f"--clip {name}: not tiny nor an open_clip model")
     with torch.device("meta"):

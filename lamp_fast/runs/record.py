@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lamp_fast.data import catalog
+from lamp_fast.data.hierarchy import Hierarchy, saved_hierarchy
+from lamp_fast.data.words import Words, saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, parse_layers, validate
 from lamp_fast.files import parse_json, read_json
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig, to_saved
+from lamp_fast.runs.selection import is_figure
 
 # A plot's axes go a little beyond what they show, which must stay finite.
 MAX_SHOWN = 1e30
@@ -41,9 +44,12 @@ class SavedData:
     Attributes:
         sha256: over names, labels and bytes of all of them.
         base_names, new_names: the trained classes in label order, and those that were not trained.
+        held_out: those of the base half that stood in for new ones, the first of ``new_names``.
         template: the class prompt, with {} for the name.
         counts: training pictures of each trained class.
         unreadable: names of the pictures that were skipped.
+        words: several texts a class, see :func:`lamp_fast.data.words.saved_words`.
+        hierarchy: see :func:`lamp_fast.data.hierarchy.saved_hierarchy`.
     """
 
     sha256: str
@@ -52,6 +58,9 @@ class SavedData:
     template: str
     counts: tuple[int, ...]
     unreadable: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+    words: dict | None = None
+    hierarchy: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Record:
         block: (image, class) pairs at once, decided when it was begun, so that a run that goes on,
             or is scored again, adds up in the same order; None where nothing was decided.
         values: all of it as JSON values, with every setting that this version knows.
+        words: several texts a class; None where it has one.
+        hierarchy: what classes are kinds of, where the run was told.
     """
 
     settings: TrainConfig
@@ -77,6 +88,8 @@ class Record:
     launch: str | None
     block: int | None
     values: Mapping[str, Any]
+    words: Words | None = None
+    hierarchy: Hierarchy | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ class _Facts:
     seconds: float
     epochs: int
     adaptation: dict | None = None
+    selected: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,11 @@ class _Row:
     worst_class_new: str | None = None
     geometric_mean_base: float | None = None
     harmonic_mean_base: float | None = None
+    union: float | None = None
+    union_base: float | None = None
+    union_new: float | None = None
+    union_hm: float | None = None
+    openworld_auc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,12 @@ class _Epoch:
     seconds: float
     cross_entropy: float = 0.0
     similarity_loss: float = 0.0
+    val_score: float = 0.0
+    val_macro_f1: float = 0.0
+    val_accuracy: float = 0.0
+    val_macro_f1_held_out: float = 0.0
+    val_accuracy_held_out: float = 0.0
+    val_seconds: float = 0.0
     layers: tuple[int, ...] = ()
     activations: tuple[tuple[int, ...], ...] = ()
 
@@ -173,6 +198,8 @@ def read_record(file: Path) -> Record:
         data=data,
         launch=program.launch,
         block=program.block,
+        words=saved_words(data.words, f"{file}: data.words"),
+        hierarchy=saved_hierarchy(data.hierarchy, f"{file}: data.hierarchy"),
         values={**values, "commit": program.commit, "settings": to_saved(config)},
     )
 
@@ -197,7 +224,8 @@ def holds_record(file: Path) -> bool:
 
 
 def check_facts(values: Any, where: str) -> dict[str, Any]:
-    """What is stored with learned tensors: training seconds, epochs, and how the bias was adapted.
+    """What is stored with learned tensors: training seconds, epochs, the one that was chosen, and
+    how the bias was adapted.
 
     Raises:
         InputError: a fact that is missing or of another kind.
@@ -205,7 +233,9 @@ def check_facts(values: Any, where: str) -> dict[str, Any]:
     facts = _read_as(_Facts, values, where)
     if facts.seconds < 0 or facts.epochs < 0:
         raise InputError(f"{where}: expected seconds and epochs from 0")
-    return {"adaptation": None, **values}
+    if facts.selected is not None and not 1 <= facts.selected <= facts.epochs:
+        raise InputError(f"{where}: selected {facts.selected}: expected one of the epochs")
+    return {"adaptation": None, "selected": None, **values}
 
 
 def check_rows(values: Any, where: str) -> list[dict[str, Any]]:
@@ -247,6 +277,9 @@ def check_history(values: Any, where: str) -> list[dict[str, Any]]:
             raise InputError(f"{where}: epoch {number}: a figure that no training gives")
         if max(abs(line.cross_entropy), abs(line.similarity_loss)) > MAX_SHOWN:
             raise InputError(f"{where}: epoch {number}: a loss that no training gives")
+        figures = (figure for name, figure in vars(line).items() if is_figure(name))
+        if not all(0 <= figure <= 1 for figure in figures) or line.val_seconds < 0:
+            raise InputError(f"{where}: epoch {number}: a figure that no validation gives")
         if values[0].keys() - value.keys():
             raise InputError(f"{where}: epoch {number} lacks what the first has")
         if line.activations:

@@ -1,6 +1,5 @@
 """Scores of a run on test pictures, of its own data or another set, and the tables of them."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,26 +11,29 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from lamp_fast.data.benchmark import Benchmark
-from lamp_fast.data.loading import evaluation_batches
+from lamp_fast.data.hierarchy import Level
+from lamp_fast.data.loading import Batches, evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
-from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.errors import InputError
-from lamp_fast.fields import to_json
-from lamp_fast.files import read_json, write_bytes, write_csv, write_json
+from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.folder import RESULT, TARGET, hold_folder, is_filled
+from lamp_fast.runs.folder import RESULT
+from lamp_fast.runs.levels import level_accuracies, predict_levels
 from lamp_fast.runs.metrics import (
     Scores,
+    UnionAnswers,
+    UnionScores,
     balanced_accuracy,
     class_harmonic_mean,
     geometric_mean,
     group_accuracy,
     harmonic_mean,
     scores,
+    union_scores,
     worst_class,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
@@ -45,6 +47,13 @@ COLUMNS = (
     ("hm_m", "HM-M"),
     ("head", "head acc"),
     ("tail", "tail acc"),
+)
+UNION_COLUMNS = (
+    ("union", "union"),
+    ("union_base", "union base"),
+    ("union_new", "union new"),
+    ("union_hm", "union HM"),
+    ("openworld_auc", "OpenworldAUC"),
 )
 UNDIVIDED_COLUMNS = (
     ("acc_base", "accuracy"),
@@ -61,13 +70,19 @@ _SHOWN_WHERE_THERE = {"balanced_base", "worst_base", *SIZE_GROUPS}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One row of the closing table with what it was computed from."""
+    """One row of the closing table with what it was computed from.
+
+    ``selection`` says how its epoch was chosen, see :func:`lamp_fast.runs.selection.summary`;
+    ``union`` is None where base and new names were not asked for at once.
+    """
 
     name: str
     base: Scores
     new: Scores | None
     parameters: int
     seconds: float
+    selection: Mapping[str, Any] | None = None
+    union: UnionScores | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
         """The row as JSON values in 0..1; None where there is nothing to report.
@@ -85,16 +100,31 @@ class Evaluated:
             "f1_base": base.macro_f1,
             "f1_new": None if new is None else new.macro_f1,
             "hm_m": None if new is None else harmonic_mean(base.macro_f1, new.macro_f1),
+            **_union_row(self.union),
             "head": None if head is None else group_accuracy(base.confusion, head),
             "tail": None if head is None else group_accuracy(base.confusion, ~head),
             **_by_size(base, benchmark.size_groups),
             **_by_class("base", base, benchmark.base_names),
             **_by_class("new", new, benchmark.new_names),
+            **_by_level(base, new),
             "geometric_mean_base": geometric_mean(base.per_class),
             "harmonic_mean_base": class_harmonic_mean(base.per_class),
             "parameters": self.parameters,
             "seconds": self.seconds,
+            **({} if self.selection is None else {"selection": self.selection}),
         }
+
+
+def _union_row(union: UnionScores | None) -> dict[str, float | None]:
+    if union is None:
+        return dict.fromkeys(key for key, _ in UNION_COLUMNS)
+    return {
+        "union": union.accuracy,
+        "union_base": union.base,
+        "union_new": union.new,
+        "union_hm": union.harmonic_mean,
+        "openworld_auc": union.openworld_auc,
+    }
 
 
 def _by_size(base: Scores, groups: np.ndarray | None) -> dict[str, float | None]:
@@ -111,6 +141,19 @@ def _by_class(half: str, found: Scores | None, names: Sequence[str]) -> dict[str
         f"balanced_{half}": None if found is None else balanced_accuracy(found.per_class),
         f"worst_{half}": None if worst is None else float(found.per_class[worst]),
         f"worst_class_{half}": None if worst is None else names[worst],
+    }
+
+
+def _by_level(base: Scores, new: Scores | None) -> dict[str, Any]:
+    """Accuracy at each level above the classes, where the run knows such levels."""
+    if not base.levels:
+        return {}
+    above = {} if new is None else new.levels
+    return {
+        "levels": {
+            level: {"acc_base": accuracy, "acc_new": above.get(level)}
+            for level, accuracy in base.levels.items()
+        }
     }
 
 
@@ -132,9 +175,10 @@ def evaluate_rows(
         return rows
     rows.append(score_method(experiment, method, method.entry.title, seconds, ranks))
     if adapted:
-        new = _score_half(experiment, method, ranks, new=True, adapted=True)
+        new, _ = _score_half(experiment, method, ranks, new=True, adapted=True)
         name = f"{method.entry.title}, b_new on new (transductive)"
-        rows.append(replace(rows[-1], name=name, new=new))
+        # Which bias a picture is given would say of which half it is.
+        rows.append(replace(rows[-1], name=name, new=new, union=None))
     return rows
 
 
@@ -145,7 +189,9 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     """
     benchmark = experiment.benchmark
     table_rows = [each.row(benchmark) for each in rows]
-    table = results_table(table_rows)
+    table = results_table(table_rows, experiment.caution, union=experiment.config.union)
+    if above := levels_table(table_rows):
+        table = f"{table}\n\n{above}"
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
@@ -167,118 +213,161 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     return table
 
 
-def transfer_rows(experiment: Experiment, seconds: float, ranks: Ranks = ALONE) -> list[Evaluated]:
-    """Score zero-shot CLIP and a run from :func:`load_run_on`, in rows that name the data set."""
-    rows = evaluate_rows(experiment, seconds, adapted=False, ranks=ranks)
-    return [replace(row, name=f"{row.name} on {experiment.benchmark.name}") for row in rows]
-
-
-def hold_transfer(
-    stack: contextlib.ExitStack, folder: Path, experiment: Experiment, target: DataConfig
-) -> None:
-    """Own the folder for scores on another data set until ``stack`` closes, and say whose it is.
-
-    Raises:
-        InputError: it cannot be written, or holds something else, which is left alone.
-    """
-    filled, places = is_filled(folder), to_json(target.resolved())
-    benchmark, program = experiment.benchmark, experiment.record()
-    prior = experiment.prior
-    identity = {
-        "data": benchmark.name,
-        "template": benchmark.template,
-        "sha256": experiment.data_hash,
-        "prior": None if prior is None else prior.wanted,
-    }
-    if filled:
-        file = folder / TARGET
-        held = read_json(file) if file.is_file() else None
-        if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
-            raise InputError(
-                f"--out {folder}: holds something else than scores on these pictures with this"
-                " template and prior, expected a new folder"
-            )
-    stack.enter_context(hold_folder(folder))
-    record = {
-        **identity,
-        **{name: places[name] for name in PLACES},
-        "unreadable": list(experiment.unreadable),
-        "tte": experiment.config.views.tte,
-        **{name: program[name] for name in ("version", "commit", "torch")},
-    }
-    write_json(folder / TARGET, record)
-
-
 def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    new = len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
+    base, of_base = _score_half(experiment, method, ranks, new=False)
+    new = of_new = None
+    if _serves_new(experiment, method):
+        new, of_new = _score_half(experiment, method, ranks, new=True)
     return Evaluated(
         name=name,
-        base=_score_half(experiment, method, ranks, new=False),
-        new=_score_half(experiment, method, ranks, new=True) if new else None,
+        base=base,
+        new=new,
         parameters=method.trainable_parameters(),
         seconds=seconds,
+        union=None if of_base is None or of_new is None else union_scores(of_base, of_new),
     )
+
+
+def _serves_new(experiment: Experiment, method: Method) -> bool:
+    return len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
 
 
 def _score_half(
     experiment: Experiment, method: Method, ranks: Ranks, *, new: bool, adapted: bool = False
-) -> Scores:
+) -> tuple[Scores, UnionAnswers | None]:
+    """Scores of one half's pictures among its names, and what becomes of them among all names.
+
+    The latter is None where there is one half, under a prior, which says nothing of how often the
+    names of one half are to be expected beside those of the other, and for ``adapted``.
+    """
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
-    predicted = _predict(experiment, method, names, pictures, ranks, adapted)
-    return scores(pictures.labels, predicted, len(names))
+    levels = () if benchmark.hierarchy is None else tuple(benchmark.hierarchy.every_level(names))
+    if not _serves_new(experiment, method) or adapted or experiment.prior is not None:
+        scorer = Scorer(experiment, method, names, pictures, ranks)
+        columns = [[predict_levels(each, levels)] for each in scorer.logits(adapted)]
+        (predicted,) = _gathered(columns, ranks, (torch.int64, 1 + len(levels)))
+        return _scores(pictures.labels, predicted, len(names), levels), None
+    first = len(benchmark.base_names) if new else 0
+    columns = []
+    for own, every in _own_and_every(experiment, method, pictures, ranks, new):
+        belief = every.double().log_softmax(1)[:, : len(benchmark.base_names)].amax(1)
+        columns.append([predict_levels(own, levels), every.argmax(1), belief])
+    kinds = (torch.int64, 1 + len(levels)), (torch.int64, None), (torch.float64, None)
+    predicted, among_all, belief = _gathered(columns, ranks, *kinds)
+    labels = pictures.labels
+    answers = UnionAnswers(predicted[:, 0] == labels, among_all == labels + first, belief)
+    return _scores(labels, predicted, len(names), levels), answers
 
 
-def _predict(
-    experiment: Experiment,
-    method: Method,
-    names: Sequence[str],
-    pictures: Pictures,
-    ranks: Ranks,
-    adapted: bool,
-) -> np.ndarray:
-    """The predicted class of every picture, int64 [N].
+def _scores(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, levels: Sequence[Level]
+) -> Scores:
+    """Of classes, the first column, and of their parents at each level."""
+    found = scores(labels, predicted[:, 0], classes)
+    return replace(found, levels=level_accuracies(levels, labels, predicted[:, 1:]))
 
-    Ranks share whole batches, so that each is computed as one process alone would.
-    """
-    machine = experiment.config.machine
-    count = len(pictures)
-    mine = ranks.rows(len(batch_sizes(count, machine.test_batch)))
-    first, end = (min(edge * machine.test_batch, count) for edge in (mine.start, mine.stop))
-    pictures = pictures.select(range(first, end))
+
+def _own_and_every(
+    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks, new: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits over the names of the pictures' own half, and over those of both, base first."""
     benchmark = experiment.benchmark
-    classes = method.prepare(names, benchmark.template, benchmark.origin)
-    prior = experiment.prior
-    shift = None if prior is None else prior.shift(method, names)
-    predicted = [torch.empty(0, dtype=torch.int64)]
-    for images in _inputs(experiment, method, pictures, ranks):
-        logits = class_scores(method, images, classes, adapted)
-        if shift is not None:
-            logits = logits + shift.to(logits)
-        predicted.append(logits.argmax(1).cpu())
-    return np.concatenate(ranks.gather(torch.cat(predicted).numpy()))
-
-
-def _inputs(
-    experiment: Experiment, method: Method, pictures: Pictures, ranks: Ranks
-) -> Iterator[torch.Tensor]:
-    """Batches as :func:`class_scores` takes them: features, from the cache, where these suffice."""
-    machine = experiment.config.machine
-    if method.reads_features:
-        if len(pictures):
-            features = experiment.reader.read(pictures, experiment.test_transform)
-            yield from (each.to(experiment.device) for each in features.split(machine.test_batch))
+    base, others = benchmark.base_names, benchmark.new_names
+    every = Scorer(experiment, method, (*base, *others), pictures, ranks)
+    if method.independent_names:
+        own = slice(len(base), None) if new else slice(len(base))
+        yield from ((logits[:, own], logits) for logits in every.logits())
         return
-    batches = evaluation_batches(
-        pictures, experiment.test_transform, machine.test_batch, workers=machine.workers
-    )
-    quiet = None if ranks.first else True
-    bar = tqdm(batches, desc="evaluating", leave=False, disable=quiet)
-    yield from (images for images, _, _ in experiment.move_batches(bar))
+    half = Scorer(experiment, method, others if new else base, pictures, ranks)
+    yield from zip(half.logits(), every.logits(), strict=True)
+
+
+def _gathered(
+    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, *kinds: tuple[torch.dtype, int | None]
+) -> list[np.ndarray]:
+    """Columns of all batches of all ranks, one behind the other; of each its type, and its width
+    where a row has several numbers."""
+    found = []
+    for column, (kind, width) in enumerate(kinds):
+        shape = (0,) if width is None else (0, width)
+        own = [torch.empty(shape, dtype=kind), *(batch[column].cpu() for batch in batches)]
+        found.append(np.concatenate(ranks.gather(torch.cat(own).numpy())))
+    return found
+
+
+class Scorer:
+    """Class scores of some pictures over some names, as often as they are asked for.
+
+    Ranks share whole batches, so that each is computed as one process alone would. Where features
+    are all that the method reads, they are held from the first call on, else what loads pictures.
+
+    Args:
+        experiment: whose views, batches and prior these are.
+        method: that scores.
+        names: of the classes.
+        pictures: N of them.
+        ranks: the processes that share the pictures.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        method: Method,
+        names: Sequence[str],
+        pictures: Pictures,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        batch, count = experiment.config.machine.test_batch, len(pictures)
+        mine = ranks.rows(len(batch_sizes(count, batch)))
+        first, end = (min(edge * batch, count) for edge in (mine.start, mine.stop))
+        self.experiment, self.method, self.ranks = experiment, method, ranks
+        self.pictures = pictures.select(range(first, end))
+        benchmark, prior = experiment.benchmark, experiment.prior
+        self.classes = method.prepare(names, benchmark.template, benchmark.origin)
+        self.shift = None if prior is None else prior.shift(method, names)
+        self._features: torch.Tensor | None = None
+        self._batches: Batches | None = None
+
+    def logits(self, adapted: bool = False) -> Iterator[torch.Tensor]:
+        """[B, C] of each batch of this rank's pictures, in order.
+
+        Args:
+            adapted: as :meth:`Method.logits` takes it.
+
+        Raises:
+            InputError: see :func:`class_scores`.
+        """
+        for images in self._inputs():
+            logits = class_scores(self.method, images, self.classes, adapted)
+            yield logits if self.shift is None else logits + self.shift.to(logits)
+
+    def _inputs(self) -> Iterator[torch.Tensor]:
+        """Batches as :func:`class_scores` takes them: features, from the cache, where these
+        suffice."""
+        experiment, machine = self.experiment, self.experiment.config.machine
+        if self.method.reads_features:
+            if not len(self.pictures):
+                return
+            if self._features is None:
+                features = experiment.reader.read(self.pictures, experiment.test_transform)
+                self._features = features.to(experiment.device)
+            yield from self._features.split(machine.test_batch)
+            return
+        if self._batches is None:  # whose workers wait for the next call
+            self._batches = evaluation_batches(
+                self.pictures,
+                experiment.test_transform,
+                machine.test_batch,
+                workers=machine.workers,
+            )
+        quiet = None if self.ranks.first else True
+        bar = tqdm(self._batches, desc="evaluating", leave=False, disable=quiet)
+        yield from (images for images, _, _ in experiment.move_batches(bar))
 
 
 @torch.no_grad()
@@ -334,10 +423,15 @@ def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluate
     write_csv(file, header, lines)
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """(key, title) of each figure of a table; none about halves where every class was trained."""
+def columns(rows: Sequence[Mapping[str, Any]], union: bool = False) -> tuple[tuple[str, str], ...]:
+    """(key, title) of each figure of a table; none about halves where every class was trained.
+
+    Args:
+        rows: of the table.
+        union: also show the figures of base and new names at once.
+    """
     if any(row["acc_new"] is not None for row in rows):
-        return COLUMNS
+        return COLUMNS + UNION_COLUMNS if union else COLUMNS
     return tuple(
         (key, title)
         for key, title in UNDIVIDED_COLUMNS
@@ -345,12 +439,20 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def results_table(
+    rows: Sequence[Mapping[str, Any]], caution: str | None = None, *, union: bool = False
+) -> str:
     """The closing table as Markdown: percentages, trainable parameters, training seconds.
 
     A line below it says which columns give each class the same weight, if any do.
+
+    Args:
+        rows: of the table.
+        caution: why its figures mean nothing, the last line;
+            see :func:`lamp_fast.clip.settings.caution`.
+        union: as :func:`columns` takes it.
     """
-    shown = columns(rows)
+    shown = columns(rows, union)
     body = [
         [
             row["name"],
@@ -364,7 +466,28 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     alignment = ["left"] + ["right"] * (len(header) - 1)
     table = tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
     note = columns_note(shown)
-    return f"{table}\n\n{note}" if note else table
+    return "\n\n".join(filter(None, [table, note, caution]))
+
+
+def levels_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies of the rows at each level above the classes, as Markdown; "" without levels."""
+    shown = [row for row in rows if row.get("levels")]
+    if not shown:
+        return ""
+    halves = [("acc_base", "accuracy")]
+    if any(row["acc_new"] is not None for row in shown):
+        halves = [("acc_base", "acc base"), ("acc_new", "acc new")]
+    levels = list(shown[0]["levels"])
+    header = ["", *(f"{title}, {level}" for level in levels for _, title in halves)]
+    body = [
+        [
+            row["name"],
+            *(_percent(row["levels"][level][key]) for level in levels for key, _ in halves),
+        ]
+        for row in shown
+    ]
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(body, header, tablefmt="github", colalign=alignment, disable_numparse=True)
 
 
 def columns_note(shown: Sequence[tuple[str, str]]) -> str:

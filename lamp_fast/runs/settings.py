@@ -157,6 +157,10 @@ class MachineConfig:
     auto takes a GPU where there is one."""
     test_batch: Annotated[int, Bounds(1, 1_000_000)] = 100
     """Pictures an evaluation batch."""
+    ahead: Annotated[IntOrNone, Bounds(1, 1_000_000)] = None
+    """Training pictures that go at once through the image tower's layers below the first that the
+    method changes, while its steps take them a batch at a time; 1 runs each batch alone. none: as
+    many as a GiB holds on a GPU, 1 on a CPU, where it gains nothing."""
     graph: bool = True
     """On a GPU, replay the training step as one CUDA graph where that is exact; the run says
     whether it does, and else why not."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,16 @@ from tqdm import tqdm
 
 from lamp_fast.data.loading import evaluation_batches, training_batches
 from lamp_fast.runs import checkpoint, graph
+from lamp_fast.runs.ahead import LookAhead
 from lamp_fast.runs.checkpoint import Progress, Snapshot
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.graph import CapturedStep, CudaRecorder, StepTensors
 from lamp_fast.runs.optimisation import build_criterion, build_optimiser, learning_rate
 from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
+from lamp_fast.runs.selection import is_exhausted, selected_epoch
 from lamp_fast.runs.settings import OptimConfig
 from lamp_fast.runs.tensorboard import EventWriter
+from lamp_fast.runs.validation import Validation
 
 # On a GPU reading a loss waits for the device, so finiteness is looked at this often.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 50}
@@ -36,6 +40,14 @@ class Trainer:
     """The training loop of one run: :meth:`run` goes from the current epoch to the last.
 
     With several ranks all of them run it, each on its rows of every batch.
+
+    Where epochs are compared, only those of a method's last stage are: before it, not all that a
+    prediction needs is trained.
+
+    Args:
+        experiment: what is trained, and on what.
+        folder: of the run.
+        ranks: the processes that train it together.
     """
 
     def __init__(self, experiment: Experiment, folder: Path, ranks: Ranks = ALONE) -> None:
@@ -67,6 +79,7 @@ class Trainer:
         self.classes = self.method.prepare(
             benchmark.base_names, benchmark.template, benchmark.origin
         )
+        self.ahead = _look_ahead(experiment, ranks, rows, on_features=batches is not None)
         if batches is None:
             batches = training_batches(
                 benchmark.train,
@@ -82,6 +95,13 @@ class Trainer:
         self.progress = Progress(epoch=0, steps=0, history=[], scaler={})
         self.stages = self.method.stages(self.optim.epochs)
         self._entered: int | None = None
+        # The epoch to end with; earlier than the rate's curve where another run has chosen it.
+        self.last_epoch = self.optim.epochs
+        self.validation = None
+        if config.selection.searches and self.parameters:
+            self.validation = Validation(experiment, ranks)
+        # The method's state after the best epoch so far.
+        self.selected: dict[str, Tensor] | None = None
         # t / T of the step that is taken, where a captured step can read it.
         self.elapsed = torch.zeros((), dtype=torch.float64, device=experiment.device)
         self.not_captured = graph.why_not_captured(config, self.method, experiment.device, ranks)
@@ -100,7 +120,7 @@ class Trainer:
     def restore(self) -> None:
         """Go on from the folder's checkpoint, whose log is written again: a killed process may have
         come no further than the checkpoint."""
-        self.progress = checkpoint.load_checkpoint(
+        self.progress, self.selected = checkpoint.load_checkpoint(
             self.folder, self.method, self.optimiser, self.scaler.state_dict()
         )
         if self.progress.scaler:
@@ -115,32 +135,50 @@ class Trainer:
         self._write_kept()
 
     def run(self) -> None:
-        """Train the remaining epochs.
+        """Train the remaining epochs, then go back to the best one where they are compared.
 
         The state after each is written, but where epochs are shorter than a second only once a
         second, and when training ends or stops; what is held until then is lost with the process.
         """
         try:
-            for epoch in range(self.progress.epoch, self.optim.epochs):
+            for epoch in range(self.progress.epoch, self.last_epoch):
+                if self._is_exhausted():
+                    break
                 line = self._epoch(epoch)
                 self._check_state(epoch)
+                self._compare(epoch, line)
                 self.progress.history.append(line)
                 self.progress.epoch = epoch + 1
                 self.ranks.once(self._keep)
         finally:
             self._write_kept()
+        if self.selected is not None:
+            self.method.load_state_dict(self.selected)
+
+    def _is_exhausted(self) -> bool:
+        return is_exhausted(self.progress.history, self.experiment.config.selection.patience)
+
+    def _compare(self, epoch: int, line: dict[str, Any]) -> None:
+        """Add the figures on validation pictures to the epoch's line, and hold its state where they
+        are the best so far."""
+        if self.validation is None or epoch < sum(self.stages[:-1]):
+            return
+        line |= self.validation.line()
+        if selected_epoch([*self.progress.history, line]) == epoch + 1:
+            state = self.method.state_dict()
+            self.selected = {name: each.detach().clone() for name, each in state.items()}
 
     def _keep(self) -> None:
         """Write the state after an epoch, or hold it where the last one was just written."""
         since = time.monotonic() - self._written
-        if since >= SECONDS_BETWEEN_CHECKPOINTS or self.progress.epoch == self.optim.epochs:
+        if since >= SECONDS_BETWEEN_CHECKPOINTS or self.progress.epoch == self.last_epoch:
             self.save()
         else:
             self._kept = self._snapshot().kept()
 
     def _snapshot(self) -> Snapshot:
         self.progress.scaler = self.scaler.state_dict()
-        return Snapshot.take(self.method, self.optimiser, self.progress)
+        return Snapshot.take(self.method, self.optimiser, self.progress, self.selected)
 
     def _write_kept(self) -> None:
         """Write what is held, if anything; rank 0 alone holds any."""
@@ -166,19 +204,16 @@ class Trainer:
         every = STEPS_BETWEEN_CHECKS[device.type]
         names: list[str] = []
         outcomes: list[Tensor] = []
-        waited = 0.0
         parts = self.ranks.parts(self.batches, self.batch_sizes, epoch)
-        batches = self.experiment.move_batches(batch for batch, _ in parts)
+        loaded = _Waited(self.experiment.move_batches(batch for batch, _ in parts))
         bar = tqdm(
-            zip(batches, self.batch_sizes, strict=True),
+            zip(self.ahead(loaded), self.batch_sizes, strict=True),
             desc=f"epoch {epoch + 1}/{self.optim.epochs}",
             total=len(self.batch_sizes),
             leave=False,
             disable=None if self.ranks.first else True,
         )
-        asked = time.perf_counter()
         for step, ((images, labels, _), rows) in enumerate(bar):
-            waited += time.perf_counter() - asked
             if self.optim.lr_per == "step":
                 passed = epoch - begun + step / len(self.batch_sizes)
                 self._set_rate(learning_rate(optim, passed))
@@ -189,10 +224,9 @@ class Trainer:
             if len(outcomes) % every == 0:
                 self._check_finite(outcomes, every, epoch)
                 if not bar.disable:
-                    waiting = waited / (time.perf_counter() - started)
+                    waiting = loaded.seconds / (time.perf_counter() - started)
                     loss = f"{outcomes[-1][0].item():.3f}"
                     bar.set_postfix(loss=loss, waiting_for_data=f"{waiting:.0%}", refresh=False)
-            asked = time.perf_counter()
         self._check_finite(outcomes, every, epoch)
         columns = dict(zip(names, torch.stack(outcomes).T.contiguous(), strict=True))
         losses, correct = columns.pop("loss"), columns.pop("correct").double().sum().item()
@@ -206,7 +240,7 @@ class Trainer:
             **{name: sum(part.get(name, 0.0) for _, part in parts) for name in parts[0][1]},
             "accuracy": sum(count for count, _ in parts) / sum(self.batch_sizes),
             "seconds": seconds,
-            "waiting_for_data": waited / seconds,
+            "waiting_for_data": loaded.seconds / seconds,
             "step_loss": losses.tolist(),
             **self.method.epoch_log(),
         }
@@ -331,13 +365,41 @@ def adapt_to_new_classes(experiment: Experiment, ranks: Ranks = ALONE) -> dict |
     return experiment.method.adapt(_Images(experiment, ranks), classes, ranks.summing)
 
 
+def _look_ahead(
+    experiment: Experiment, ranks: Ranks, rows: int, *, on_features: bool = False
+) -> LookAhead:
+    """For batches of which all ranks together have at most so many rows."""
+    here = -(-rows // ranks.size)
+    config, method, device = experiment.config, experiment.method, experiment.device
+    return LookAhead.of(config, method, device, here, on_features=on_features)
+
+
+class _Waited:
+    """Batches, and how many seconds of waiting for them there were so far."""
+
+    def __init__(self, batches: Iterator[list[Tensor]]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return self
+
+    def __next__(self) -> list[Tensor]:
+        asked = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - asked
+
+
 class _Images:
-    """Batches to adapt on, without labels, on the device, as often as they are asked for."""
+    """Batches to adapt on, without labels, on the device, as often as they are asked for: pictures,
+    or what of them enters the method's first changed layer."""
 
     def __init__(self, experiment: Experiment, ranks: Ranks) -> None:
         self.experiment, self.ranks = experiment, ranks
         config, pictures = experiment.config, experiment.benchmark.adapt
         self.sizes = batch_sizes(len(pictures), config.optim.batch)
+        self.ahead = _look_ahead(experiment, ranks, self.sizes[0])
         self.batches = ranks.share(
             evaluation_batches(
                 pictures,
@@ -352,5 +414,5 @@ class _Images:
 
     def __iter__(self) -> Iterator[Tensor]:
         batches = (batch for batch, _ in self.ranks.parts(self.batches, self.sizes))
-        for images, _, _ in self.experiment.move_batches(batches):
+        for images, _, _ in self.ahead(self.experiment.move_batches(batches)):
             yield images

@@ -1,6 +1,7 @@
 """A run from its settings to its folder: train, adapt to new classes, score, draw."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -9,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lamp_fast import cli
-from lamp_fast.clip.load import completed_record
+from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.clip.usage import completed_record
 from lamp_fast.data.loading import report_dead_workers
-from lamp_fast.data.settings import PLACES
+from lamp_fast.data.settings import DESCRIBING, PLACES
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import write_json
@@ -23,7 +27,10 @@ from lamp_fast.runs.experiment import Experiment, assemble, check_data
 from lamp_fast.runs.folder import (
     CHECKPOINT,
     CONFIG,
+    HOLDOUT,
     LEARNED,
+    METRICS,
+    VALIDATION,
     choose_folder,
     clear_folder,
     hold_folder,
@@ -34,14 +41,19 @@ from lamp_fast.runs.folder import (
 )
 from lamp_fast.runs.launch import launch_id
 from lamp_fast.runs.ranks import ALONE, Ranks, join, place
-from lamp_fast.runs.record import Record, read_record
+from lamp_fast.runs.record import Record, read_history, read_record
 from lamp_fast.runs.scoring import Evaluated, evaluate_rows, write_results
+from lamp_fast.runs.selection import selected_epoch, summary
 from lamp_fast.runs.tensorboard import need_tensorboard
 from lamp_fast.runs.trainer import NonFiniteLossError, Trainer, adapt_to_new_classes
+from lamp_fast.runs.validation import validation_logits
 from lamp_fast.tensors import save_tensors
 
 # What of a run's record says where files lie; a resumed run compares their content by hash.
-_PLACES = {"data": (*PLACES, "unreadable"), "clip": ("pretrained", "weights", "weights_of")}
+_PLACES = {
+    "data": (*PLACES, *DESCRIBING, "unreadable"),
+    "clip": ("pretrained", "weights", "weights_of"),
+}
 
 
 def _by_flag(values: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -59,7 +71,7 @@ def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path)
     then = {**record.values, "clip": completed_record(record.values["clip"])}
     begun = _by_flag(to_saved(record.settings))
     for (group, name), value in _by_flag(now["settings"]).items():
-        free = group in ("out", "config", "machine", "tensorboard")
+        free = group in ("out", "config", "machine", "tensorboard", "union")
         if free or name in _PLACES.get(group, ()) or value == begun[group, name]:
             continue
         before = begun[group, name]
@@ -101,13 +113,22 @@ def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
+def _run(
+    config: TrainConfig,
+    folder: Path,
+    ranks: Ranks,
+    clip: FrozenClip | None = None,
+    *,
+    scored: bool = True,
+) -> int:
+    """One run; ``clip`` is of the settings where it is built, and without ``scored`` its test
+    pictures are not looked at."""
     ranks.together(_refuse_split_batches, config, ranks)
     # A large data set is read by one process, not by all at the same time.
     checked = None if ranks.size == 1 else ranks.once(check_data, config)
     placed = place(replace(config, out=folder), ranks)
     begun = ranks.once(read_record, folder / CONFIG) if config.resume else None
-    experiment = ranks.together(assemble, placed, checked, begun)
+    experiment = ranks.together(assemble, placed, checked, begun, None, clip)
     cli.say(*experiment.describe())
     if begun is not None:
         ranks.once(_refuse_other_settings, experiment, begun, folder)
@@ -115,6 +136,8 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
     if experiment.device.type == "cuda" and trainer.parameters:
         reason = trainer.not_captured
         print("step    one CUDA graph" if reason is None else f"step    not captured: {reason}")
+    if trainer.parameters and (config.machine.ahead is not None or trainer.ahead.why_not is None):
+        print(f"ahead   {trainer.ahead.describe()}")
     with contextlib.ExitStack() as stack:
         ranks.once(_enter, stack, config, folder)
         if config.resume and ranks.once((folder / CHECKPOINT).is_file):
@@ -125,10 +148,17 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
             ranks.once(_begin, trainer)
         cli.say(f"run     {folder}")
         try:
+            compared = trainer.progress.history
+            if experiment.config.selection.retrain:
+                compared = _search_epoch(experiment, folder / HOLDOUT, ranks)
+                trainer.last_epoch = selected_epoch(compared)
             if trainer.parameters:
                 trainer.run()
+            cli.say(*_about_choice(trainer))
             experiment.method.settle(trainer.training)
-            finish(experiment, trainer, folder, ranks)
+            finish(experiment, trainer, folder, ranks, compared, scored=scored)
+        except _DivergedError as error:
+            return error.code
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after epoch {trainer.progress.epoch}; {how_to_go_on(folder)} goes on"
@@ -137,6 +167,64 @@ def _run(config: TrainConfig, folder: Path, ranks: Ranks) -> int:
             cli.say(f"error: {error}", stream=sys.stderr)
             return 1
     return 0
+
+
+class _DivergedError(Exception):
+    """The run that would have chosen an epoch diverged, and has said so."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def _search_epoch(experiment: Experiment, folder: Path, ranks: Ranks) -> list[dict[str, Any]]:
+    """The log of the run that leaves classes out, in a folder of its own, where it goes on if it
+    was begun. It has the settings of ``experiment``, and looks at no test picture."""
+    settings = experiment.config
+    config = replace(
+        settings,
+        out=folder,
+        resume=ranks.once((folder / CONFIG).is_file),
+        overwrite=False,
+        selection=replace(settings.selection, retrain=False),
+    )
+    if not ranks.once((folder / LEARNED).is_file):
+        # What training on all classes draws does not depend on what was drawn here.
+        with torch.random.fork_rng():
+            code = _run(config, folder, ranks, experiment.clip, scored=False)
+        if code:
+            raise _DivergedError(code)
+    return ranks.once(read_history, folder / METRICS)
+
+
+def _about_choice(trainer: Trainer) -> list[str]:
+    """Which epoch is kept, and why, in a line; none where it is the last as a matter of course."""
+    experiment, history = trainer.experiment, trainer.progress.history
+    selection = experiment.config.selection
+    if selection.select != "best":
+        return []
+    if not trainer.parameters:
+        return [f"select  {experiment.method.entry.title} has no epochs to choose between"]
+    if selection.retrain:
+        count = len(experiment.benchmark.base_names)
+        return [f"select  trained again on all {count} base classes, to epoch {trainer.last_epoch}"]
+    epoch = selected_epoch(history)
+    line = history[epoch - 1]
+    figures = f"macro-F1 {100 * line['val_macro_f1']:.2f}%"
+    if "val_macro_f1_held_out" in line:
+        figures = (
+            f"harmonic mean {100 * line['val_score']:.2f}% of {figures} on the trained classes and"
+            f" {100 * line['val_macro_f1_held_out']:.2f}% on those held out"
+        )
+    looked = sum(each.get("val_seconds", 0.0) for each in history)
+    share = looked / (looked + sum(each["seconds"] for each in history))
+    stopped = ""
+    if len(history) < trainer.optim.epochs:
+        stopped = f" ({trainer.optim.epochs} planned, --patience {selection.patience})"
+    return [
+        f"select  epoch {epoch} of {len(history)}{stopped}, {figures},"
+        f" {len(trainer.validation):,} validation pictures; scoring them took {share:.0%} of the"
+        " time"
+    ]
 
 
 def _enter(stack: contextlib.ExitStack, config: TrainConfig, folder: Path) -> None:
@@ -157,36 +245,70 @@ def _begin(trainer: Trainer) -> None:
     trainer.save()
 
 
-def finish(experiment: Experiment, trainer: Trainer, folder: Path, ranks: Ranks = ALONE) -> None:
-    """Adapt, save what was learned, score it and draw the pictures.
+def finish(
+    experiment: Experiment,
+    trainer: Trainer,
+    folder: Path,
+    ranks: Ranks = ALONE,
+    compared: Sequence[Mapping[str, Any]] = (),
+    *,
+    scored: bool = True,
+) -> None:
+    """Adapt, save what was learned and the scores of validation pictures, score the test pictures
+    and draw the figures.
 
-    The seconds of a run are those of its epochs; of a method that has none, those that it took to
-    read the training set, where features that were not kept are computed.
+    The seconds of a run are those of its epochs, of choosing one, and of the run that chose it; of
+    a method that has none, those that it took to read the training set, where features that were
+    not kept are computed.
+
+    Args:
+        experiment, trainer, folder, ranks: of the run.
+        compared: the log of the epochs that one was chosen of: the run's own, or another's.
+        scored: whether the test pictures are looked at.
     """
     progress = trainer.progress
     adaptation = adapt_to_new_classes(experiment, ranks)
     if progress.epoch:
         ranks.once(require_checkpoint, folder)
-    seconds = sum(line["seconds"] for line in progress.history)
+    retrained = experiment.config.selection.retrain
+    logs = [progress.history, compared] if retrained else [progress.history]
+    lines = itertools.chain(*logs)
+    seconds = sum(line["seconds"] + line.get("val_seconds", 0.0) for line in lines)
     if not trainer.parameters:
         seconds = trainer.reading_seconds
-    facts = {"seconds": seconds, "epochs": progress.epoch, "adaptation": adaptation}
+    facts = {
+        "seconds": seconds,
+        "epochs": progress.epoch,
+        "selected": selected_epoch(compared),
+        "adaptation": adaptation,
+    }
     method = experiment.method
+    if len(experiment.benchmark.val):
+        logits, labels = validation_logits(experiment, method, ranks)
+        held = {"logits": logits, "labels": labels}
+        ranks.once(save_tensors, folder / VALIDATION, held, {})
     ranks.once(save_tensors, folder / LEARNED, method.state_dict(), facts)
+    if not scored:
+        return
     rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
-    ranks.once(_write_outcome, experiment, progress, folder, rows)
+    if (choice := summary(compared)) is not None:
+        rows[1] = replace(rows[1], selection=choice)
+    ranks.once(_write_outcome, experiment, progress, folder, rows, compared)
 
 
 def _write_outcome(
-    experiment: Experiment, progress: Progress, folder: Path, rows: Sequence[Evaluated]
+    experiment: Experiment,
+    progress: Progress,
+    folder: Path,
+    rows: Sequence[Evaluated],
+    compared: Sequence[Mapping[str, Any]],
 ) -> None:
     table = write_results(folder, experiment, rows)
+    figures.plot_validation(folder / "validation.png", compared)
     if progress.history:
         figures.plot_curves(folder / "curves.png", progress.history)
         figures.plot_activations(folder / "activations.png", progress.history)
     print("\n" + table)
-    if experiment.clip.identity.random:
-        print("\nThe CLIP's weights are random: these accuracies mean nothing.")
 
 
 def training_settings(given: Mapping[str, Any]) -> TrainConfig:
@@ -217,6 +339,8 @@ def _as_json(value: Any, before: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(before, str):
         return json.dumps(dict(value), default=str)
     if isinstance(before, list) and isinstance(value, str):
+        if not before or isinstance(before[0], str):
+            return [value]
         try:
             return list(parse_layers(value))
         except ValueError as error:

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from lamp_fast.clip.load import activation_of, fingerprint, load_clip
+from lamp_fast.clip.load import load_clip
 from lamp_fast.clip.prompts import tokenise
-from lamp_fast.clip.towers import FrozenClip, check_supported
+from lamp_fast.clip.towers import FrozenClip, activation_of, check_supported
+from lamp_fast.clip.weights import fingerprint
 from lamp_fast.data.transforms import Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.methods.base import plain_image_features

@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lamp_fast import Classifier, evaluate, train
-from lamp_fast.clip.load import completed_record, load_clip
+from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.usage import completed_record, file_usage
 from lamp_fast.data.transforms import OPENAI_MEAN, Preprocessing
 from lamp_fast.errors import InputError
 from lamp_fast.runs.folder import CHECKPOINT, CONFIG, LEARNED, RESULT, resumed_defaults
@@ -85,11 +86,9 @@ def test_a_file_nobody_knows_is_warned_of(weights):
 
 @pytest.mark.parametrize("model", ["ViT-B-16", "ViT-L-14"])
 def test_published_models_with_a_twin_warn(model, weights):
-    from lamp_fast.clip.load import _file_usage
-
     with pytest.warns(UserWarning, match=f"as {model} says.*openai"):
-        assert _file_usage(model, weights, None).activation == "gelu"
-    assert _file_usage(model, weights, "openai").activation == "quick_gelu"
+        assert file_usage(model, weights, None).activation == "gelu"
+    assert file_usage(model, weights, "openai").activation == "quick_gelu"
 
 
 @pytest.mark.parametrize("digits", [64, 8])
@@ -104,7 +103,7 @@ def test_a_file_is_recognised_by_its_sha256(weights, monkeypatch, tmp_path, no_w
 
 
 def test_published_addresses_are_read():
-    from lamp_fast.clip.load import _SHA256_IN_ADDRESS
+    from lamp_fast.clip.usage import _SHA256_IN_ADDRESS
 
     for name, tag, start in (
         ("ViT-B-16", "openai", "5806e77cd80f8b59"),

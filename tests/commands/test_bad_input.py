@@ -76,7 +76,7 @@ BAD_INPUT = [
     ("train", "--data caltech101 --root {place}/nowhere", "--root {place}/nowhere: does not exist"),
     ("train", "--data folder --root {place}/void", "--root {place}/void: is empty"),
     ("train", "--data folder --root {place}/single", "expected at least 2 classes"),
-    ("train", "--data folder --root {place}/damaged", "damaged/dog/"),
+    ("train", "--clip tiny --data folder --root {place}/damaged", "damaged/dog/"),
     ("train", "--data table --table {place}/none.csv", "{place}/none.csv"),
     ("train", "--template picture", "--template 'picture': expected {{}} once"),
     ("train", "--device abacus", "--device abacus"),
@@ -130,7 +130,7 @@ BAD_INPUT = [
     ("predict", "{run} {place}/cat.png --csv {place}/no/x.csv", "--csv {place}/no/x.csv"),
     ("predict", "{run} {place}/cat.png --csv /proc/self/x.csv", "/proc/self/x.csv: cannot be"),
     ("predict", "{run} {place}/list.csv --path-column file", "--path-column file"),
-    ("export", "{run}", "out"),
+    ("export", "{run}", "OUT"),
     ("export", "{run} {place}/new --format jpeg", "--format"),
     ("export", "{run} {place}/damaged --format torch", "OUT {place}/damaged: expected a new or"),
     (

@@ -18,6 +18,7 @@ from PIL import Image, ImageSequence
 import lamp_fast
 from lamp_fast import train
 from lamp_fast.classifier import Classifier
+from lamp_fast.clip import settings as clip_settings
 from lamp_fast.data.loading import evaluation_batches
 from lamp_fast.data.sources import load_source
 from lamp_fast.errors import InputError
@@ -154,9 +155,8 @@ def test_threads_with_lists_of_their_own(tmp_path, scans, text_query):
 def test_loading_needs_no_training_data_and_leaves_the_generator_alone(tmp_path, scans):
     pictures = tmp_path / "pictures"
     class_folders(pictures, scans)
-    trained = Classifier.train(
-        data="folder", root=pictures, epochs=2, out=tmp_path / "run", batch=4, adapt_passes=1
-    )
+    flags = {"clip": "tiny", "epochs": 2, "batch": 4, "adapt_passes": 1}
+    trained = Classifier.train(data="folder", root=pictures, out=tmp_path / "run", **flags)
     few = scans.arrays[:9]
     expected = trained.classify(few)
     shutil.rmtree(pictures)
@@ -480,6 +480,7 @@ def documented_example():
 def test_the_documented_example_runs(tmp_path, monkeypatch, capsys, scans):
     """Build, train, save, load, classify: on threes and sevens, it must tell them apart."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clip_settings, "GLYPHS", ("digits", "folder"))  # these folders hold digits
     class_folders(Path("pictures"), scans)
     Path("unsorted").mkdir()
     truth = {}

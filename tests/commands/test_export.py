@@ -79,7 +79,7 @@ def trained(pictures, tmp_path_factory):
         if method not in made:
             out = tmp_path_factory.mktemp("runs") / method
             flags = ["--method", method, "--data", "folder", "--root", str(pictures)]
-            flags += ["--split", "base-new", "--out", str(out), "--threads", "1"]
+            flags += ["--clip", "tiny", "--split", "base-new", "--out", str(out), "--threads", "1"]
             if method != "zeroshot":
                 flags += ["--epochs", "1", "--batch", "3", "--warmup-epochs", "0"]
             with pytest.MonkeyPatch.context() as patch:

@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 from lamp_fast import cli
 from lamp_fast.clip import features
 from lamp_fast.clip.load import load_clip
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
 from lamp_fast.features import __main__ as command
 from lamp_fast.features.__main__ import FeaturesConfig, main
+
+TINY = ClipConfig("tiny")
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def read(out):
 
 
 def test_a_folder_gives_clips_own_features_row_by_row(folder, tmp_path):
-    assert main(FeaturesConfig(out=tmp_path / "out", sources=(folder,))) == 0
+    assert main(FeaturesConfig(out=tmp_path / "out", clip=TINY, sources=(folder,))) == 0
     tensors, rows, about = read(tmp_path / "out")
     clip = load_clip("tiny")
     assert [row["path"] for row in rows] == sorted(str(each) for each in folder.glob("*/*"))
@@ -63,13 +66,13 @@ def test_a_data_set_comes_with_parts_and_labels(tmp_path):
 
 
 def test_crops_are_views_and_what_was_computed_is_not_computed_again(folder, tmp_path, monkeypatch):
-    main(FeaturesConfig(out=tmp_path / "one", sources=(folder,), crops=3))
+    main(FeaturesConfig(out=tmp_path / "one", clip=TINY, sources=(folder,), crops=3))
 
     def never(*_):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(features, "unprojected_features", never)
-    main(FeaturesConfig(out=tmp_path / "two", sources=(folder,), crops=3))
+    main(FeaturesConfig(out=tmp_path / "two", clip=TINY, sources=(folder,), crops=3))
     one, two = (read(tmp_path / each)[0] for each in ("one", "two"))
     assert one["unprojected"].shape[:2] == (3, 3)
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -77,7 +80,7 @@ def test_crops_are_views_and_what_was_computed_is_not_computed_again(folder, tmp
 
 def test_unreadable_pictures_are_reported_and_left_out(folder, tmp_path, capsys):
     (folder / "cat" / "broken.png").write_bytes(b"no picture")
-    assert main(FeaturesConfig(out=tmp_path / "out", sources=(folder,))) == 1
+    assert main(FeaturesConfig(out=tmp_path / "out", clip=TINY, sources=(folder,))) == 1
     assert len(read(tmp_path / "out")[1]) == 3
     assert "broken.png" in capsys.readouterr().err
 
@@ -86,13 +89,13 @@ def test_unreadable_pictures_are_reported_and_left_out(folder, tmp_path, capsys)
 def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, case):
     out = tmp_path / "out"
     config = {
-        "filled": FeaturesConfig(out=folder, sources=(folder,)),
+        "filled": FeaturesConfig(out=folder, clip=TINY, sources=(folder,)),
         "both": FeaturesConfig(
-            out=out, sources=(folder,), data=DataConfig(data="folder", root=folder)
+            out=out, clip=TINY, sources=(folder,), data=DataConfig(data="folder", root=folder)
         ),
-        "empty": FeaturesConfig(out=out, sources=(tmp_path / "empty",)),
-        "crops": FeaturesConfig(out=out, sources=(folder,), crops=-1),
-        "missing": FeaturesConfig(out=out, sources=(tmp_path / "nothing.png",)),
+        "empty": FeaturesConfig(out=out, clip=TINY, sources=(tmp_path / "empty",)),
+        "crops": FeaturesConfig(out=out, clip=TINY, sources=(folder,), crops=-1),
+        "missing": FeaturesConfig(out=out, clip=TINY, sources=(tmp_path / "nothing.png",)),
     }[case]
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))

@@ -61,7 +61,7 @@ def run(tmp_path_factory):
     """A run on three classes of odd names, moved into the folder of its pictures."""
     root = draw(tmp_path_factory.mktemp("own") / "pictures", *CLASSES, count=6)
     arguments = {"data": "folder", "root": root, "epochs": 1, "warmup_epochs": 0, "threads": 1}
-    Classifier.train(**arguments, out=root.parent / "first")
+    Classifier.train(**arguments, clip="tiny", out=root.parent / "first")
     (root / "runs").mkdir()
     return (root.parent / "first").rename(root / "runs" / "first")
 
@@ -70,6 +70,7 @@ def test_training_tells_what_it_drew_and_what_it_left_out(run, tmp_path, capsys)
     root = run.parents[1]
     (root / CLASSES[0] / "photo.heic").touch()
     arguments = ("--data", "folder", "--root", root, "--epochs", 1, "--warmup-epochs", 0)
+    arguments += ("--clip", "tiny")
     code, out, err = call(capsys, "train", *arguments, "--out", tmp_path / "second")
     assert code == 0, err
     lines = out.splitlines()

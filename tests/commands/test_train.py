@@ -62,7 +62,7 @@ def finished(tmp_path_factory):
     """A finished two-epoch run and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     answer = subprocess.run(
-        command(folder, "--epochs", "2", "--threads", "1"),
+        command(folder, "--epochs", "2", "--threads", "1", "--precision", "fp32"),
         capture_output=True,
         text=True,
         check=True,

@@ -13,20 +13,21 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lamp_fast import cli, evaluate
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.loading import evaluation_batches
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import load_source
+from lamp_fast.data.templates import IMAGENET_7
 from lamp_fast.errors import InputError
 from lamp_fast.evaluate import EvaluateConfig
 from lamp_fast.files import write_json
 from lamp_fast.methods.base import frozen_image_features
-from lamp_fast.methods.lfa import IMAGENET_TEMPLATES
 from lamp_fast.methods.text import plain_text_features
 from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs.config import default_config
 from lamp_fast.runs.experiment import assemble, load_run, load_run_on
 from lamp_fast.runs.folder import CONFIG, LEARNED
-from lamp_fast.runs.scoring import transfer_rows
+from lamp_fast.runs.transfer import transfer_rows
 from lamp_fast.tensors import load_tensors, save_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:--data", "ignore:.*never seen in the tiny")
@@ -49,7 +50,8 @@ def run(tmp_path_factory):
     config = default_config({})
     data = DataConfig(data="folder", root=pictures, split="base-new")
     machine = replace(config.machine, threads=1)
-    experiment = assemble(replace(config, data=data, machine=machine))
+    clip = ClipConfig("tiny")
+    experiment = assemble(replace(config, data=data, machine=machine, clip=clip))
     torch.manual_seed(0)
     for name, each in experiment.method.state_dict().items():
         if name.endswith(("_pool", "shared")):
@@ -110,7 +112,8 @@ def test_lfa_scores_a_target_of_its_own_names_with_the_average(tmp_path, templat
     config = default_config({"method": "lfa", "data": "imagenet", "split": "all"})
     data = DataConfig(data="imagenet", root=tmp_path, split="all")
     machine = replace(config.machine, threads=1)
-    experiment = assemble(replace(config, data=data, machine=machine))
+    clip = ClipConfig("tiny")
+    experiment = assemble(replace(config, data=data, machine=machine, clip=clip))
     method = experiment.method
     with torch.no_grad():
         method.weight.copy_(-method.ema)  # the most likely class becomes the least likely one
@@ -127,7 +130,7 @@ def test_lfa_scores_a_target_of_its_own_names_with_the_average(tmp_path, templat
     features = frozen_image_features(clip, images)
     texts = [
         F.normalize(plain_text_features(clip, benchmark.base_names, each), dim=-1)
-        for each in ((template,) if template else IMAGENET_TEMPLATES)
+        for each in ((template,) if template else IMAGENET_7)
     ]
     scores = features @ sum(texts).T
     confusion = np.zeros((4, 4), int)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.benchmark import build_benchmark, check_benchmark
 from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.loading import evaluation_batches, training_batches
@@ -613,7 +614,8 @@ def test_own_data_is_taken_as_it_is(given, expected):
 def test_a_run_on_a_table(tmp_path):
     """From the settings to what is trained, and back from the settings that a run saves."""
     file = write_table(tmp_path)
-    config = apply_preset(TrainConfig(data=DataConfig(data="table", table=file)), "tiny")
+    data = DataConfig(data="table", table=file)
+    config = apply_preset(TrainConfig(data=data, clip=ClipConfig("tiny")), "tiny")
     experiment = assemble(config)
     assert experiment.benchmark.base_names == ("ant", "red fox")
     assert experiment.benchmark.new_names == ()

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from lamp_fast import train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.loading import move_batches
 from lamp_fast.data.resample import Packed, PackTransform, join, pack, resample
 from lamp_fast.data.settings import DataConfig
@@ -202,6 +203,7 @@ def run(folder, transforms, workers=0):
     config = apply_preset(TrainConfig(out=folder / f"{transforms}{workers}"), "tiny")
     config = replace(
         config,
+        clip=ClipConfig("tiny"),
         data=DataConfig(data="folder", root=folder / "data"),
         optim=replace(config.optim, epochs=1, batch=3, warmup_epochs=0),
         machine=replace(config.machine, transforms=transforms, workers=workers, threads=1),

@@ -18,7 +18,9 @@ import sys
 with open(sys.argv[3], "a") as log:
     log.write("begun\\n")
 from lamp_fast import Classifier
-trained = Classifier.train(data="folder", root=sys.argv[1], epochs=1, workers=2, out=sys.argv[2])
+trained = Classifier.train(
+    data="folder", root=sys.argv[1], clip="tiny", epochs=1, workers=2, out=sys.argv[2]
+)
 print("trained", *trained.trained_names)
 """
 

@@ -26,7 +26,7 @@ def digits():
     """Eight to one training pictures a class, and four a class to choose on."""
     source = load_source("digits", None, None, None)
     built = build_benchmark(
-        source, split="base-new", imb=8.0, cap=None, shots=8, seed=1, validation=True
+        source, split="base-new", imb=8.0, cap=None, shots=8, seed=1, validation="all"
     )
     assert built.counts.tolist() == [8, 4, 2, 1, 1]
     return built

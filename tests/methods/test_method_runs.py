@@ -65,7 +65,7 @@ def pictures(tmp_path_factory):
 
 def parse(method, pictures, out, *flags):
     arguments = ["--method", method, "--data", "folder", "--root", str(pictures)]
-    arguments += ["--split", "base-new", "--out", str(out), *SHORT, *flags]
+    arguments += ["--clip", "tiny", "--split", "base-new", "--out", str(out), *SHORT, *flags]
     return train.read_flags(arguments)
 
 

@@ -8,8 +8,8 @@ from training_sets import training_set
 
 from lamp_fast.data.benchmark import Origin, build_benchmark
 from lamp_fast.data.sources import load_source
+from lamp_fast.data.templates import IMAGENET_7
 from lamp_fast.methods.surroundings import RunClasses
-from lamp_fast.methods.text import IMAGENET_TEMPLATES
 from lamp_fast.runs import parameters
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import default_config
@@ -210,8 +210,8 @@ def test_an_imagenet_text_is_the_mean_of_seven(small_clip, data):
     """Of normalised features, normalised again; one template for all else."""
     clip = small_clip()
     method = build(clip)
-    assert len(set(IMAGENET_TEMPLATES)) == 7
-    every = texts_of(clip, [each.format("ox") for each in IMAGENET_TEMPLATES])
+    assert len(set(IMAGENET_7)) == 7
+    every = texts_of(clip, [each.format("ox") for each in IMAGENET_7])
     got = method.prepare(["ox"], PLAIN, Origin(data))
     torch.testing.assert_close(got[0], normalised(sum(every)), **TOLERANCE)
     own = method.prepare(["ox"], PLAIN, Origin())

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from lamp_fast import train
 from lamp_fast.clip.settings import Trimming
 from lamp_fast.data.benchmark import Origin
+from lamp_fast.data.templates import PROMPTSRC_60
 from lamp_fast.errors import InputError
-from lamp_fast.methods.promptsrc import TEMPLATES, gaussian_shares
+from lamp_fast.methods.promptsrc import gaussian_shares
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import figures, parameters
 from lamp_fast.runs.building import build_method
@@ -80,7 +81,7 @@ def plain_text(clip, names):
     """A class after the other, a template after the other."""
     rows = []
     for name in names:
-        ids = clip.tokenizer([template.replace("{}", name) for template in TEMPLATES])
+        ids = clip.tokenizer([template.replace("{}", name) for template in PROMPTSRC_60])
         x = clip.model.token_embedding(ids) + clip.model.positional_embedding
         rows.append(read_text(clip.model, text_tower(clip.model, x), ids).mean(0))
     return F.normalize(torch.stack(rows), dim=-1)
@@ -156,8 +157,8 @@ def test_another_loss_reaches_the_cross_entropy_alone(small_clip):
 
 
 def test_sixty_templates_each_with_one_name():
-    assert len(set(TEMPLATES)) == len(TEMPLATES) == 60
-    assert all(each.count("{}") == 1 for each in TEMPLATES)
+    assert len(set(PROMPTSRC_60)) == len(PROMPTSRC_60) == 60
+    assert all(each.count("{}") == 1 for each in PROMPTSRC_60)
 
 
 def test_what_is_tokenised_and_when(small_clip):

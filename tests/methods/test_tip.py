@@ -37,7 +37,7 @@ def few_digits():
     """A long tail of 4 to 1 training pictures, with validation pictures."""
     source = load_source("digits", None, None, None)
     return build_benchmark(
-        source, split="base-new", imb=4.0, cap=None, shots=4, seed=1, validation=True
+        source, split="base-new", imb=4.0, cap=None, shots=4, seed=1, validation="all"
     )
 
 

@@ -252,8 +252,8 @@ def _no_drawings():
 
 def parse(root, out, *flags):
     words = ["--method", "2sfs", "--data", "folder", "--root", str(root), "--split", "base-new"]
-    words += ["--epochs", "5", "--batch", "3", "--threads", "1", "--out", str(out), *flags]
-    return train.read_flags(words)
+    words += ["--epochs", "5", "--batch", "3", "--threads", "1", "--out", str(out)]
+    return train.read_flags([*words, "--clip", "tiny", *flags])
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.stats import gmean, hmean
 
 from lamp_fast import train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_csv
@@ -196,8 +197,9 @@ def test_class_names_are_text_and_nothing_else(tmp_path):
     (root / "classes.json").write_text(json.dumps({"a": EVIL, "b": "<b>bold</b>"}))
     out = tmp_path / "run"
     data = DataConfig(data="folder", root=root, template="<i>{}</i>")
-    assert train.main(one_epoch(out, data=data)) == 0
+    assert train.main(one_epoch(out, data=data, clip=ClipConfig("tiny"))) == 0
     page = Page(build_page(out))
+    assert "tiny CLIP has only seen drawn digits" in page.text
     assert not page.all("script")
     assert not page.all("b")
     assert '<script>alert("x")</script>' in page.text

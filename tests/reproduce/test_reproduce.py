@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
 from lamp_fast.methods import METHODS
@@ -31,8 +32,8 @@ from lamp_fast.runs import parameters
 from lamp_fast.runs.config import TrainConfig, apply_preset, from_saved, to_saved
 from lamp_fast.runs.experiment import load_run_on
 from lamp_fast.runs.metrics import harmonic_mean
-from lamp_fast.runs.scoring import transfer_rows
 from lamp_fast.runs.trainer import Trainer
+from lamp_fast.runs.transfer import transfer_rows
 from lamp_fast.tensors import load_tensors
 
 TINY = {"clip": "tiny", "preset": "tiny", "data": ("digits",)}
@@ -283,7 +284,8 @@ def test_what_cannot_be_served_is_refused_in_one_line(options, message):
 # --- addresses -------------------------------------------------------------------------------
 
 BASE = change(
-    apply_preset(TrainConfig(), "tiny"), {"data": TrainConfig().data.resolved(), "seed": 3}
+    apply_preset(TrainConfig(clip=ClipConfig("tiny")), "tiny"),
+    {"data": TrainConfig().data.resolved(), "seed": 3},
 )
 
 

@@ -36,11 +36,16 @@ def rename(root, **names):
     (root / "classes.json").write_text(json.dumps(names))
 
 
+def settings(root, **flags):
+    flags = {"data": "folder", "root": root, "clip": "tiny", "epochs": 1, **flags}
+    return training_settings(flags)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompts")
     draw(folder / "data", "a1", "a2")
-    Classifier.train(data="folder", root=folder / "data", epochs=1, out=folder / "run")
+    Classifier.train(data="folder", root=folder / "data", clip="tiny", epochs=1, out=folder / "run")
     return folder / "run"
 
 
@@ -48,9 +53,7 @@ def run(tmp_path_factory):
 def test_a_long_name_of_the_new_half(method, tmp_path):
     root = draw(tmp_path / "data", "a1", "a2", "z1", "z2")
     rename(root, z2=LONG)
-    config = training_settings(
-        {"data": "folder", "root": root, "split": "base-new", "method": method, "epochs": 1}
-    )
+    config = settings(root, split="base-new", method=method)
     with pytest.raises(InputError, match=r"class prompt '.*longer than 77 tokens"):
         train.main(replace(config, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -59,7 +62,7 @@ def test_a_long_name_of_the_new_half(method, tmp_path):
 def test_a_template_that_only_zero_shot_clip_reads(tmp_path):
     """CoOp has a prompt of its own, but the table's first row has the data set's."""
     root = draw(tmp_path / "data", "a1", "a2")
-    config = training_settings({"data": "folder", "root": root, "method": "coop"})
+    config = settings(root, method="coop")
     built = assemble(config)
     long = replace(built.benchmark, template="a photo of " * 30 + "{}.")
     with pytest.raises(InputError, match="longer than 77 tokens"):
@@ -76,7 +79,7 @@ def test_a_target_with_a_long_name(run, tmp_path):
 
 def test_names_of_the_same_tokens_are_not_trained_against_each_other(tmp_path):
     root = draw(tmp_path / "data", "Cat", "dog", "cat")
-    config = training_settings({"data": "folder", "root": root, "epochs": 1})
+    config = settings(root)
     with pytest.raises(InputError, match="--data folder: class names: 'Cat' and 'cat' give the"):
         train.main(replace(config, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -90,7 +93,7 @@ def test_a_target_with_names_of_the_same_tokens(run, tmp_path):
 
 def test_a_class_folder_that_is_not_utf_8(tmp_path):
     root = draw(tmp_path / "data", "dog", os.fsdecode(b"caf\xe9"))
-    config = training_settings({"data": "folder", "root": root, "epochs": 1})
+    config = settings(root)
     with pytest.raises(InputError, match=r"class names: 'caf\\udce9' is not UTF-8") as error:
         train.main(replace(config, out=tmp_path / "run"))
     assert str(error.value).isascii()

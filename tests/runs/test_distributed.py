@@ -86,7 +86,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for line, their in zip(history(one), history(other), strict=True):
         for key in {"loss", "cross_entropy", "similarity_loss", "step_loss"} & line.keys():
             assert their[key] == pytest.approx(line[key], abs=1e-6), key
-        for key in {"accuracy", "activations", "epoch", "lr"} & line.keys():
+        for key in {"accuracy", "activations", "epoch", "lr", "val_score"} & line.keys():
             assert their[key] == line[key], key
     for name in ("confusion_base.csv", "confusion_new.csv", "per_class.csv"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
@@ -96,15 +96,20 @@ def assert_same_run(one: Path, other: Path) -> None:
     "flags",
     [
         pytest.param(
-            ("--text-query", "class", "--accumulate", "2"), id="class", marks=pytest.mark.slow
+            ("--text-query", "class", "--accumulate", "2", "--ahead", "9"),
+            id="class",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
-            ("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"),
+            (
+                *("--sampler", "balanced", "--loss", "cb", "--loss-beta", "0.5"),
+                *("--select", "best", "--patience", "1"),
+            ),
             id="drawn",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            ("--batch", "1", "--clip-grad", "0.5", "--epochs", "1"),
+            ("--batch", "1", "--clip-grad", "0.5", "--epochs", "1", "--ahead", "4"),
             id="no-row",
             marks=pytest.mark.slow,
         ),

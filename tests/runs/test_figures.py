@@ -38,3 +38,21 @@ def test_a_group_of_one_size_has_a_line_and_no_group_has_none():
     assert first < 7 < last
     assert mean == pytest.approx(75)
     assert not means(figures.draw_per_class(COUNTS, ACCURACY))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_validation_curve_marks_the_epoch_that_was_kept(held_out):
+    """Epochs without a score, of an earlier stage, are no part of it."""
+    history = [{"epoch": 1}]
+    for epoch, score in enumerate((0.25, 0.5, 0.5), start=2):
+        line = {"epoch": epoch, "val_macro_f1": 0.3, "val_accuracy": 0.4, "val_score": score}
+        history.append({**line, "val_macro_f1_held_out": 0.2} if held_out else line)
+    [axes] = figures.draw_validation(history).axes
+    shown = {line.get_label(): line for line in axes.lines}
+    score = "harmonic mean of the two" if held_out else "accuracy"
+    expected = [25, 50, 50] if held_out else [40, 40, 40]
+    assert shown[score].get_xydata().tolist() == [
+        [epoch, value] for epoch, value in zip((2, 3, 4), expected, strict=True)
+    ]
+    assert list(shown["chosen: epoch 3"].get_xdata()) == [3, 3]
+    assert figures.draw_validation(history[:1]) is None

@@ -108,13 +108,17 @@ def log(trainer):
     ]
 
 
-@pytest.mark.parametrize("text_query", ["image", "class"])
-def test_a_captured_run_is_the_plain_run(tmp_path, text_query):
-    """Parameters, moments, step counts, bias, totals and log to the bit; warm-ups leave nothing."""
+@pytest.mark.parametrize(("text_query", "ahead"), [("image", None), ("class", 32)])
+def test_a_captured_run_is_the_plain_run(tmp_path, text_query, ahead):
+    """Parameters, moments, step counts, bias, totals and log to the bit; warm-ups leave nothing.
+
+    Looking ahead, the graph's batch is what enters the first layer with prompts.
+    """
     trainers = []
     for captured in (False, True):
         config = settings(tmp_path / str(captured), accumulate=2, epochs=1)
         config = replace(config, own=replace(config.own, text_query=text_query))
+        config = replace(config, machine=replace(config.machine, ahead=ahead))
         trainer = Trainer(assemble(config), config.out)
         recorder = CallingRecorder()
         if captured:

@@ -33,6 +33,7 @@ def run(tmp_path_factory):
     Classifier.train(
         data="folder",
         root=place / "secret-place",
+        clip="tiny",
         skip_unreadable=True,
         epochs=1,
         batch=4,
@@ -175,6 +176,7 @@ def test_a_card_of_random_weights_says_that_its_numbers_mean_nothing(classifier)
     record["clip"]["random"] = True
     assert "accuracies mean nothing" in hub.model_card(record, classifier.results)
     assert "accuracies mean nothing" not in hub.model_card(classifier.record, classifier.results)
+    assert "answers mean nothing" in hub.model_card(classifier.record, classifier.results)
 
 
 def test_other_files_are_left_alone(classifier, run, tmp_path):

@@ -1,12 +1,19 @@
 """What --precision auto computes in, by what the device multiplies."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from lamp_fast import info
+from lamp_fast.files import read_json, write_json
 from lamp_fast.ops import dispatch
+from lamp_fast.runs.folder import CONFIG, resumed_defaults
 from lamp_fast.runs.machine import CPU_BFLOAT16, auto_precision, resolve_machine
 from lamp_fast.runs.settings import MachineConfig
+
+BEFORE = Path(__file__).parents[1] / "before" / "lamp"
 
 
 @pytest.fixture
@@ -31,6 +38,19 @@ def test_a_cpu_without_products_of_bfloat16_computes_in_float32(cpu_with):
 def test_an_explicit_precision_is_kept(cpu_with, precision, instructions):
     cpu_with(*instructions)
     machine, _ = resolve_machine(MachineConfig(device="cpu", precision=precision))
+    assert machine.precision == precision
+
+
+@pytest.mark.parametrize(("precision", "instructions"), [("fp32", CPU_BFLOAT16), ("bf16", ())])
+def test_a_run_goes_on_as_it_was_begun_whatever_the_cpu(
+    cpu_with, tmp_path, precision, instructions
+):
+    cpu_with(*instructions)
+    record = read_json(BEFORE / CONFIG)
+    record["settings"]["machine"]["precision"] = precision
+    write_json(tmp_path / CONFIG, record)
+    config = resumed_defaults({"resume": True, "out": tmp_path})
+    machine, _ = resolve_machine(replace(config.machine, device="cpu"))
     assert machine.precision == precision
 
 

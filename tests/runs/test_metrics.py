@@ -8,12 +8,16 @@ import scipy.stats
 import sklearn.metrics
 
 from lamp_fast.runs.metrics import (
+    UnionAnswers,
     balanced_accuracy,
     class_harmonic_mean,
+    confusion_matrix,
     geometric_mean,
     group_accuracy,
     harmonic_mean,
     scores,
+    shown_macro_f1,
+    union_scores,
     worst_class,
 )
 
@@ -113,3 +117,55 @@ def test_harmonic_mean():
     assert harmonic_mean(0.3, 0.3) == pytest.approx(0.3)
     assert harmonic_mean(0.0, 0.8) == 0.0
     assert harmonic_mean(0.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_macro_f1_of_the_classes_shown(answers, seed):
+    labels, predictions = (each[seed::3] for each in answers)
+    confusion = confusion_matrix(labels, predictions, 6)
+    assert np.array_equal(confusion, scores(labels, predictions, 6).confusion)
+    shown = np.unique(labels)
+    expected = sklearn.metrics.f1_score(
+        labels, predictions, labels=shown, average="macro", zero_division=0
+    )
+    # Means of at most 6 ratios of small integers: a few roundings.
+    assert shown_macro_f1(confusion) == pytest.approx(expected, rel=1e-14)
+
+
+def half(generator, count):
+    """Some right, and beliefs of few values, so that many are alike."""
+    belief = generator.integers(0, 6, count) / 8
+    return UnionAnswers(generator.random(count) < 0.7, generator.random(count) < 0.5, belief)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_openworld_auc(seed):
+    """The definition's double loop, and the public code's corrected beliefs in an AUROC."""
+    generator = np.random.default_rng(seed)
+    base, new = half(generator, 23), half(generator, 31)
+    total = 0.0
+    for right, believed in zip(base.own, base.belief, strict=True):
+        for other, alike in zip(new.own, new.belief, strict=True):
+            total += right * other * ((believed > alike) + (believed == alike) / 2)
+    got = union_scores(base, new)
+    # Counts of halves below 2^53 over a count: one rounding each.
+    assert got.openworld_auc == pytest.approx(total / (23 * 31), rel=1e-15)
+    beliefs = np.concatenate(
+        [
+            np.where(base.own, base.belief, new.belief.min() - 1e-5),
+            np.where(new.own, new.belief, base.belief.max() + 1e-5),
+        ]
+    )
+    is_base = np.repeat([1, 0], [23, 31])
+    # The trapezoids of 54 points add up in another order.
+    expected = sklearn.metrics.roc_auc_score(is_base, beliefs)
+    assert got.openworld_auc == pytest.approx(expected, rel=1e-12)
+    assert got.accuracy == (base.union.sum() + new.union.sum()) / 54
+    assert got.harmonic_mean == harmonic_mean(base.union.mean(), new.union.mean())
+
+
+@pytest.mark.parametrize(("right", "expected"), [(False, 0.0), (True, 1.0)])
+def test_openworld_auc_at_its_ends(right, expected):
+    base = UnionAnswers(np.full(3, right), np.full(3, right), np.ones(3))
+    new = UnionAnswers(np.ones(2, bool), np.ones(2, bool), np.zeros(2))
+    assert union_scores(base, new).openworld_auc == expected

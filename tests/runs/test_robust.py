@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json, write_bytes, write_json
@@ -29,7 +30,7 @@ BEFORE = Path(__file__).parents[1] / "before"
 
 def settings(out, **changes) -> TrainConfig:
     """Two epochs on two pictures a class."""
-    config = apply_preset(TrainConfig(out=out, **changes), "tiny")
+    config = apply_preset(TrainConfig(out=out, clip=ClipConfig("tiny"), **changes), "tiny")
     return replace(
         config,
         data=replace(config.data, shots=2),

@@ -171,7 +171,9 @@ def test_a_figure_that_no_run_has_is_refused(key, value, message):
 def test_the_files_of_a_run(tmp_path):
     base, plain = half((10, 4, 5, 0, 2), (9, 1, 5, 0, 0)), half((10, 4, 5, 0, 2), (0, 1, 2, 0, 1))
     rows = [evaluated(plain, name="CLIP"), evaluated(base)]
-    table = write_results(tmp_path, SimpleNamespace(benchmark=benchmark(TRAINING)), rows)
+    shown = SimpleNamespace(union=False)
+    experiment = SimpleNamespace(benchmark=benchmark(TRAINING), config=shown, caution=None)
+    table = write_results(tmp_path, experiment, rows)
     assert (tmp_path / "table.md").read_text() == table + "\n"
     assert json.loads((tmp_path / "result.json").read_text())[1]["few"] == 0.0
     with open(tmp_path / "per_class.csv", newline="") as stream:

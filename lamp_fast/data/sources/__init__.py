@@ -14,6 +14,7 @@ from lamp_fast.cli import expand_path
 from lamp_fast.data import catalog
 from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.entries import OWN_DATA, DataSet
+from lamp_fast.data.hierarchy import Hierarchy
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources import digits, layouts
@@ -33,6 +34,7 @@ from lamp_fast.data.sources.files import (
 from lamp_fast.data.sources.layouts import SPLIT_PARTS, SPLIT_SEED
 from lamp_fast.data.sources.lists import PictureLists, read_own_lists
 from lamp_fast.data.sources.table import PART_OF, PictureTable, number_of, part_of, read_table
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
 
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
@@ -52,6 +54,8 @@ class DataSource:
         classnames: C names; label l means ``classnames[l]``.
         template: class prompt with {} for the name.
         own_template: whether that is the data set's own, and not the user's.
+        words: several texts a class, which the template is one of; None where it is the one.
+        hierarchy: what classes are kinds of, where that is known.
         train, val, test: pictures with labels over all classes.
         augment: whether random crops and flips leave the classes what they are.
         drawn: parts that the data set does not have, drawn from its training pictures here.
@@ -73,6 +77,8 @@ class DataSource:
     drawn: tuple[str, ...] = ()
     test_only: bool = False
     own_template: bool = True
+    words: Words | None = None
+    hierarchy: Hierarchy | None = None
     notes: tuple[str, ...] = ()
     imb: float | None = None
     group_counts: tuple[int, ...] | None = None

@@ -153,11 +153,12 @@ class ImageEncoder:
     last_row: bool
 
     def __call__(self, images: Tensor) -> EncodedImages:
-        """Encode pictures [B, 3, S, S]."""
-        x, update = self.tower.embed(images), None
+        """Encode pictures [B, 3, S, S], or what of them enters the first layer with a pool."""
+        first = min(self.pools)
+        x, update = self.tower.entering(images, first), None
         cls = torch.zeros(1, dtype=torch.int64, device=x.device)
         chosen, similarities, counts = [], [], []
-        for number, block in enumerate(self.tower.blocks, 1):
+        for number, block in enumerate(self.tower.blocks[first - 1 :], first):
             x, normed = block.enter(x, update)
             prefix = None
             if number in self.pools:

@@ -55,6 +55,7 @@ class Lamp(Method):
     """
 
     entry = LAMP
+    independent_names = True
 
     def __init__(
         self,
@@ -91,6 +92,10 @@ class Lamp(Method):
 
     def describe(self, settings: LampSettings, optim: Mapping[str, Any]) -> str:
         return f"{settings.describe()}, {self.path} path"
+
+    @property
+    def first_changed_layer(self) -> int:
+        return self.config.layers[0]
 
     @property
     def has_bias(self) -> bool:
@@ -369,8 +374,7 @@ class Lamp(Method):
 
     def _image_encoder(self, clip: FrozenClip, bias: Tensor) -> ImageEncoder:
         rows = [prompts.visual_rows() for prompts in self.prompts.values()]
-        how = clip.dtype, self.config, self.trimming
-        pools = project(clip.vision.blocks, rows, bias, *how)
+        pools = project(clip.vision.blocks, rows, bias, clip.dtype, self.config, self.trimming)
         return ImageEncoder(clip.vision, pools, self.trimming.last_row)
 
     def _text_encoder(
@@ -388,10 +392,7 @@ class Lamp(Method):
         return Step(
             loss=cross_entropy + self.config.beta * similarity,
             logits=result.logits,
-            terms={
-                "cross_entropy": cross_entropy.detach(),
-                "similarity_loss": similarity.detach(),
-            },
+            terms={"cross_entropy": cross_entropy.detach(), "similarity_loss": similarity.detach()},
             observations=result.selections,
         )
 

@@ -128,10 +128,13 @@ class MethodEntry:
         presets: published values by the name that ``--preset`` takes, see :meth:`default_preset`.
         own_prompt: its class prompt is its own on every data set, so that ``--template`` is
             refused.
+        no_ensemble: why several texts a class are refused; None where the mean of their features is
+            taken.
         no_as_published: why ``--as-published`` is refused; None where it is not.
         own_loss: why every ``--loss`` but ce is refused, and class weights; None where they are
             not.
         no_new_names: why names that were not trained have no score; None where they have one.
+        no_selection: why ``--select best`` is refused; None where it is not.
     """
 
     model: str
@@ -139,9 +142,11 @@ class MethodEntry:
     Settings: type[MethodSettings] = MethodSettings
     presets: Mapping[str, Preset] = field(default_factory=dict)
     own_prompt: bool = False
+    no_ensemble: str | None = "it learns inside the text tower, which reads one text a class"
     no_as_published: str | None = None
     own_loss: str | None = None
     no_new_names: str | None = None
+    no_selection: str | None = None
 
     def load(self) -> "type[Method]":
         """The class of the model; the first call imports its module."""

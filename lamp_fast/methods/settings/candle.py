@@ -23,6 +23,7 @@ CANDLE = MethodEntry(
     "candle.Candle",
     "Candle",
     CandleSettings,
+    no_ensemble=None,
     presets={"candle": Preset(sgd(3e-4, 50, 128))},
     own_loss="Candle's own loss compensates the class sizes already",
 )

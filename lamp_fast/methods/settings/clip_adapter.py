@@ -21,5 +21,6 @@ CLIP_ADAPTER = MethodEntry(
     "clip_adapter.ClipAdapter",
     "CLIP-Adapter",
     ClipAdapterSettings,
+    no_ensemble=None,
     presets={"clip-adapter": Preset(sgd(1e-2, 300, 32))},
 )

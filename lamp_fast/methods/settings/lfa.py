@@ -50,6 +50,7 @@ LFA = MethodEntry(
     "lfa.Lfa",
     "LFA",
     LfaSettings,
+    no_ensemble=None,
     presets={
         "lfa": Preset({**_ADAMW, "epochs": 50}, by_data=_BASE_NEW),
         "lfa-all": Preset({**_ADAMW, "epochs": 200}, {"procrustes_beta": None}, by_data=_ALL),

@@ -29,6 +29,7 @@ LINEAR_PROBE = MethodEntry(
     "linear_probe.LinearProbe",
     "Linear probe",
     LinearProbeSettings,
+    no_ensemble=None,
     own_loss="the probe is scikit-learn's logistic regression, whose loss is its own;"
     " --probe-class-weight balanced is its answer to classes of unequal size",
     no_new_names="a linear probe has a row of weights for each trained class, and no other",

@@ -23,6 +23,7 @@ LP_PLUS_PLUS = MethodEntry(
     "lp_plus_plus.LpPlusPlus",
     "LP++",
     LpPlusPlusSettings,
+    no_ensemble=None,
     own_loss="LP++ descends by steps of its own, which are made for cross-entropy",
     no_new_names="LP++ has weights for each trained class, and no other",
 )

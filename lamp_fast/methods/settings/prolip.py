@@ -26,6 +26,7 @@ PROLIP = MethodEntry(
     "prolip.ProLip",
     "ProLIP",
     ProLipSettings,
+    no_ensemble=None,
     presets={
         "prolip": Preset(
             {

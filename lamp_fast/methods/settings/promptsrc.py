@@ -41,4 +41,5 @@ PROMPTSRC = MethodEntry(
         ),
     },
     own_prompt=True,
+    no_selection="PromptSRC's result is an average of the weights of all epochs, not one of them",
 )

@@ -7,6 +7,7 @@ from lamp_fast.methods.settings import MethodEntry
 SS_TEXT = MethodEntry(
     "ss_text.SsText",
     "SS-Text",
+    no_ensemble=None,
     own_loss="SS-Text is a closed form, without logits that are trained",
 )
 

@@ -43,6 +43,7 @@ TIP = MethodEntry(
     "tip.Tip",
     "Tip-Adapter",
     TipSettings,
+    no_ensemble=None,
     presets={"tip": Preset(views=VIEWS)},
     own_loss="Tip-Adapter trains nothing, so it has no loss to adjust",
 )

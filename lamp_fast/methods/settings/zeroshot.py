@@ -5,4 +5,5 @@ from lamp_fast.methods.settings import MethodEntry
 ZEROSHOT = MethodEntry(
     "zeroshot.ZeroShot",
     "CLIP zero-shot",
+    no_ensemble=None,
 )
