@@ -41,7 +41,8 @@ class PlantedConfig:
     share: Annotated[float, Bounds(above=0, below=0.5)] = 0.05
     """Of the training pictures with another class, and of the test pictures that are copied."""
     shorter_side: Annotated[int, Bounds(1, 4096)] = 64
-    """Larger pictures are scaled down to this before anything is planted."""
+    """Pictures are scaled to this before anything is planted: less to read, and of those that are
+    smaller (digits has 8 x 8) a copy then still shows what is in them."""
     out: Path | None = None
     """Keep the pictures and what was found here."""
     seed: Seed = 1
@@ -92,8 +93,6 @@ def plant(source: DataSource, root: Path, share: float, shorter_side: int, seed:
 
 def _scaled(image: Image.Image, shorter_side: int) -> Image.Image:
     scale = shorter_side / min(image.size)
-    if scale >= 1:
-        return image
     return image.resize([max(1, round(side * scale)) for side in image.size])
 
 

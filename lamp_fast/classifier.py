@@ -7,15 +7,17 @@ the few learned tensors. The pictures it was trained on need not exist any more.
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lamp_fast.answers.asked import Asked, Score
+from lamp_fast.answers.prediction import Bias, Prediction, predictions
 from lamp_fast.cli import expand_path
 from lamp_fast.clip.prompts import check_distinct, tokenise
 from lamp_fast.data.benchmark import Origin
@@ -30,41 +32,21 @@ from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs import hub
-from lamp_fast.runs.building import DTYPES, build_clip
+from lamp_fast.runs.answering import Answering, Situation, decide, moved_names
+from lamp_fast.runs.building import DTYPES, build_clip, warn_of
 from lamp_fast.runs.config import TrainConfig
+from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.folder import choose_folder
 from lamp_fast.runs.levels import roll_up
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior, Wanted
 from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import class_scores
+from lamp_fast.runs.scorer import class_scores
 from lamp_fast.runs.trainer import NonFiniteLossError
 from lamp_fast.runs.training import train, training_settings
 
-Bias = Literal["trained", "adapted", "none"]
-
 _AT_ONCE = Bounds(1, 1_000_000)
 _MAX_LISTS = 16
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest classes of one picture, best first.
-
-    Attributes:
-        names: class names; of equal probability the one given first comes first.
-        probabilities: of each, softmax over all classes that were asked for.
-        trained: whether each was among the trained classes.
-        bias: what prompts were retrieved with, see :meth:`Classifier.bias_for`.
-        level: of the names: "class", or a level above, where probabilities are sums over classes
-            and trained is what any of these was.
-    """
-
-    names: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    trained: tuple[bool, ...]
-    bias: Bias
-    level: str = CLASS
 
 
 class Classifier:
@@ -76,6 +58,7 @@ class Classifier:
         record: what the run's ``config.json`` holds.
         facts: training seconds, epochs, and how the bias was adapted to new classes (or None).
         results: rows of the closing table, values in 0..1; None where there is none.
+        fitted: what the run fitted on validation pictures; None where it had none.
         hierarchy: what classes are kinds of; None where nobody said.
     """
 
@@ -86,12 +69,14 @@ class Classifier:
         record: Mapping[str, Any],
         facts: Mapping[str, Any],
         results: Sequence[Mapping[str, Any]] | None = None,
+        fitted: Fitted | None = None,
     ) -> None:
         self.method = method.eval()
         self.config = config
         self.record = record
         self.facts = facts
         self.results = results
+        self.fitted = fitted
         self.hierarchy = saved_hierarchy(record["data"].get("hierarchy"), "hierarchy")
         views, own = config.views, method.clip.preprocessing
         self._transform = HostTransform(
@@ -100,6 +85,9 @@ class Classifier:
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)
+        texts = self.template, self.origin.words
+        moved = partial(moved_names, method, self._classes, self.trained_names, *texts)
+        self._distance_scale = lru_cache(_MAX_LISTS)(moved)
 
     @classmethod
     def train(cls, **flags: Any) -> "Classifier":
@@ -155,8 +143,11 @@ class Classifier:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
         if tte is not None:
             config = replace(config, views=replace(config.views, tte=tte))
-        method = saved.method(build_clip(config, saved.record.values["clip"]), config)
-        loaded = cls(method, config, saved.record.values, saved.facts, saved.results)
+        record = saved.record.values
+        clip = build_clip(config, record["clip"])
+        warn_of(clip, config.data.data)
+        method = saved.method(clip, config)
+        loaded = cls(method, config, record, saved.facts, saved.results, saved.fitted)
         loaded.hierarchy = levels or loaded.hierarchy
         return loaded
 
@@ -188,7 +179,8 @@ class Classifier:
     def save_pretrained(self, folder: str | os.PathLike, *, license: str | None = None) -> None:
         """Write the Hugging Face layout, see :func:`lamp_fast.runs.hub.save`."""
         state = self.method.state_dict()
-        hub.save(expand_path(folder), self.record, state, self.facts, self.results, license=license)
+        told = self.facts, self.results, self.fitted
+        hub.save(expand_path(folder), self.record, state, *told, license=license)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the same to the hub and return its address (:func:`lamp_fast.runs.hub.push`)."""
@@ -256,6 +248,9 @@ class Classifier:
         batch: int | None = None,
         prior: Wanted | None = None,
         level: str | None = None,
+        reject: str | float | None = None,
+        reject_by: Score | None = None,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """Classify pictures among ``classes``, in batches.
 
@@ -270,6 +265,12 @@ class Classifier:
                 of each class by name; None leaves them as they are.
             level: answer at this level of the run's hierarchy (genus, family, ...), whose
                 probabilities are the sums over classes; None answers with classes.
+            reject: answer "none of these" (:attr:`Prediction.rejected`) where the score is below
+                this number; or "5%", that of the validation pictures which so many are below.
+            reject_by: which score: "probability" (by default), "cosine" or "energy", see
+                :func:`lamp_fast.answers.rejection.answer_scores`.
+            coverage: also give the set of names that holds the right one as often as this, in 0..1
+                (:attr:`Prediction.prediction_set`).
 
         Returns:
             One prediction a picture, in order.
@@ -277,13 +278,14 @@ class Classifier:
         Raises:
             InputError: what cannot be served; the first picture that cannot be read, by name.
         """
-        predictions = []
-        asked = {"top": top, "batch": batch, "prior": prior, "level": level}
+        asked = {"reject": reject, "reject_by": reject_by, "coverage": coverage}
+        asked |= {"top": top, "batch": batch, "prior": prior, "level": level}
+        answers = []
         for outcome in self.classify_each(pictures, classes, **asked):
             if isinstance(outcome, InputError):
                 raise outcome
-            predictions.append(outcome)
-        return predictions
+            answers.append(outcome)
+        return answers
 
     def classify_each(
         self,
@@ -294,6 +296,9 @@ class Classifier:
         batch: int | None = None,
         prior: Wanted | None = None,
         level: str | None = None,
+        reject: str | float | None = None,
+        reject_by: Score | None = None,
+        coverage: float | None = None,
     ) -> Iterator[Prediction | InputError]:
         """As :meth:`classify`, one by one; an unreadable picture gives its error and no stop."""
         names = self.trained_names if classes is None else self.check_names(classes)
@@ -309,9 +314,37 @@ class Classifier:
             raise InputError(
                 f"pictures: array {list(pictures.shape)}, expected [N, H, W, 3], or a list"
             )
-        shift = None if prior is None else self._shift(prior, names)
+        asked = Asked(reject, reject_by, coverage)
+        prepared = self._classes(names)
         above = None if level is None else self.at_level(level, names)
-        return self._predictions(pictures, names, self._classes(names), top, batch, shift, above)
+        answering = self.answering(names, asked, prior, level)
+        return self._predictions(pictures, names, prepared, top, batch, answering, above)
+
+    def answering(
+        self,
+        classes: Sequence[str],
+        asked: Asked,
+        prior: Wanted | None = None,
+        level: str | None = None,
+    ) -> Answering:
+        """How pictures would be answered over some names, and what a reader must know of it.
+
+        Raises:
+            InputError: see :func:`lamp_fast.runs.answering.decide`, or a prior that cannot be
+                served.
+        """
+        names, trained = tuple(classes), self.are_trained(classes)
+        above = None if level is None else self.at_level(level, names)
+        situation = Situation(
+            trained=trained,
+            trained_alone=all(trained) and len(names) == len(self.trained_names),
+            shift=None if prior is None else self._shift(prior, names),
+            tte=self.config.views.tte,
+            cosine_scale=self.method.cosine_scale,
+            roll_up=None if above is None else partial(roll_up, level=above),
+            distance_scale=partial(self._distance_scale, names, self.bias_for(names) == "adapted"),
+        )
+        return decide(asked, self.fitted, situation)
 
     def at_level(self, level: str, names: Sequence[str]) -> Level:
         """Some classes at a level of the hierarchy.
@@ -339,7 +372,7 @@ class Classifier:
         classes: Any,
         top: int,
         batch: int,
-        shift: Tensor | None,
+        answering: Answering,
         level: Level | None,
     ) -> Iterator[Prediction | InputError]:
         bias, trained = self.bias_for(names), self.are_trained(names)
@@ -350,42 +383,14 @@ class Classifier:
             trained = tuple(index in known for index in range(len(names)))
         for outcomes in load_ahead(pictures, self._load, batch):
             images = [each for each in outcomes if isinstance(each, Tensor)]
-            rows = iter(())
+            answers = iter(())
             if images:
-                rows = self._likeliest(torch.stack(images), classes, bias, top, shift, level)
+                given = torch.stack(images).to(self.config.machine.device, self.method.clip.dtype)
+                logits = class_scores(self.method, given, classes, bias == "adapted")
+                answered = answering.rules.answer(logits)
+                answers = predictions(answered, names, trained, bias, top, title)
             for outcome in outcomes:
-                if isinstance(outcome, InputError):
-                    yield outcome
-                    continue
-                probabilities, indices = next(rows)
-                yield Prediction(
-                    names=tuple(names[index] for index in indices),
-                    probabilities=tuple(probabilities),
-                    trained=tuple(trained[index] for index in indices),
-                    bias=bias,
-                    level=title,
-                )
-
-    def _likeliest(
-        self,
-        images: Tensor,
-        classes: Any,
-        bias: Bias,
-        top: int,
-        shift: Tensor | None,
-        level: Level | None,
-    ) -> Iterator[tuple[list[float], list[int]]]:
-        """Per image, the ``top`` probabilities and where their classes, or parents, stand."""
-        clip, method = self.method.clip, self.method
-        images = images.to(self.config.machine.device, clip.dtype)
-        logits = class_scores(method, images, classes, bias == "adapted")
-        if shift is not None:
-            logits = logits + shift.to(logits)
-        probabilities = logits.softmax(1)
-        if level is not None:
-            probabilities = roll_up(probabilities, level)
-        values, order = probabilities.sort(dim=1, descending=True, stable=True)
-        return zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
+                yield outcome if isinstance(outcome, InputError) else next(answers)
 
     def _load(self, number: int, taken: Taken) -> Tensor | InputError:
         """The views of a picture, float32 [3, S, S] or [5, 3, S, S], or why there are none."""

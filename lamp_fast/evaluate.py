@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lamp_fast import cli
+from lamp_fast.answers.asked import COVERAGE
 from lamp_fast.data.settings import PLACES, TTE, DataConfig, Tte
 from lamp_fast.errors import InputError
-from lamp_fast.fields import TextOrNone
+from lamp_fast.fields import Bounds, TextOrNone, validate
 from lamp_fast.runs.folder import refuse_nested
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from lamp_fast.runs.prior import Prior
     from lamp_fast.runs.scoring import Evaluated
 
+_COLUMNS = ("path_column", "label_column")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Reproduce the closing table of a run from its saved files, or test it on other data."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     data: str | None = None
     """Test on all classes of this data set instead; a name that training takes, or one of
@@ -48,7 +51,11 @@ class EvaluateConfig:
     test: Path | None = None
     """As --table, for --data list."""
     names: Path | None = None
-    """As --table, for --data list."""
+    """As --table, for --data list, webdataset and hf."""
+    path_column: str = DataConfig.path_column
+    """As in training, for --data."""
+    label_column: str = DataConfig.label_column
+    """As in training, for --data."""
     level: str | None = None
     """As in training, for --data inaturalist2018."""
     template: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -74,6 +81,9 @@ class EvaluateConfig:
     """Correct the scores to these shares of classes among the test pictures, whatever training's
     were: uniform, every class alike; train, those of the training pictures; or a JSON file
     {"cat": 0.9, "dog": 0.1} of every class. none leaves scores as they are."""
+    coverage: Annotated[float, Bounds(above=0, below=1)] = COVERAGE
+    """Of a run with validation pictures: how often the sets of names that are judged shall hold the
+    right one."""
 
     @property
     def places(self) -> dict[str, Path | None]:
@@ -92,8 +102,10 @@ class EvaluateConfig:
                 raise InputError(
                     f"--levels {' '.join(self.levels)}: expected --hierarchy with them"
                 )
-            for name in ("template", "descriptions", "level", "skip_unreadable", "out"):
-                if value := getattr(self, name):
+            named = ("template", "descriptions", "level", "skip_unreadable", "out", *_COLUMNS)
+            for name in named:
+                value = getattr(self, name)
+                if value != getattr(EvaluateConfig, name):
                     flag = name.replace("_", "-")
                     shown = value[0] if isinstance(value, tuple) else value
                     raise InputError(
@@ -103,6 +115,8 @@ class EvaluateConfig:
         return DataConfig(
             data=self.data,
             **self.places,
+            path_column=self.path_column,
+            label_column=self.label_column,
             level=self.level,
             template=self.template,
             descriptions=self.descriptions,
@@ -114,6 +128,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Print the table; scores on another data set are written, too."""
+    validate(config)
     target, prior = config.target, None
     from lamp_fast.data.loading import report_dead_workers
     from lamp_fast.runs.experiment import load_run, load_run_on
@@ -139,7 +154,7 @@ def main(config: EvaluateConfig) -> int:
             experiment, facts = load_run_on(config.run, target, ranks)
         experiment = experiment.with_tte(TTE[config.tte])
         shown = replace(experiment.config, union=config.union)
-        experiment = replace(experiment, config=shown)
+        experiment = replace(experiment, config=shown, coverage=config.coverage)
         if target is None:
             experiment = _with_levels(experiment, config)
         cli.say(*experiment.describe())
@@ -208,6 +223,7 @@ def _name_prior(experiment: "Experiment", rows: "Sequence[Evaluated]") -> "list[
 
 
 def _print_table(experiment: "Experiment", rows: "Sequence[Evaluated]") -> None:
+    from lamp_fast.runs.reliability import why_not_judged
     from lamp_fast.runs.scoring import levels_table, results_table
 
     table_rows = [each.row(experiment.benchmark) for each in rows]
@@ -215,6 +231,10 @@ def _print_table(experiment: "Experiment", rows: "Sequence[Evaluated]") -> None:
     print("\n" + results_table(table_rows, experiment.caution, union=union))
     if told := levels_table(table_rows):
         print("\n" + told)
+    if (found := rows[-1].reliability) is not None:
+        cli.say("", *found.lines())
+    if (why := why_not_judged(experiment)) is not None:
+        cli.say("", f"answers not judged: {why}")
 
 
 if __name__ == "__main__":

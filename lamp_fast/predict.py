@@ -10,8 +10,6 @@ and folders in a given folder that look like pictures and are not read (.heic, .
 
 import csv
 import hashlib
-import io
-import json
 import os
 import re
 import sys
@@ -28,12 +26,14 @@ from tqdm import tqdm
 
 import lamp_fast
 from lamp_fast import cli
+from lamp_fast.answers.asked import Asked, Score
+from lamp_fast.answers.prediction import Columns, csv_text, path_text
 from lamp_fast.data.hierarchy import CLASS
 from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone, to_json
 from lamp_fast.files import refuse_output, same_file
-from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS
+from lamp_fast.runs.folder import ANSWERS, CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
 from lamp_fast.runs.launch import Part, launched
 
@@ -43,15 +43,12 @@ if TYPE_CHECKING:
     from lamp_fast.data.sources.given import Inputs
     from lamp_fast.runs.prior import Wanted
 
-# The third column is called as the level of the answers.
-CSV_HEADER = ("file", "rank", CLASS, "probability", "trained")
-
 
 @dataclass(frozen=True)
 class PredictConfig:
     """Classify pictures with a trained run."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, or a folder that save_pretrained wrote."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Pictures, folders of pictures (at any depth), .txt lists of a path a line, .csv and .parquet
@@ -97,11 +94,20 @@ class PredictConfig:
     tte: Tte = "as-trained"
     """on: the mean of the logits of five crops answers; off: one view's; by default as the run
     tests."""
+    reject: str | None = None
+    """RATE|SCORE: answer "none of these" where the answer's score is too low. 5%: below what 5% of
+    the run's validation pictures score; a number: below that score."""
+    reject_by: Score | None = None
+    """Which score: the largest probability (by default), the largest cosine, or the energy."""
+    coverage: float | None = None
+    """Also give, of each picture, the set of names that holds the right one this often, as 0.9;
+    it takes a run with validation pictures, and its trained classes."""
 
 
 def main(config: PredictConfig) -> int:
     """Classify every picture; print or write the result."""
     part = choose_part(config)
+    asked = Asked(config.reject, config.reject_by, config.coverage)
     outputs = _files(config, part)
     _check_outputs(config, outputs, lambda: config.sources)
     from lamp_fast.classifier import Classifier
@@ -127,16 +133,32 @@ def main(config: PredictConfig) -> int:
     )
     names = choose_classes(classifier, config)
     batch = classifier.config.machine.test_batch if config.batch is None else config.batch
-    about = _about(config, classifier, names, prior, left_out)
+    names = classifier.check_names(names)
+    answering = classifier.answering(names, asked, prior, config.level)
+    about = _about(config, classifier, names, prior, left_out) | answering.about
     call = {"inputs": digest, **_settings(config, classifier, batch, about), "--part": str(part)}
+    columns = Columns(
+        level=about["level"],
+        rejects=asked.reject is not None,
+        sets=asked.coverage is not None,
+    )
     files = GrowingFiles(
-        [_output(each, about) for each in outputs],
-        {**call, **{each.flag: _text(each.file) for each in outputs}},
+        [_output(each, about, columns) for each in outputs],
+        {**call, **{each.flag: path_text(each.file) for each in outputs}},
         recorded=config.out is not None,
     )
     ahead = _Ahead(inputs, files, part, batch)
-    asked = {"top": config.top, "batch": batch, "prior": prior, "level": config.level}
-    outcomes = classifier.classify_each(ahead, names, **asked)
+    outcomes = classifier.classify_each(
+        ahead,
+        names,
+        top=config.top,
+        batch=batch,
+        prior=prior,
+        level=config.level,
+        reject=asked.reject,
+        reject_by=asked.by,
+        coverage=asked.coverage,
+    )
     if part.index == 0 or not launched():
         _tell(_about_classes(names, classifier.are_trained(names)))
         _tell(f"bias    {about['bias']}")
@@ -146,6 +168,8 @@ def main(config: PredictConfig) -> int:
             _tell(f"prior   {config.prior}")
         if config.level is not None:
             _tell(f"level   {config.level}: probabilities are sums over classes")
+        for line in answering.lines:
+            _tell(line)
         for line in left_out.lines():
             _tell(line)
     if config.out is not None:
@@ -157,7 +181,7 @@ def main(config: PredictConfig) -> int:
             if files.done:
                 _tell(f"goes on after {files.done:,} pictures")
             own = None if total is None else part.size(total, batch)
-            _classify(files, outputs, ahead, outcomes, own)
+            _classify(files, outputs, columns, ahead, outcomes, own)
             if part.count == 1 and not files.done:
                 raise InputError(f"{config.sources[0]}: holds no pictures")
             files.finish()
@@ -212,12 +236,13 @@ class _Ahead:
 def _classify(
     files: GrowingFiles,
     outputs: Sequence["_File"],
+    columns: Columns,
     ahead: _Ahead,
     outcomes: "Iterator[Prediction | InputError]",
     total: int | None,
 ) -> None:
     """Write what becomes of each picture, and mark every whole batch."""
-    texts = [_text_of(each) for each in outputs]
+    texts = [_text_of(each, columns) for each in outputs]
     done, unreadable = files.done, files.unreadable
     bar = tqdm(
         outcomes,
@@ -235,7 +260,7 @@ def _classify(
                 unreadable += 1
                 _tell(f"skipped {' '.join(str(outcome).split())}")
             elif not outputs:
-                cli.say(_line(name, outcome))
+                cli.say(columns.line(name, outcome))
             files.write([text(name, outcome) for text in texts])
             if done % ahead.batch == 0:
                 files.mark(done, unreadable)
@@ -256,7 +281,7 @@ def _about(
 ) -> dict[str, Any]:
     """What a document tells beside its pictures."""
     about: dict[str, Any] = {
-        "run": _text(config.run),
+        "run": path_text(config.run),
         "template": classifier.template,
         "bias": classifier.bias_for(names),
         "level": config.level or CLASS,
@@ -277,13 +302,16 @@ def _settings(
 ) -> dict[str, Any]:
     """What must be the same where a call is continued, beside the pictures."""
     digest = hashlib.sha256()
-    for file in (config.run / name for name in (CONFIG, LEARNED, WEIGHTS)):
+    for file in (config.run / name for name in (CONFIG, LEARNED, WEIGHTS, ANSWERS)):
         digest.update(file.read_bytes() if file.is_file() else b"")
     machine = classifier.config.machine
     return {
         "run": digest.hexdigest(),
         "classes": about["classes"],
         "prior": about.get("prior"),
+        "--reject": config.reject,
+        "--reject-by": config.reject_by,
+        "--coverage": config.coverage,
         "--level": config.level,
         "hierarchy": None if config.level is None else to_json(classifier.hierarchy),
         "--top": config.top,
@@ -345,7 +373,7 @@ def _check_outputs(
         for other in config.out.glob("part-*-of-*"):
             if not other.name.partition(of)[2].startswith(f"{count}."):
                 raise InputError(f"--out {config.out}: has {other.name}, expected parts of {count}")
-    of_the_run = [config.run / name for name in (CONFIG, LEARNED, WEIGHTS, RESULT)]
+    of_the_run = [config.run / name for name in (CONFIG, LEARNED, WEIGHTS, RESULT, ANSWERS)]
     for each in outputs:
         flag, file = each.flag, each.file
         if file == STDOUT:
@@ -375,65 +403,19 @@ def _about_classes(names: Sequence[str], trained: Sequence[bool]) -> str:
     return told
 
 
-def _line(file: Path, prediction: "Prediction") -> str:
-    classes = zip(prediction.names, prediction.probabilities, prediction.trained, strict=True)
-    told = (
-        f"{name} {100 * probability:.2f}%{'' if trained else ' (not trained)'}"
-        for name, probability, trained in classes
-    )
-    return f"{_text(file)}: {', '.join(told)}"
-
-
-def _output(each: _File, about: dict[str, Any]) -> Output:
-    titles = [about["level"] if title == CLASS else title for title in CSV_HEADER]
-    header = _csv_text([titles]) if each.kind == "csv" else ""
+def _output(each: _File, about: dict[str, Any], columns: Columns) -> Output:
+    header = csv_text([columns.header]) if each.kind == "csv" else ""
     finish = as_document(about) if each.kind == "json" else None
     return Output(each.flag, each.file, header, finish)
 
 
-def _text_of(each: _File) -> "Callable[[Path, Prediction | InputError], str]":
+def _text_of(each: _File, columns: Columns) -> "Callable[[Path, Prediction | InputError], str]":
     """What makes the text of a picture's rows."""
     if each.kind != "csv":
-        return _json_line
+        return columns.json_line
     # On a terminal a name is for people, in a file or a pipe for programs.
-    return partial(_csv_rows, printable if each.file == STDOUT and sys.stdout.isatty() else str)
-
-
-def _csv_rows(
-    shown: Callable[[str], str], picture: Path, outcome: "Prediction | InputError"
-) -> str:
-    if isinstance(outcome, InputError):
-        return ""
-    classes = zip(outcome.names, outcome.probabilities, outcome.trained, strict=True)
-    return _csv_text(
-        [shown(_text(picture)), rank, shown(name), f"{probability:.6g}", str(trained).lower()]
-        for rank, (name, probability, trained) in enumerate(classes, start=1)
-    )
-
-
-def _csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _json_line(picture: Path, outcome: "Prediction | InputError") -> str:
-    found: dict[str, Any] = {"file": _text(picture)}
-    if isinstance(outcome, InputError):
-        found["reason"] = str(outcome)
-    else:
-        found["predictions"] = [
-            {outcome.level: name, "probability": probability, "trained": trained}
-            for name, probability, trained in zip(
-                outcome.names, outcome.probabilities, outcome.trained, strict=True
-            )
-        ]
-    return json.dumps(found) + "\n"
-
-
-def _text(path: Path) -> str:
-    """A path as text, also where its bytes are no UTF-8."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    shown = printable if each.file == STDOUT and sys.stdout.isatty() else str
+    return partial(columns.csv_rows, shown)
 
 
 def _tell(line: str) -> None:

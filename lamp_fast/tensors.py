@@ -19,7 +19,7 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     """Write named tensors with JSON facts, and a digest of both, in one safetensors file."""
     held = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
     # One entry for both: safetensors writes several in no order, and equal files shall be equal.
-    entry = json.dumps([facts, _digest(held, facts)])
+    entry = json.dumps([facts, digest_tensors(held, facts)])
     write_bytes(file, to_safetensors(held, metadata={"facts": entry}))
 
 
@@ -38,7 +38,7 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{file}: damaged ({reason_of(error)})") from None
     if isinstance(facts, list):  # a dictionary where there is no digest yet
-        if len(facts) != 2 or facts[1] != _digest(tensors, facts[0]):
+        if len(facts) != 2 or facts[1] != digest_tensors(tensors, facts[0]):
             raise InputError(f"{file}: damaged (its content is not that of its sha256)")
         facts = facts[0]
     for name, each in tensors.items():
@@ -47,10 +47,11 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], Any]:
     return tensors, facts
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: Any) -> str:
+def digest_tensors(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
     """sha256 over the facts as JSON and the names, dtypes, shapes and bytes of all tensors."""
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, each in sorted(tensors.items()):
         digest.update(f"\n{name} {each.dtype} {tuple(each.shape)}\n".encode())
-        digest.update(each.reshape(-1).view(torch.uint8).numpy().tobytes())
+        held = each.detach().cpu().contiguous()
+        digest.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Ascending. A module imports from its own step or a lower one; the longest prefix decides.
 HOUSE = (
     ("errors", ("lamp_fast.errors",)),
+    ("extras", ("lamp_fast.extras",)),
     ("cli", ("lamp_fast.cli",)),
     ("fields", ("lamp_fast.fields",)),
     ("files", ("lamp_fast.files", "lamp_fast.tensors")),
@@ -18,7 +19,9 @@ HOUSE = (
     ("data", ("lamp_fast.data",)),
     ("clip", ("lamp_fast.clip",)),
     ("methods", ("lamp_fast.methods",)),
+    ("answers", ("lamp_fast.answers",)),
     ("runs", ("lamp_fast.runs",)),
+    ("jobs", ("lamp_fast.jobs",)),
     ("classifier", ("lamp_fast.classifier",)),
     (
         "commands",
@@ -33,6 +36,7 @@ HOUSE = (
     ),
     ("report", ("lamp_fast.report",)),
     ("reproduce", ("lamp_fast.reproduce",)),
+    ("compare", ("lamp_fast.compare",)),
     ("benchmarks", ("benchmarks",)),
 )
 STEP_OF = {module: number for number, (_, modules) in enumerate(HOUSE) for module in modules}
@@ -176,6 +180,8 @@ def test_every_module_has_its_step():
         ("lamp_fast.data.pictures", "from lamp_fast.runs import config", False),
         ("lamp_fast.data.__main__", "from lamp_fast.runs import config", True),
         ("lamp_fast.runs.trainer", "from lamp_fast import classifier", False),
+        ("lamp_fast.answers.rules", "from lamp_fast.runs.fitted import Fitted", False),
+        ("lamp_fast.runs.fitted", "from lamp_fast.answers.rules import Rules", True),
         ("lamp_fast.train", "from lamp_fast.report.page import build_page", False),
         ("lamp_fast.reproduce.plan", "from lamp_fast import train, report", True),
     ],

@@ -23,7 +23,7 @@ from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.data.views import centre_view
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_bytes, write_csv
-from lamp_fast.runs.building import build_clip, build_reader, build_transform
+from lamp_fast.runs.building import build_clip, build_reader, build_transform, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import find_source
 from lamp_fast.runs.folder import is_filled, make_folder, refuse_nested
@@ -83,6 +83,7 @@ def audit(
             torch.set_num_threads(resolved.threads)
         source = _readable(find_source(data), data)
         frozen = build_clip(TrainConfig(clip=clip, data=data, machine=resolved))
+        warn_of(frozen, data.data)
         features = _features(frozen, source, resolved)
         labels = {part: getattr(source, part).labels for part in SPLIT_PARTS}
         judged = judge(features, labels, len(source.classnames), settings, seed)

@@ -24,7 +24,7 @@ from lamp_fast.errors import InputError
 from lamp_fast.features.settings import FeaturesConfig
 from lamp_fast.fields import to_json
 from lamp_fast.files import write_bytes, write_csv, write_json
-from lamp_fast.runs.building import build_clip, build_reader, build_transform
+from lamp_fast.runs.building import build_clip, build_reader, build_transform, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import find_source
 from lamp_fast.runs.folder import make_folder
@@ -67,6 +67,7 @@ def compute_features(config: FeaturesConfig) -> int:
         # Pictures that somebody names are no data set of ours.
         data = DataConfig(data="folder") if config.sources else config.data
         clip = build_clip(TrainConfig(clip=config.clip, data=data, machine=machine))
+        warn_of(clip, data.data)
         with report_dead_workers():
             unprojected = compute(config, clip, machine, listed)
         write(config, clip, listed, unprojected)
@@ -108,8 +109,8 @@ def read_pictures(config: FeaturesConfig) -> Listed:
 
 
 def _together(parts: Sequence[Pictures]) -> Pictures:
-    """The pictures of all parts, one after the other."""
-    in_memory = parts[0].arrays is not None
+    """The pictures of all parts, one after the other; the parts of a data set share a store."""
+    in_memory, store = parts[0].arrays is not None, parts[0].store
     return Pictures(
         names=tuple(
             each.names[i] if in_memory else each.name(i) for each in parts for i in range(len(each))
@@ -117,6 +118,8 @@ def _together(parts: Sequence[Pictures]) -> Pictures:
         labels=np.concatenate([each.labels for each in parts]),
         root=None if in_memory else Path(),
         arrays=np.concatenate([each.arrays for each in parts]) if in_memory else None,
+        store=store,
+        places=None if store is None else np.concatenate([each.places for each in parts]),
     )
 
 

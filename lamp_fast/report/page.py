@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
@@ -28,14 +27,16 @@ from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.zeroshot import ZeroShot
-from lamp_fast.report.tables import by_class_table, result_table
+from lamp_fast.report.drawing import STYLE, to_svg
+from lamp_fast.report.tables import by_class_table, reliability_table, result_table
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
-from lamp_fast.runs.folder import HOLDOUT, METRICS, RESULT, finished_file
+from lamp_fast.runs.folder import HOLDOUT, METRICS, RELIABILITY, RESULT, finished_file
 from lamp_fast.runs.metrics import LEAST_ACCURACY
 from lamp_fast.runs.record import read_history
+from lamp_fast.runs.reliability import Reliability, read_reliability
 from lamp_fast.runs.saved import load
-from lamp_fast.runs.scoring import class_scores
+from lamp_fast.runs.scorer import class_scores
 
 TEMPLATE = "page.html.jinja"
 # Bounds of what a page shows, so that it opens on a phone whatever the data set.
@@ -49,24 +50,6 @@ THUMBNAIL = 112
 
 # More pictures than any data set has; sums of so many stay within 64 bits.
 MAX_COUNT = 1 << 40
-
-# Stands for the page's own text colour, which differs between light and dark.
-_INK = "#010203"
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    **dict.fromkeys(
-        (
-            "text.color",
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "axes.titlecolor",
-            "xtick.color",
-            "ytick.color",
-        ),
-        _INK,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -97,6 +80,8 @@ def build_page(run: Path) -> str:
     history = compared = read_history(run / METRICS)
     if record["settings"]["selection"]["retrain"]:
         compared = read_history(run / HOLDOUT / METRICS)
+    judged = run / RELIABILITY
+    reliability = read_reliability(judged) if judged.is_file() else None
     classes = _read_classes(run / "per_class.csv", [row["name"] for row in rows])
     examples, routes, why_not = [], None, None
     try:
@@ -133,7 +118,8 @@ def build_page(run: Path) -> str:
         table=result_table(rows, saved.record.settings.union),
         by_class=by_class_table(rows, classes),
         least_accuracy=LEAST_ACCURACY,
-        svg=_svgs(history, compared, classes),
+        svg=_svgs(history, compared, classes, reliability),
+        reliability=None if reliability is None else reliability_table(reliability),
         halves=[_confusion(run, half) for half in ("base", "new")],
         classes=classes,
         methods=list(classes[0]["accuracies"]) if classes else [],
@@ -213,17 +199,21 @@ def _svgs(
     history: Sequence[Mapping[str, Any]],
     compared: Sequence[Mapping[str, Any]],
     classes: Sequence[Mapping[str, Any]],
+    reliability: Reliability | None,
 ) -> dict[str, Markup]:
     """The figures that this run has, as inline SVG."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         trained = [each for each in classes if each["half"] != "new"]
         drawings = {"per_class": _draw_per_class(trained)}
         if history:
             drawings["curves"] = figures.draw_curves(history)
             drawings["validation"] = figures.draw_validation(compared)
             drawings["activations"] = figures.draw_activations(history)
+        if reliability is not None:
+            drawings["reliability"] = figures.draw_reliability(reliability.diagrams)
+            drawings["risk_coverage"] = figures.draw_risk_coverage(reliability.curves)
         return {
-            name: _to_svg(figure, name) for name, figure in drawings.items() if figure is not None
+            name: to_svg(figure, name) for name, figure in drawings.items() if figure is not None
         }
 
 
@@ -239,20 +229,6 @@ def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
         },
         size_groups if set(size_groups) & set(SIZE_GROUPS) else None,
     )
-
-
-def _to_svg(figure: Figure, name: str) -> Markup:
-    FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0)
-    for axes in figure.axes:
-        axes.patch.set_alpha(0)
-    content = io.StringIO()
-    # Distinct ids: several drawings share one page.
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = content.getvalue()
-    drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
-    return Markup(drawing)  # matplotlib escapes the text that it draws
 
 
 def _confusion(run: Path, half: str) -> dict[str, Any] | None:

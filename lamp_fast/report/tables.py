@@ -6,6 +6,7 @@ from typing import Any
 
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES
 from lamp_fast.runs import scoring
+from lamp_fast.runs.reliability import Reliability, percent
 
 
 def result_table(rows: Sequence[Mapping[str, Any]], union: bool) -> dict[str, Any]:
@@ -70,3 +71,32 @@ def by_class_table(
             ]
         lines.append({"title": title, "values": shown})
     return lines
+
+
+def reliability_table(found: Reliability) -> dict[str, Any]:
+    """How far answers can be trusted: header and lines by group of classes, and what is beside."""
+    titles = {"accuracy": "accuracy", "ece": "ECE", "ece_calibrated": "ECE, calibrated"}
+    sets = found.class_gap is not None
+    if sets:
+        titles |= {"covered": f"in sets of {100 * found.coverage:g} %", "empty_sets": "empty sets"}
+    rows = [
+        {
+            "name": each.name,
+            "pictures": f"{each.pictures:,}",
+            "values": [
+                *(percent(getattr(each, name)) for name in titles),
+                *([f"{each.set_size:.2f}"] if sets else []),
+            ],
+        }
+        for each in found.groups
+    ]
+    return {
+        "about": found.about,
+        "header": [*titles.values(), *(["names a set"] if sets else [])],
+        "rows": rows,
+        "calibrated": any(each.calibrated for each in found.diagrams),
+        "coverage": f"{100 * found.coverage:g}",
+        "class_gap": percent(found.class_gap) if sets else None,
+        "why_no_sets": found.why_no_sets,
+        "areas": [(each.by, percent(each.aurc)) for each in found.curves],
+    }

@@ -3,7 +3,6 @@
 Training, evaluation and prediction assemble the same way, so a saved config is all they need.
 """
 
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 import lamp_fast
 from lamp_fast import ops
+from lamp_fast.answers.asked import COVERAGE
 from lamp_fast.clip.features import FeatureReader
 from lamp_fast.clip.prompts import check_distinct, tokenise
 from lamp_fast.clip.settings import caution
@@ -51,12 +51,14 @@ from lamp_fast.runs.building import (
     build_reader,
     build_transform,
     refuse_ensemble,
+    warn_of,
 )
 from lamp_fast.runs.config import TrainConfig, to_saved, uses_validation
+from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.machine import resolve_machine
 from lamp_fast.runs.prior import Prior
 from lamp_fast.runs.ranks import ALONE, Ranks, place
-from lamp_fast.runs.record import Record
+from lamp_fast.runs.record import Record, current_commit
 from lamp_fast.runs.saved import SavedRun, load
 from lamp_fast.runs.selection import SelectionConfig
 from lamp_fast.runs.settings import OptimConfig
@@ -76,6 +78,9 @@ class Experiment:
         reader: of what the frozen tower makes of pictures.
         block: how many (image, class) pairs the method encodes at once; None where it does not ask.
         prior: what scores are corrected to; None leaves them as the method gives them.
+        fitted: on validation pictures, over the trained classes; None where there were none, or
+            others are tested.
+        coverage: of the sets of names that tests judge.
     """
 
     config: TrainConfig
@@ -88,6 +93,8 @@ class Experiment:
     reader: FeatureReader
     block: int | None = None
     prior: Prior | None = None
+    fitted: Fitted | None = None
+    coverage: float = COVERAGE
 
     def training_set(self, batch: int) -> TrainingSet:
         """What the method may look at before the first step.
@@ -180,7 +187,7 @@ class Experiment:
             "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
             "block": self.block,
             "version": lamp_fast.__version__,
-            "commit": _commit(),
+            "commit": current_commit(),
             "torch": torch.__version__,
             "clip": to_json(self.clip.identity),
             "data": {
@@ -254,6 +261,7 @@ def assemble(
         block = method.choose_block(names, benchmark.template)
     method.block = block
     config = replace(config, own=method.resolved(config.own))
+    warn_of(clip, benchmark.name)  # when nothing is left to be refused
     return Experiment(
         config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
     )
@@ -269,8 +277,8 @@ def _selection(config: TrainConfig, benchmark: Benchmark) -> SelectionConfig:
     if not selection.uses_validation or len(benchmark.val):
         return selection
     asked = config.selection
-    if asked.select == "best" or asked.validation == "on":
-        flag = "--select best" if asked.select == "best" else "--validation on"
+    if asked.select == "best" or asked.uses_validation:
+        flag = "--select best" if asked.select == "best" else f"--validation {asked.validation}"
         raise InputError(
             f"{flag}: --data {benchmark.name} gives no validation picture, expected at least three"
             " training pictures of a class"
@@ -327,10 +335,10 @@ def check_data(config: TrainConfig) -> Checked:
 
 def load_benchmark(config: TrainConfig, begun: Record | None = None) -> Benchmark:
     """What a run sees of its data set: :func:`load_data`, with validation pictures where something
-    asks for them: all of them where the method chooses on them, else as many as can be scored after
-    every epoch. ``begun`` is the run's record where it has one."""
-    by_method = config.own.uses_validation
-    validation = "all" if by_method else "some" if uses_validation(config) else "none"
+    asks for them: all of them where the method chooses on them or --validation says so, else as
+    many as can be scored after every epoch. ``begun`` is the run's record where it has one."""
+    every = config.own.uses_validation or config.selection.validation == "all"
+    validation = "all" if every else "some" if uses_validation(config) else "none"
     return load_data(
         config.data,
         config.seed,
@@ -377,6 +385,8 @@ def find_source(
         None,
         table,
         lists=PictureLists(given, data.names),
+        path_column=data.path_column,
+        label_column=data.label_column,
         level=data.level,
         imb=data.imb,
         only_test=only_test,
@@ -453,7 +463,7 @@ def load_run(
         raise InputError(
             f"{folder}: the data are not those of the run (sha256 {now[:12]}, then {then[:12]})"
         )
-    return experiment, saved.facts
+    return replace(experiment, fitted=saved.fitted), saved.facts
 
 
 def load_run_on(
@@ -477,20 +487,6 @@ def load_run_on(
     config = place(saved.record.settings, ranks)
     experiment = ranks.together(assemble, config, checked, None, saved)
     benchmark, unreadable, _ = checked
-    return replace(experiment, benchmark=benchmark, unreadable=unreadable), saved.facts
-
-
-def _commit() -> str | None:
-    """The package's git commit, where it runs from a checkout."""
-    folder = Path(lamp_fast.__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
+    same = benchmark.base_names == saved.record.data.base_names
+    tested = {"benchmark": benchmark, "unreadable": unreadable}
+    return replace(experiment, **tested, fitted=saved.fitted if same else None), saved.facts

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.files import write_bytes
 from lamp_fast.runs.metrics import balanced_accuracy
+from lamp_fast.runs.reliability import Curve, Diagram
 from lamp_fast.runs.selection import SCORE, selected_epoch
 
 
@@ -189,6 +190,58 @@ def draw_activations(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     figure.colorbar(
         image, ax=grid, label=f"share of activations\n(even: {1 / counts.shape[2]:.3f})"
     )
+    return figure
+
+
+def draw_reliability(diagrams: Sequence[Diagram]) -> Figure:
+    """How often answers are right against how sure they are, with how many there are of each.
+
+    Args:
+        diagrams: as the scores are and, where there is a temperature, calibrated.
+    """
+    figure = Figure(figsize=(5.5 * len(diagrams), 4.2), layout="constrained")
+    plots = figure.subplots(1, len(diagrams), squeeze=False)[0]
+    for axes, diagram in zip(plots, diagrams, strict=True):
+        counts, bins = np.array(diagram.counts), len(diagram.counts)
+        some, accuracy = counts > 0, np.array(diagram.accuracy)
+        left = np.arange(bins) / bins
+        bars = {"width": 1 / bins, "align": "edge"}
+        axes.bar(left, counts / counts.sum(), color="C7", alpha=0.35, **bars, label="pictures")
+        axes.bar(left[some], accuracy[some], fill=False, edgecolor="C0", **bars, label="right")
+        axes.plot(
+            np.array(diagram.confidence)[some],
+            accuracy[some],
+            color="C1",
+            marker="o",
+            label="right, at the mean confidence",
+        )
+        axes.plot([0, 1], [0, 1], color="C7", linestyle="--", label="as sure as right")
+        axes.set(
+            title="calibrated" if diagram.calibrated else "as the scores are",
+            xlabel="confidence",
+            ylabel="share",
+            xlim=(0, 1),
+            ylim=(0, 1.02),
+        )
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_risk_coverage(curves: Sequence[Curve]) -> Figure:
+    """The share of wrong answers where only the surest ones are given, by several scores."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for curve, style in zip(curves, ("-", "--", "-.", ":"), strict=False):
+        label = f"by {curve.by}, AURC {100 * curve.aurc:.2f} %"
+        axes.plot(100 * np.array(curve.coverage), 100 * np.array(curve.risk), style, label=label)
+    axes.set(
+        title="wrong answers among those that are given",
+        xlabel="answered, % of the pictures, the surest first",
+        ylabel="wrong, %",
+        xlim=(0, 100),
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
     return figure
 
 

@@ -29,6 +29,8 @@ METRICS = "metrics.jsonl"
 # Scores of the validation pictures, and their labels, of a run that holds any.
 VALIDATION = "validation.safetensors"
 RESULT = "result.json"
+ANSWERS = "answers.json"
+RELIABILITY = "reliability.json"
 LOCK = ".lock"
 
 # Of a saved classifier (lamp_fast.runs.hub), in place of LEARNED.
@@ -40,7 +42,14 @@ HOLDOUT = "holdout"
 # Says what a folder of scores on another data set was scored on.
 TARGET = "target.json"
 
-_TABLES = (RESULT, "table.md", "per_class.csv", "confusion_base.csv", "confusion_new.csv")
+_TABLES = (
+    RESULT,
+    RELIABILITY,
+    "table.md",
+    "per_class.csv",
+    "confusion_base.csv",
+    "confusion_new.csv",
+)
 
 # Everything that training, scoring and the report write into a run folder by default.
 FILES = (
@@ -48,6 +57,7 @@ FILES = (
     LEARNED,
     VALIDATION,
     METRICS,
+    ANSWERS,
     *_TABLES,
     *("per_class.png", "curves.png", "validation.png", "activations.png", "report.html"),
 )

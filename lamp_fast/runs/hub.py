@@ -24,7 +24,8 @@ from lamp_fast.data.settings import DESCRIBING, PLACES
 from lamp_fast.data.words import saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_bytes, write_json
-from lamp_fast.runs.folder import CONFIG, RESULT, WEIGHTS
+from lamp_fast.runs.fitted import Fitted, write_fitted
+from lamp_fast.runs.folder import ANSWERS, CONFIG, RESULT, WEIGHTS
 from lamp_fast.runs.record import holds_record
 from lamp_fast.runs.scoring import results_table
 from lamp_fast.tensors import save_tensors
@@ -41,16 +42,18 @@ def save(
     state: Mapping[str, Tensor],
     facts: Mapping[str, Any],
     results: list[Mapping[str, Any]] | None,
+    fitted: Fitted | None = None,
     *,
     license: str | None = None,
 ) -> None:
-    """Write ``model.safetensors``, ``config.json``, ``result.json`` and the model card.
+    """Write ``model.safetensors``, ``config.json``, ``result.json``, ``answers.json`` and the card.
 
     Args:
         folder: a new or empty folder, or one that was saved to before.
         record, facts: of the run.
         state: what was learned, by name.
         results: rows of its closing table, if there are any.
+        fitted: what it has fitted on validation pictures, if it had any.
         license: the hub's identifier of the licence of the learned tensors, such as "mit"; without
             it the card says that none is stated.
 
@@ -67,10 +70,15 @@ def save(
     record = portable(record)
     save_tensors(folder / WEIGHTS, state, facts)
     write_json(folder / CONFIG, record)
+    # What an earlier save left would pass for this one's.
     if results is not None:
         write_json(folder / RESULT, results)
-    else:  # those of an earlier save would pass for this one's
+    else:
         (folder / RESULT).unlink(missing_ok=True)
+    if fitted is not None:
+        write_fitted(folder / ANSWERS, fitted, state)
+    else:
+        (folder / ANSWERS).unlink(missing_ok=True)
     card = model_card(record, results, license=license)
     write_bytes(folder / CARD, card.encode())
 
@@ -94,7 +102,7 @@ def fetch(
                 repo_id,
                 revision=revision,
                 token=token,
-                allow_patterns=[WEIGHTS, CONFIG, RESULT],
+                allow_patterns=[WEIGHTS, CONFIG, RESULT, ANSWERS],
                 library_name="lamp_fast",
                 library_version=lamp_fast.__version__,
             )

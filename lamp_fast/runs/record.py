@@ -6,6 +6,7 @@ table and the log, of this version and of 0.1.0.
 
 import dataclasses
 import math
+import subprocess
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import lamp_fast
 from lamp_fast.data import catalog
 from lamp_fast.data.hierarchy import Hierarchy, saved_hierarchy
 from lamp_fast.data.sources.excluded import saved_excluded
@@ -180,10 +182,10 @@ def read_record(file: Path) -> Record:
     for name, value in vars(config.own).items():
         if isinstance(value, tuple):
             _check_layers(value, f"{file}: settings.{config.method}.{name}")
-    program = _read_as(_Program, values, str(file))
+    program = read_as(_Program, values, str(file))
     if program.block is not None and program.block < 1:
         raise InputError(f"{file}: block {program.block}: expected at least 1")
-    data = _read_as(SavedData, values["data"], f"{file}: data")
+    data = read_as(SavedData, values["data"], f"{file}: data")
     if data.template.count("{}") != 1:
         raise InputError(f"{file}: data.template {data.template!r}: expected {{}} once")
     names = data.base_names + data.new_names
@@ -200,7 +202,7 @@ def read_record(file: Path) -> Record:
         version=program.version,
         commit=program.commit,
         torch=program.torch,
-        clip=_read_as(SavedClip, values["clip"], f"{file}: clip"),
+        clip=read_as(SavedClip, values["clip"], f"{file}: clip"),
         data=data,
         launch=program.launch,
         block=program.block,
@@ -237,7 +239,7 @@ def check_facts(values: Any, where: str) -> dict[str, Any]:
     Raises:
         InputError: a fact that is missing or of another kind.
     """
-    facts = _read_as(_Facts, values, where)
+    facts = read_as(_Facts, values, where)
     if facts.seconds < 0 or facts.epochs < 0:
         raise InputError(f"{where}: expected seconds and epochs from 0")
     if facts.selected is not None and not 1 <= facts.selected <= facts.epochs:
@@ -255,7 +257,7 @@ def check_rows(values: Any, where: str) -> list[dict[str, Any]]:
         raise InputError(f"{where}: expected a list of rows")
     names = set()
     for number, value in enumerate(values, start=1):
-        row = _read_as(_Row, value, f"{where}: row {number}")
+        row = read_as(_Row, value, f"{where}: row {number}")
         if row.name in names:
             raise InputError(f"{where}: row {number}: {row.name!r} is there twice")
         names.add(row.name)
@@ -277,7 +279,7 @@ def check_history(values: Any, where: str) -> list[dict[str, Any]]:
         raise InputError(f"{where}: expected a list of epochs")
     shape: tuple[int, ...] | None = None
     for number, value in enumerate(values, start=1):
-        line = _read_as(_Epoch, value, f"{where}: epoch {number}")
+        line = read_as(_Epoch, value, f"{where}: epoch {number}")
         if line.epoch != number:
             raise InputError(f"{where}: epoch {line.epoch} in place of {number}")
         if not 0 <= line.accuracy <= 1 or max(abs(line.loss), abs(line.lr)) > MAX_SHOWN:
@@ -310,6 +312,22 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     return check_history(values, str(file))
 
 
+def current_commit() -> str | None:
+    """The package's git commit, where it runs from a checkout."""
+    folder = Path(lamp_fast.__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
 def _check_layers(layers: tuple[int, ...], where: str) -> None:
     try:
         fits = parse_layers(format_layers(layers)) == layers
@@ -325,7 +343,7 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _read_as(kind: Any, value: Any, where: str) -> Any:
+def read_as(kind: Any, value: Any, where: str) -> Any:
     """JSON values as a dataclass of this module; fields that it does not know are left out.
 
     Raises:
@@ -337,14 +355,14 @@ def _read_as(kind: Any, value: Any, where: str) -> Any:
         for field in fields(kind):
             at = f"{where}.{field.name}" if ": " in where else f"{where}: {field.name}"
             if field.name in value:
-                found[field.name] = _read_as(hints[field.name], value[field.name], at)
+                found[field.name] = read_as(hints[field.name], value[field.name], at)
             elif field.default is MISSING:
                 raise InputError(f"{at} is missing")
         return kind(**found)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if isinstance(value, Sequence) and not isinstance(value, str):
-            return tuple(_read_as(item, each, f"{where}[]") for each in value)
+            return tuple(read_as(item, each, f"{where}[]") for each in value)
     else:
         options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         if type(value) in options or (value is None and type(None) in options):

@@ -21,7 +21,8 @@ from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
 from lamp_fast.runs.building import build_method
 from lamp_fast.runs.config import TrainConfig
-from lamp_fast.runs.folder import CONFIG, LEARNED, RESULT, WEIGHTS, finished_file
+from lamp_fast.runs.fitted import Fitted, read_fitted
+from lamp_fast.runs.folder import ANSWERS, CONFIG, LEARNED, RESULT, WEIGHTS, finished_file
 from lamp_fast.runs.record import Record, check_facts, check_rows, read_record
 from lamp_fast.tensors import load_tensors
 
@@ -40,6 +41,7 @@ class SavedRun:
         tensors: what was learned, finite, by name.
         facts: training seconds, epochs, and how the bias was adapted to new classes (or None).
         results: rows of the closing table; None where there is none.
+        fitted: what was fitted on validation pictures; None where there were none.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class SavedRun:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
     results: Sequence[Mapping[str, Any]] | None
+    fitted: Fitted | None = None
 
     @property
     def classes(self) -> RunClasses:
@@ -94,7 +97,10 @@ def load(folder: Path) -> SavedRun:
     tensors, facts = load_tensors(weights)
     results = folder / RESULT
     rows = check_rows(read_json(results), str(results)) if results.is_file() else None
-    return SavedRun(folder, record, weights, tensors, check_facts(facts, str(weights)), rows)
+    answers, classes = folder / ANSWERS, len(record.data.base_names)
+    fitted = read_fitted(answers, tensors, classes) if answers.is_file() else None
+    facts = check_facts(facts, str(weights))
+    return SavedRun(folder, record, weights, tensors, facts, rows, fitted)
 
 
 def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:

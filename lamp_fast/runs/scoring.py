@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from tabulate import tabulate
-from tqdm import tqdm
 
 from lamp_fast.data.benchmark import Benchmark
 from lamp_fast.data.hierarchy import Level
-from lamp_fast.data.loading import Batches, evaluation_batches
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import SIZE_GROUP_TITLES, SIZE_GROUPS
-from lamp_fast.errors import InputError
 from lamp_fast.files import write_bytes, write_csv, write_json
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.zeroshot import ZeroShot
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment
-from lamp_fast.runs.folder import RESULT
+from lamp_fast.runs.folder import RELIABILITY, RESULT
 from lamp_fast.runs.levels import level_accuracies, predict_levels
 from lamp_fast.runs.metrics import (
     Scores,
@@ -36,7 +33,9 @@ from lamp_fast.runs.metrics import (
     union_scores,
     worst_class,
 )
-from lamp_fast.runs.ranks import ALONE, Ranks, batch_sizes
+from lamp_fast.runs.ranks import ALONE, Ranks
+from lamp_fast.runs.reliability import Judge, Reliability, judge_of, write_reliability
+from lamp_fast.runs.scorer import Scorer, own_pictures
 
 COLUMNS = (
     ("acc_base", "acc base"),
@@ -83,6 +82,7 @@ class Evaluated:
     seconds: float
     selection: Mapping[str, Any] | None = None
     union: UnionScores | None = None
+    reliability: Reliability | None = None
 
     def row(self, benchmark: Benchmark) -> dict[str, Any]:
         """The row as JSON values in 0..1; None where there is nothing to report.
@@ -175,7 +175,7 @@ def evaluate_rows(
         return rows
     rows.append(score_method(experiment, method, method.entry.title, seconds, ranks))
     if adapted:
-        new, _ = _score_half(experiment, method, ranks, new=True, adapted=True)
+        new = _score_half(experiment, method, ranks, new=True, adapted=True).scores
         name = f"{method.entry.title}, b_new on new (transductive)"
         # Which bias a picture is given would say of which half it is.
         rows.append(replace(rows[-1], name=name, new=new, union=None))
@@ -195,6 +195,7 @@ def write_results(folder: Path, experiment: Experiment, rows: Sequence[Evaluated
     write_json(folder / RESULT, table_rows)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _write_per_class(folder / "per_class.csv", experiment, rows)
+    write_reliability(folder / RELIABILITY, rows[-1].reliability)
     for half, names in (("base", benchmark.base_names), ("new", benchmark.new_names)):
         last = getattr(rows[min(1, len(rows) - 1)], half)
         if last is not None:
@@ -217,17 +218,21 @@ def score_method(
     experiment: Experiment, method: Method, name: str, seconds: float, ranks: Ranks = ALONE
 ) -> Evaluated:
     """Score one method on the test pictures, as a row of that name and training time."""
-    base, of_base = _score_half(experiment, method, ranks, new=False)
-    new = of_new = None
-    if _serves_new(experiment, method):
-        new, of_new = _score_half(experiment, method, ranks, new=True)
+    base = _score_half(experiment, method, ranks, new=False)
+    new = (
+        _score_half(experiment, method, ranks, new=True)
+        if _serves_new(experiment, method)
+        else None
+    )
+    both = new is not None and base.answers is not None and new.answers is not None
     return Evaluated(
         name=name,
-        base=base,
-        new=new,
+        base=base.scores,
+        new=None if new is None else new.scores,
         parameters=method.trainable_parameters(),
         seconds=seconds,
-        union=None if of_base is None or of_new is None else union_scores(of_base, of_new),
+        union=union_scores(base.answers, new.answers) if both else None,
+        reliability=base.reliability,
     )
 
 
@@ -235,33 +240,57 @@ def _serves_new(experiment: Experiment, method: Method) -> bool:
     return len(experiment.benchmark.new_names) > 0 and method.entry.no_new_names is None
 
 
+@dataclass(frozen=True)
+class _Half:
+    """What is found of one half: the last two None where they cannot be said."""
+
+    scores: Scores
+    answers: UnionAnswers | None
+    reliability: Reliability | None
+
+
 def _score_half(
     experiment: Experiment, method: Method, ranks: Ranks, *, new: bool, adapted: bool = False
-) -> tuple[Scores, UnionAnswers | None]:
-    """Scores of one half's pictures among its names, and what becomes of them among all names.
-
-    The latter is None where there is one half, under a prior, which says nothing of how often the
-    names of one half are to be expected beside those of the other, and for ``adapted``.
-    """
+) -> _Half:
+    """Score one half's pictures among its names, and among all names where that can be said: where
+    there are two halves, and no prior, which says nothing of how often the names of one half are to
+    be expected beside those of the other; and not ``adapted``."""
     benchmark = experiment.benchmark
     names = benchmark.new_names if new else benchmark.base_names
     pictures = benchmark.test_new if new else benchmark.test_base
     levels = () if benchmark.hierarchy is None else tuple(benchmark.hierarchy.every_level(names))
-    if not _serves_new(experiment, method) or adapted or experiment.prior is not None:
+    batch, base = experiment.config.machine.test_batch, len(benchmark.base_names)
+    judge = None if new or adapted else judge_of(experiment, method)
+    among_all = _serves_new(experiment, method) and not adapted and experiment.prior is None
+    if among_all:
+        scored = _own_and_every(experiment, method, pictures, ranks, new)
+    else:
         scorer = Scorer(experiment, method, names, pictures, ranks)
-        columns = [[predict_levels(each, levels)] for each in scorer.logits(adapted)]
-        (predicted,) = _gathered(columns, ranks, (torch.int64, 1 + len(levels)))
-        return _scores(pictures.labels, predicted, len(names), levels), None
-    first = len(benchmark.base_names) if new else 0
-    columns = []
-    for own, every in _own_and_every(experiment, method, pictures, ranks, new):
-        belief = every.double().log_softmax(1)[:, : len(benchmark.base_names)].amax(1)
-        columns.append([predict_levels(own, levels), every.argmax(1), belief])
-    kinds = (torch.int64, 1 + len(levels)), (torch.int64, None), (torch.float64, None)
-    predicted, among_all, belief = _gathered(columns, ranks, *kinds)
-    labels = pictures.labels
-    answers = UnionAnswers(predicted[:, 0] == labels, among_all == labels + first, belief)
-    return _scores(labels, predicted, len(names), levels), answers
+        scored = ((own, None) for own in scorer.logits(adapted))
+    labels, done, columns = torch.tensor(own_pictures(pictures, batch, ranks).labels), 0, []
+    for own, every in scored:
+        column = [predict_levels(own, levels)]
+        if every is not None:
+            belief = every.double().log_softmax(1)[:, :base].amax(1)
+            column += [every.argmax(1), belief]
+        if judge is not None:
+            column.append(judge.look(own, labels[done : done + len(own)]))
+        columns.append(column)
+        done += len(own)
+    kinds = [(torch.int64, 1 + len(levels))]
+    kinds += [(torch.int64, None), (torch.float64, None)] if among_all else []
+    kinds += [] if judge is None else [(torch.float64, Judge.COLUMNS)]
+    predicted, *others = _gathered(columns, ranks, kinds)
+    labels, answers, reliability = pictures.labels, None, None
+    right = predicted[:, 0] == labels
+    if among_all:
+        every, belief, *others = others
+        answers = UnionAnswers(right, every == labels + (base if new else 0), belief)
+    if judge is not None:
+        reliability = judge.conclude(
+            torch.from_numpy(others[0]), torch.from_numpy(right), torch.tensor(labels)
+        )
+    return _Half(_scores(labels, predicted, len(names), levels), answers, reliability)
 
 
 def _scores(
@@ -288,7 +317,9 @@ def _own_and_every(
 
 
 def _gathered(
-    batches: Sequence[Sequence[torch.Tensor]], ranks: Ranks, *kinds: tuple[torch.dtype, int | None]
+    batches: Sequence[Sequence[torch.Tensor]],
+    ranks: Ranks,
+    kinds: Sequence[tuple[torch.dtype, int | None]],
 ) -> list[np.ndarray]:
     """Columns of all batches of all ranks, one behind the other; of each its type, and its width
     where a row has several numbers."""
@@ -298,105 +329,6 @@ def _gathered(
         own = [torch.empty(shape, dtype=kind), *(batch[column].cpu() for batch in batches)]
         found.append(np.concatenate(ranks.gather(torch.cat(own).numpy())))
     return found
-
-
-class Scorer:
-    """Class scores of some pictures over some names, as often as they are asked for.
-
-    Ranks share whole batches, so that each is computed as one process alone would. Where features
-    are all that the method reads, they are held from the first call on, else what loads pictures.
-
-    Args:
-        experiment: whose views, batches and prior these are.
-        method: that scores.
-        names: of the classes.
-        pictures: N of them.
-        ranks: the processes that share the pictures.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        method: Method,
-        names: Sequence[str],
-        pictures: Pictures,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        batch, count = experiment.config.machine.test_batch, len(pictures)
-        mine = ranks.rows(len(batch_sizes(count, batch)))
-        first, end = (min(edge * batch, count) for edge in (mine.start, mine.stop))
-        self.experiment, self.method, self.ranks = experiment, method, ranks
-        self.pictures = pictures.select(range(first, end))
-        benchmark, prior = experiment.benchmark, experiment.prior
-        self.classes = method.prepare(names, benchmark.template, benchmark.origin)
-        self.shift = None if prior is None else prior.shift(method, names)
-        self._features: torch.Tensor | None = None
-        self._batches: Batches | None = None
-
-    def logits(self, adapted: bool = False) -> Iterator[torch.Tensor]:
-        """[B, C] of each batch of this rank's pictures, in order.
-
-        Args:
-            adapted: as :meth:`Method.logits` takes it.
-
-        Raises:
-            InputError: see :func:`class_scores`.
-        """
-        for images in self._inputs():
-            logits = class_scores(self.method, images, self.classes, adapted)
-            yield logits if self.shift is None else logits + self.shift.to(logits)
-
-    def _inputs(self) -> Iterator[torch.Tensor]:
-        """Batches as :func:`class_scores` takes them: features, from the cache, where these
-        suffice."""
-        experiment, machine = self.experiment, self.experiment.config.machine
-        if self.method.reads_features:
-            if not len(self.pictures):
-                return
-            if self._features is None:
-                features = experiment.reader.read(self.pictures, experiment.test_transform)
-                self._features = features.to(experiment.device)
-            yield from self._features.split(machine.test_batch)
-            return
-        if self._batches is None:  # whose workers wait for the next call
-            self._batches = evaluation_batches(
-                self.pictures,
-                experiment.test_transform,
-                machine.test_batch,
-                workers=machine.workers,
-            )
-        quiet = None if self.ranks.first else True
-        bar = tqdm(self._batches, desc="evaluating", leave=False, disable=quiet)
-        yield from (images for images, _, _ in experiment.move_batches(bar))
-
-
-@torch.no_grad()
-def class_scores(
-    method: Method, images: torch.Tensor, classes: Any, adapted: bool = False
-) -> torch.Tensor:
-    """The logits [B, C] of pictures, of which the largest is the answer.
-
-    Args:
-        method: any.
-        images: [B, 3, S, S], or views [B, 5, 3, S, S], whose logits' mean is taken; one view of
-            every picture is encoded at once, so memory is that of one. Or features before the
-            projection, [B, V] or [B, 5, V], of a method that reads these.
-        classes, adapted: as :meth:`Method.logits` takes them.
-
-    Raises:
-        InputError: any is NaN or infinite: they would say nothing, and yet have a largest one.
-    """
-    are_features = images.ndim < 4
-    score = method.feature_logits if are_features else method.logits
-    several = images.ndim == (3 if are_features else 5)
-    views = images.unbind(1) if several else (images,)
-    logits = sum(score(view, classes, adapted) for view in views) / len(views)
-    if not bool(torch.isfinite(logits).all()):
-        raise InputError(
-            "the method's class scores are not finite: its weights or settings are beyond what"
-            " it can be computed with"
-        )
-    return logits
 
 
 def _write_per_class(file: Path, experiment: Experiment, rows: Sequence[Evaluated]) -> None:

@@ -13,7 +13,7 @@ from lamp_fast.methods.base import Method
 from lamp_fast.runs.experiment import Experiment
 from lamp_fast.runs.metrics import confusion_matrix, harmonic_mean, shown_macro_f1
 from lamp_fast.runs.ranks import ALONE, Ranks
-from lamp_fast.runs.scoring import Scorer
+from lamp_fast.runs.scorer import Scorer
 
 
 def validation_logits(

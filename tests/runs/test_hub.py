@@ -15,7 +15,7 @@ from lamp_fast.runs import hub
 from lamp_fast.tensors import load_tensors
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
-FILES = {"README.md", "config.json", "model.safetensors", "result.json"}
+FILES = {"README.md", "answers.json", "config.json", "model.safetensors", "result.json"}
 
 
 @pytest.fixture(scope="module")
