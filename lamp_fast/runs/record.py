@@ -16,8 +16,8 @@ from typing import Any
 
 import lamp_fast
 from lamp_fast.data import catalog
+from lamp_fast.data.excluded import saved_excluded
 from lamp_fast.data.hierarchy import Hierarchy, saved_hierarchy
-from lamp_fast.data.sources.excluded import saved_excluded
 from lamp_fast.data.words import Words, saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, parse_layers, validate
@@ -54,7 +54,7 @@ class SavedData:
         unreadable: names of the pictures that were skipped.
         words: several texts a class, see :func:`lamp_fast.data.words.saved_words`.
         hierarchy: see :func:`lamp_fast.data.hierarchy.saved_hierarchy`.
-        excluded: see :func:`lamp_fast.data.sources.excluded.saved_excluded`.
+        excluded: see :func:`lamp_fast.data.excluded.saved_excluded`.
     """
 
     sha256: str

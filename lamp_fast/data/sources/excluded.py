@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -101,20 +100,3 @@ def _read(file: Path) -> list[tuple[str, str, str]]:
     if file.suffix.lower() != ".txt":
         raise InputError(f"{flag}: expected a .csv with the column {PATH}, or a .txt of paths")
     return [(f"{flag}: line {number}", line.strip(), "") for number, line in read_lines(file)]
-
-
-def saved_excluded(values: Any, where: str) -> dict[str, tuple[str, ...]]:
-    """Names of the pictures that a run left out of each part, of what it saved of them.
-
-    Raises:
-        InputError: anything else.
-    """
-    given = {} if values is None else values
-    if not isinstance(given, Mapping) or not all(
-        part in SPLIT_PARTS
-        and isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        for part, names in given.items()
-    ):
-        raise InputError(f"{where}: expected lists of names of {', '.join(SPLIT_PARTS)}")
-    return {part: tuple(names) for part, names in given.items()}
