@@ -2,6 +2,9 @@
 
 Or of a table (--table FILE), of lists (--train FILE --test FILE), or of any data set that training
 takes (--data NAME --root DIR).
+--audit --out REPORT looks at the pictures themselves: suspected labels, copies in training and
+test, copies with different labels, outliers. REPORT then holds audit.html, to look at, and
+audit.csv, to act on: what is left in it goes to --exclude in training.
 --check ROOT says which of the field's data sets lie ready below ROOT; --download NAME... --root DIR
 fetches those that torchvision can.
 """
@@ -16,10 +19,13 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lamp_fast import cli
+from lamp_fast.audit.settings import AuditConfig
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.data.settings import PLACES, DataConfig
 from lamp_fast.errors import InputError
-from lamp_fast.fields import Seed, validate
+from lamp_fast.fields import Seed, flag_of, validate
 from lamp_fast.files import refuse_output
+from lamp_fast.runs.settings import MachineConfig
 
 if TYPE_CHECKING:
     from lamp_fast.data.sources import DataSource
@@ -35,7 +41,9 @@ class DescribeConfig:
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
     """Class folders of pictures; with --data, --table or --train, the same as --root."""
     out: Path | None = None
-    """Also draw the bar chart into this .png."""
+    """Also draw the bar chart into this .png; with --audit, a new folder for what it finds."""
+    audit: bool = False
+    """Find pictures that look wrong, by features of --clip, in all parts, before any protocol."""
     json: bool = False
     """Print everything as JSON."""
     check: Annotated[Path | None, tyro.conf.arg(metavar="ROOT")] = None
@@ -43,8 +51,11 @@ class DescribeConfig:
     download: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
     """Fetch these data sets into --root through torchvision."""
     seed: Seed = 1
-    """Of the protocol's draws, as in training."""
+    """Of the protocol's draws, as in training; with --audit, of the probe's folds."""
     data: DataConfig = field(default_factory=DataConfig)
+    looks: AuditConfig = field(default_factory=AuditConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
 
 
 def data_of(settings: DescribeConfig) -> DataConfig:
@@ -63,6 +74,33 @@ def data_of(settings: DescribeConfig) -> DataConfig:
     if data.data == DataConfig.data and (data.train is not None or data.test is not None):
         return replace(data, data="list")
     return replace(data, data="folder") if data.data == DataConfig.data and folder else data
+
+
+def _refuse_without_audit(settings: DescribeConfig) -> None:
+    for group in ("looks", "clip", "machine"):
+        given, plain = vars(getattr(settings, group)), vars(getattr(DescribeConfig(), group))
+        for name, value in given.items():
+            if value != plain[name]:
+                raise InputError(f"{flag_of(name)} {value}: expected --audit with it")
+
+
+def check_audit(settings: DescribeConfig, data: DataConfig) -> Path:
+    """The folder of an audit.
+
+    Raises:
+        InputError: none, or flags that mean nothing for an audit.
+    """
+    if settings.out is None:
+        raise InputError("--out: missing; --audit needs a new folder for what it finds")
+    if settings.json:
+        raise InputError("--json: expected nothing of it with --audit, which writes a .csv")
+    for name in ("split", "cap", "shots"):
+        value = getattr(data, name)
+        if value != getattr(DataConfig, name):
+            raise InputError(
+                f"{flag_of(name)} {value}: expected none with --audit, which looks at all pictures"
+            )
+    return settings.out
 
 
 def _check_out(out: Path, data: DataConfig) -> None:
@@ -133,6 +171,13 @@ def main(settings: DescribeConfig) -> int:
         return 0
     data = data_of(settings)
     validate(replace(settings, data=data))
+    if settings.audit:
+        out = check_audit(settings, data)
+        from lamp_fast.audit.auditing import audit
+
+        audit(out, data, settings.looks, settings.clip, settings.machine, settings.seed)
+        return 0
+    _refuse_without_audit(settings)
     if settings.out is not None:
         _check_out(settings.out, data)
     from lamp_fast.data.chart import plot

@@ -1,6 +1,7 @@
 """The protocol applied to a data set: what a run trains on, adapts on and is tested on."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -82,6 +83,7 @@ class Benchmark:
         held_out: how many of ``new_names``, the first ones, are of the data set's base half and
             stand in for new ones in choosing an epoch.
         val_new: validation pictures of those, labels 0..held_out-1.
+        excluded: names of the pictures that were left out of each part because a user said so.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Benchmark:
     benchmark_counts: tuple[int, ...] | None = None
     held_out: int = 0
     val_new: Pictures = field(default_factory=_no_pictures)
+    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -319,6 +322,7 @@ def build_benchmark(
         val=val_base,
         held_out=len(stand_ins),
         val_new=val_new,
+        excluded=source.excluded,
     )
     _check_complete(benchmark)
     return benchmark

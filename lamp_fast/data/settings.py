@@ -19,7 +19,7 @@ from lamp_fast.fields import Bounds, IntOrNone
 LISTS = ("train", "val", "test", "names")
 PLACES = ("root", "table", *LISTS)
 # Files whose content a run keeps.
-DESCRIBING = ("descriptions", "hierarchy")
+DESCRIBING = ("descriptions", "hierarchy", "exclude")
 # What text files of parts, and of class names, go with.
 _LISTED = {
     **dict.fromkeys(("train", "val", "test"), ("list", "webdataset")),
@@ -120,6 +120,10 @@ class DataConfig:
     default 100, but none for own pictures and the long-tail field's data sets."""
     shots: Annotated[IntOrNone, Bounds(1, MANY)] = None
     """Few-shot: this many pictures a class, in place of --cap."""
+    exclude: Path | None = None
+    """Leave out the pictures that a .csv names in its column path, and part where it has one, as
+    python -m lamp_fast.data --audit writes it, or a .txt with a path a line; paths start from the
+    pictures' root. No other picture changes its part."""
     skip_unreadable: bool = False
     """Count unreadable pictures and go on without them."""
     downscale: Annotated[IntOrNone, Bounds(1, 65_536)] = None

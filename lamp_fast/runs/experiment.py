@@ -31,6 +31,7 @@ from lamp_fast.data.disk_cache import default_folder
 from lamp_fast.data.loading import Batch, Transform, move_batches
 from lamp_fast.data.settings import DataConfig, ViewConfig
 from lamp_fast.data.sources import DataSource, load_source
+from lamp_fast.data.sources.excluded import leave_out, without_excluded
 from lamp_fast.data.sources.hierarchy import read_levels
 from lamp_fast.data.sources.lists import PictureLists
 from lamp_fast.data.sources.table import PictureTable
@@ -180,6 +181,7 @@ class Experiment:
         """What ``config.json`` holds: settings and the identity of everything they led to."""
         benchmark = self.benchmark
         held_out = {"held_out": list(benchmark.stand_ins)} if benchmark.held_out else {}
+        excluded = {part: list(names) for part, names in benchmark.excluded.items()}
         described = {"words": benchmark.words, "hierarchy": benchmark.hierarchy}
         return {
             "settings": to_saved(replace(self.config, resume=False, overwrite=False)),
@@ -196,6 +198,7 @@ class Experiment:
                 "template": benchmark.template,
                 "counts": [int(count) for count in benchmark.counts],
                 "unreadable": list(self.unreadable),
+                **({"excluded": excluded} if excluded else {}),
                 **{name: to_json(each) for name, each in described.items() if each is not None},
             },
         }
@@ -389,8 +392,11 @@ def find_source(
         only_test=only_test,
     )
     if begun is not None:
+        source = leave_out(source, begun.excluded)
         words = begun.words or Words((begun.data.template,))
         return replace(with_words(source, data.template, None, words), hierarchy=begun.hierarchy)
+    if data.exclude is not None:
+        source = without_excluded(source, data.exclude)
     source = with_words(source, data.template, data.descriptions)
     levels = read_levels(data.hierarchy, data.levels, table, source.classnames)
     return replace(source, hierarchy=levels)

@@ -172,6 +172,7 @@ def portable(record: Mapping[str, Any]) -> dict[str, Any]:
         clip["name"] = settings["clip"]["clip"] = f"{LOCAL}{folder.name}"
         clip["weights"], settings["clip"]["pretrained"] = Path(clip["weights"]).name, None
     record["data"]["unreadable"] = []
+    record["data"].pop("excluded", None)
     return record
 
 

@@ -4,6 +4,7 @@ One schema for the record (``config.json``), the facts beside the learned tensor
 table and the log, of this version and of 0.1.0.
 """
 
+import dataclasses
 import math
 import subprocess
 import types
@@ -16,6 +17,7 @@ from typing import Any
 import lamp_fast
 from lamp_fast.data import catalog
 from lamp_fast.data.hierarchy import Hierarchy, saved_hierarchy
+from lamp_fast.data.sources.excluded import saved_excluded
 from lamp_fast.data.words import Words, saved_words
 from lamp_fast.errors import InputError
 from lamp_fast.fields import format_layers, parse_layers, validate
@@ -52,6 +54,7 @@ class SavedData:
         unreadable: names of the pictures that were skipped.
         words: several texts a class, see :func:`lamp_fast.data.words.saved_words`.
         hierarchy: see :func:`lamp_fast.data.hierarchy.saved_hierarchy`.
+        excluded: see :func:`lamp_fast.data.sources.excluded.saved_excluded`.
     """
 
     sha256: str
@@ -63,6 +66,7 @@ class SavedData:
     held_out: tuple[str, ...] = ()
     words: dict | None = None
     hierarchy: dict | None = None
+    excluded: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Record:
         values: all of it as JSON values, with every setting that this version knows.
         words: several texts a class; None where it has one.
         hierarchy: what classes are kinds of, where the run was told.
+        excluded: names of the pictures of each part that the run was told to leave out.
     """
 
     settings: TrainConfig
@@ -92,6 +97,7 @@ class Record:
     values: Mapping[str, Any]
     words: Words | None = None
     hierarchy: Hierarchy | None = None
+    excluded: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,7 @@ def read_record(file: Path) -> Record:
         launch=program.launch,
         block=program.block,
         words=saved_words(data.words, f"{file}: data.words"),
+        excluded=saved_excluded(data.excluded, f"{file}: data.excluded"),
         hierarchy=saved_hierarchy(data.hierarchy, f"{file}: data.hierarchy"),
         values={**values, "commit": program.commit, "settings": to_saved(config)},
     )

@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class DataSource:
             is what the data set has.
         group_counts: training pictures a class that the field makes its groups by size of, where
             these are not those of ``train``.
+        excluded: names of the pictures that were left out of each part because a user said so.
     """
 
     name: str
@@ -62,6 +64,7 @@ class DataSource:
     notes: tuple[str, ...] = ()
     imb: float | None = None
     group_counts: tuple[int, ...] | None = None
+    excluded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load_source(
