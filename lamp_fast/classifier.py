@@ -6,7 +6,7 @@ the few learned tensors. The pictures it was trained on need not exist any more.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from lamp_fast.answers.asked import Asked, Score
-from lamp_fast.answers.calibration import distance_aware_scale
 from lamp_fast.answers.prediction import Bias, Prediction, predictions
 from lamp_fast.cli import expand_path
 from lamp_fast.clip.prompts import check_distinct, tokenise
@@ -32,10 +31,9 @@ from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.surroundings import RunClasses
-from lamp_fast.methods.text import zero_shot_texts
 from lamp_fast.runs import hub
-from lamp_fast.runs.answering import Answering, Situation, decide
-from lamp_fast.runs.building import DTYPES, build_clip
+from lamp_fast.runs.answering import Answering, Situation, decide, moved_names
+from lamp_fast.runs.building import DTYPES, build_clip, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.fitted import Fitted
 from lamp_fast.runs.folder import choose_folder
@@ -87,7 +85,8 @@ class Classifier:
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)
-        moved = partial(_distance_scale, method, self._classes, self.trained_names, self.template)
+        texts = self.template, self.origin.words
+        moved = partial(moved_names, method, self._classes, self.trained_names, *texts)
         self._distance_scale = lru_cache(_MAX_LISTS)(moved)
 
     @classmethod
@@ -144,7 +143,9 @@ class Classifier:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
         if tte is not None:
             config = replace(config, views=replace(config.views, tte=tte))
-        method = saved.method(build_clip(config, saved.record.values["clip"]), config)
+        clip = build_clip(config, saved.record.values["clip"])
+        warn_of(clip, config.data.data)
+        method = saved.method(clip, config)
         record = saved.record.values
         loaded = cls(method, config, record, saved.facts, saved.results, saved.fitted)
         loaded.hierarchy = levels or loaded.hierarchy
@@ -399,26 +400,6 @@ class Classifier:
             return self._transform(read_taken(number, taken))
         except InputError as error:
             return error
-
-
-@torch.no_grad()
-def _distance_scale(
-    method: Method,
-    prepare: Callable[[tuple[str, ...]], Any],
-    trained: tuple[str, ...],
-    template: str,
-    names: tuple[str, ...],
-    adapted: bool,
-) -> Tensor | str:
-    """:func:`distance_aware_scale` of some names; or why the method has no features of them."""
-    if method.no_class_matrix is not None:
-        return method.no_class_matrix
-    tuned = [
-        method.fixed_sides(method.clip, prepare(some), which).classes
-        for some, which in ((names, adapted), (trained, False))
-    ]
-    plain = [zero_shot_texts(method.clip, some, template) for some in (names, trained)]
-    return distance_aware_scale(tuned[0], plain[0], tuned[1], plain[1])
 
 
 def _on_device(config: TrainConfig, device: str, precision: str | None) -> TrainConfig:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class EvaluateConfig:
     """Reproduce the closing table of a run from its saved files, or test it on other data."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     data: str | None = None
     """Test on all classes of this data set instead; a name that training takes, or one of

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 class PredictConfig:
     """Classify pictures with a trained run."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder, or a folder that save_pretrained wrote."""
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Pictures, folders of pictures (at any depth), .txt lists of a path a line, .csv and .parquet

@@ -21,9 +21,9 @@ CHECKED_BATCHES = (1, 5)
 class ExportConfig:
     """Export a trained run as one graph, or the classes of one as a matrix."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder for the graph and what belongs to it."""
     format: Format = "onnx"
     """onnx (needs the export extra), or torch for a torch.export program."""

@@ -24,7 +24,7 @@ from lamp_fast.errors import InputError
 from lamp_fast.features.settings import FeaturesConfig
 from lamp_fast.fields import to_json
 from lamp_fast.files import write_bytes, write_csv, write_json
-from lamp_fast.runs.building import build_clip, build_reader, build_transform
+from lamp_fast.runs.building import build_clip, build_reader, build_transform, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import find_source
 from lamp_fast.runs.folder import make_folder
@@ -67,6 +67,7 @@ def compute_features(config: FeaturesConfig) -> int:
         # Pictures that somebody names are no data set of ours.
         data = DataConfig(data="folder") if config.sources else config.data
         clip = build_clip(TrainConfig(clip=config.clip, data=data, machine=machine))
+        warn_of(clip, data.data)
         with report_dead_workers():
             unprojected = compute(config, clip, machine, listed)
         write(config, clip, listed, unprojected)

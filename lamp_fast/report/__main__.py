@@ -17,7 +17,7 @@ DEFAULT = "report.html"
 class ReportConfig:
     """Write one self-contained HTML page about a finished run."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     out: Path | None = None
     """The page; by default report.html in the run folder."""

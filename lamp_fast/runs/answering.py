@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from lamp_fast.answers.asked import Asked, Score
-from lamp_fast.answers.calibration import CannotFit
+from lamp_fast.answers.calibration import CannotFit, distance_aware_scale
 from lamp_fast.answers.conformal import quantile
 from lamp_fast.answers.rejection import threshold
 from lamp_fast.answers.rules import Rules
+from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
+from lamp_fast.methods.base import Method
+from lamp_fast.methods.text import zero_shot_texts
 from lamp_fast.runs.fitted import Fitted
 
 
@@ -174,3 +177,33 @@ def _limit(
         if bool(some.any())
     }
     return limit, held
+
+
+@torch.no_grad()
+def moved_names(
+    method: Method,
+    prepare: Callable[[tuple[str, ...]], Any],
+    trained: tuple[str, ...],
+    template: str,
+    words: Words | None,
+    names: tuple[str, ...],
+    adapted: bool,
+) -> Tensor | str:
+    """:func:`distance_aware_scale` of some names; or why the method has no features of them.
+
+    Args:
+        method: whose texts are compared with CLIP's own.
+        prepare: makes its ``classes`` of names.
+        trained: the trained classes.
+        template, words: as of zero-shot CLIP on the run's data.
+        names: of the question.
+        adapted: as :meth:`Method.logits` takes it.
+    """
+    if method.no_class_matrix is not None:
+        return method.no_class_matrix
+    tuned = [
+        method.fixed_sides(method.clip, prepare(some), which).classes
+        for some, which in ((names, adapted), (trained, False))
+    ]
+    plain = [zero_shot_texts(method.clip, some, template, words) for some in (names, trained)]
+    return distance_aware_scale(tuned[0], plain[0], tuned[1], plain[1])

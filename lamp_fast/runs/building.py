@@ -88,7 +88,7 @@ def build_reader(clip: FrozenClip, machine: MachineConfig) -> FeatureReader:
 
 
 def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -> FrozenClip:
-    """The frozen CLIP of a run whose machine is resolved; answers without meaning are warned of.
+    """The frozen CLIP of a run whose machine is resolved.
 
     ``recorded`` is the CLIP of the run's record, where there is one: it decides how weights are
     used, wherever they lie now.
@@ -108,7 +108,11 @@ def build_clip(config: TrainConfig, recorded: Mapping[str, Any] | None = None) -
         fold=config.trim.fold_quick_gelu,
     )
     config.views.check_size(clip.preprocessing.size)
-    about = caution(clip.identity.name, clip.identity.random, config.data.data)
+    return clip
+
+
+def warn_of(clip: FrozenClip, data: str) -> None:
+    """Warn where answers of a CLIP about a data set, by its name, mean nothing."""
+    about = caution(clip.identity.name, clip.identity.random, data)
     if about is not None:
         warnings.warn(about, stacklevel=2)
-    return clip

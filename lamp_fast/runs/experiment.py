@@ -50,6 +50,7 @@ from lamp_fast.runs.building import (
     build_reader,
     build_transform,
     refuse_ensemble,
+    warn_of,
 )
 from lamp_fast.runs.config import TrainConfig, to_saved, uses_validation
 from lamp_fast.runs.fitted import Fitted
@@ -257,6 +258,7 @@ def assemble(
         block = method.choose_block(names, benchmark.template)
     method.block = block
     config = replace(config, own=method.resolved(config.own))
+    warn_of(clip, benchmark.name)  # when nothing is left to be refused
     return Experiment(
         config, device, clip, benchmark, method, data_hash, tuple(unreadable), reader, block
     )

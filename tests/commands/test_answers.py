@@ -224,7 +224,7 @@ def test_without_a_temperature_or_a_class_matrix():
     answered = decided.rules.answer(torch.eye(3))
     assert answered.calibrated.tolist() == [True, False, True]
     assert "a little optimistic" in decided.lines[0]
-    assert "(text hangs on)" in decided.lines[1]
+    assert "(text hangs on it)" in decided.lines[1]
 
 
 def call(run, *sources, **words):

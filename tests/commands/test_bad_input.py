@@ -130,7 +130,7 @@ BAD_INPUT = [
     ("predict", "{run} {place}/cat.png --csv {place}/no/x.csv", "--csv {place}/no/x.csv"),
     ("predict", "{run} {place}/cat.png --csv /proc/self/x.csv", "/proc/self/x.csv: cannot be"),
     ("predict", "{run} {place}/list.csv --path-column file", "--path-column file"),
-    ("export", "{run}", "out"),
+    ("export", "{run}", "OUT"),
     ("export", "{run} {place}/new --format jpeg", "--format"),
     ("export", "{run} {place}/damaged --format torch", "OUT {place}/damaged: expected a new or"),
     (

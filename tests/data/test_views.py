@@ -281,7 +281,9 @@ def test_a_run_remembers_its_views(root, tmp_path):
     assert any(line.startswith("views   augment=minimalist") for line in experiment.describe())
     rows = evaluate_rows(experiment, facts["seconds"], False)
     table = [row.row(experiment.benchmark) for row in rows]
-    assert json.loads(json.dumps(table)) == json.loads((out / "result.json").read_text())
+    trained = json.loads((out / "result.json").read_text())
+    assert trained[1].pop("selection")["of"] > 0  # told where it was made
+    assert json.loads(json.dumps(table)) == trained
 
     # Literally: torchvision's five crops, one by one, each a picture of its own.
     size = experiment.clip.preprocessing.size

@@ -31,7 +31,7 @@ def test_a_run_saves_the_groups_that_it_reads_and_no_other(method):
     config = default_config({"method": method})
     values = json.loads(json.dumps(to_saved(config)))
     groups = {name for name, each in values.items() if isinstance(each, dict)}
-    assert groups == {"clip", "data", "views", method, "optim", "machine", "trim"}
+    assert groups == {"clip", "data", "views", method, "optim", "selection", "machine", "trim"}
     assert values[method] == to_json(config.own)
     assert from_saved(values, "config.json") == config
     assert type(config.own) is METHODS[method].Settings

@@ -32,18 +32,20 @@ from lamp_fast.runs.folder import (
     is_run,
     make_folder,
 )
+from lamp_fast.runs.selection import SelectionConfig
 
 BEFORE = Path(__file__).parents[1] / "before"
 
 
 def settings(out, **changes) -> TrainConfig:
-    """Two epochs on one picture a class."""
+    """Two epochs on one picture a class, compared on validation pictures."""
     config = apply_preset(TrainConfig(out=out), "tiny")
     return replace(
         config,
         data=replace(config.data, shots=1),
         optim=replace(config.optim, epochs=2),
         own=replace(config.own, adapt_passes=1),
+        selection=SelectionConfig("best"),
         **changes,
     )
 
