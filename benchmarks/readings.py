@@ -29,13 +29,13 @@ from lamp_fast.data.benchmark import build_benchmark
 from lamp_fast.data.sources import DataSource
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
-from lamp_fast.reproduce.stats import mean, paired_test, spread
 from lamp_fast.runs import config as settings
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import assemble
 from lamp_fast.runs.figures import save_figure
 from lamp_fast.runs.folder import LOCK
 from lamp_fast.runs.scoring import evaluate_rows
+from lamp_fast.runs.stats import mean, paired_test, spread
 from lamp_fast.runs.trainer import Trainer
 
 PRESET = "mlp, keys (the preset)"

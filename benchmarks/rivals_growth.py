@@ -8,6 +8,7 @@ hours for the whole grid; ``--batches 4 --classes 10 50 --no-compiled`` is ten m
 do not fit the memory of a GPU say so.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ def main(settings: Settings) -> None:
         results[line.title][batch, classes] = point
         # An interrupted run leaves no table, but what it has measured.
         cells = ", ".join(f"{piece} {_cell(point, piece)}" for piece in PIECES)
-        tqdm.write(f"{line.title} B={batch} C={classes:,}: {cells}")
+        tqdm.write(f"{line.title} B={batch} C={classes:,}: {cells}", file=sys.stderr)
     print(table(results))
     steps = {
         name: [{"batch": b, "classes": c, **asdict(point)} for (b, c), point in found.items()]

@@ -1,7 +1,8 @@
 """``python -m lamp_fast.cache``: show, and remove, what lies outside run folders on our account.
 
-The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`) and features of them
-(:mod:`lamp_fast.data.feature_cache`). What it makes others keep are downloads:
+The package itself keeps decoded pictures (:mod:`lamp_fast.data.decoded`), features of them
+(:mod:`lamp_fast.data.feature_cache`) and where pictures lie in shards
+(:mod:`lamp_fast.data.sources.shard_index`). What it makes others keep are downloads:
 open_clip fetches CLIP weights for it, into the Hugging Face cache or into open_clip's own folder,
 and the hub's classifiers come the same way. Other programs may use those too, so nothing is removed
 unasked.
@@ -31,7 +32,7 @@ class StoredItem:
     """One download, or all of what the package itself keeps of one kind.
 
     Attributes:
-        what: "CLIP weights", "classifier", "decoded pictures" or "features".
+        what: "CLIP weights", "classifier", or what the package itself keeps.
         name: the hub's repository, or a file's name.
         path: its folder or file.
         size: bytes on disk.

@@ -148,10 +148,10 @@ class Classifier:
             config = replace(config, clip=replace(config.clip, pretrained=os.fspath(pretrained)))
         if tte is not None:
             config = replace(config, views=replace(config.views, tte=tte))
-        clip = build_clip(config, saved.record.values["clip"])
+        record = saved.record.values
+        clip = build_clip(config, record["clip"])
         warn_of(clip, config.data.data)
         method = saved.method(clip, config)
-        record = saved.record.values
         loaded = cls(method, config, record, saved.facts, saved.results, saved.fitted)
         loaded.hierarchy = levels or loaded.hierarchy
         return loaded

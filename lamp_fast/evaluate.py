@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lamp_fast.runs.prior import Prior
     from lamp_fast.runs.scoring import Evaluated
 
+_COLUMNS = ("path_column", "label_column")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -49,7 +51,11 @@ class EvaluateConfig:
     test: Path | None = None
     """As --table, for --data list."""
     names: Path | None = None
-    """As --table, for --data list."""
+    """As --table, for --data list, webdataset and hf."""
+    path_column: str = DataConfig.path_column
+    """As in training, for --data."""
+    label_column: str = DataConfig.label_column
+    """As in training, for --data."""
     level: str | None = None
     """As in training, for --data inaturalist2018."""
     template: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -96,8 +102,10 @@ class EvaluateConfig:
                 raise InputError(
                     f"--levels {' '.join(self.levels)}: expected --hierarchy with them"
                 )
-            for name in ("template", "descriptions", "level", "skip_unreadable", "out"):
-                if value := getattr(self, name):
+            named = ("template", "descriptions", "level", "skip_unreadable", "out", *_COLUMNS)
+            for name in named:
+                value = getattr(self, name)
+                if value != getattr(EvaluateConfig, name):
                     flag = name.replace("_", "-")
                     shown = value[0] if isinstance(value, tuple) else value
                     raise InputError(
@@ -107,6 +115,8 @@ class EvaluateConfig:
         return DataConfig(
             data=self.data,
             **self.places,
+            path_column=self.path_column,
+            label_column=self.label_column,
             level=self.level,
             template=self.template,
             descriptions=self.descriptions,

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Ascending. A module imports from its own step or a lower one; the longest prefix decides.
 HOUSE = (
     ("errors", ("lamp_fast.errors",)),
+    ("extras", ("lamp_fast.extras",)),
     ("cli", ("lamp_fast.cli",)),
     ("fields", ("lamp_fast.fields",)),
     ("files", ("lamp_fast.files", "lamp_fast.tensors")),
@@ -20,6 +21,7 @@ HOUSE = (
     ("methods", ("lamp_fast.methods",)),
     ("answers", ("lamp_fast.answers",)),
     ("runs", ("lamp_fast.runs",)),
+    ("jobs", ("lamp_fast.jobs",)),
     ("classifier", ("lamp_fast.classifier",)),
     (
         "commands",
@@ -34,6 +36,7 @@ HOUSE = (
     ),
     ("report", ("lamp_fast.report",)),
     ("reproduce", ("lamp_fast.reproduce",)),
+    ("compare", ("lamp_fast.compare",)),
     ("benchmarks", ("benchmarks",)),
 )
 STEP_OF = {module: number for number, (_, modules) in enumerate(HOUSE) for module in modules}

@@ -46,8 +46,8 @@ class Rules:
         by: how sure an answer is, see :func:`answer_scores`.
         cosine_scale: of the method.
         threshold: a score below is no answer; None answers always.
-        roll_up: makes probabilities [n, C] those of K parents [n, K], which are then the answers;
-            not with ``scale`` or ``limit``. None answers with classes.
+        roll_up: makes probabilities [n, C] those of K parents [n, K], which are then the answers,
+            in the order of uncalibrated sums; not with ``limit``. None answers with classes.
         limit: of :func:`lamp_fast.answers.conformal.quantile`; None makes no sets.
     """
 
@@ -65,14 +65,14 @@ class Rules:
         # The order is that of the logits: no calibration can change it, not even by rounding.
         order = shifted.argsort(dim=1, descending=True, stable=True)
         raw = calibrated = probabilities(shifted)
-        if self.roll_up is not None:
-            raw = calibrated = self.roll_up(raw)
-            order = raw.argsort(dim=1, descending=True, stable=True)
         known = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         if self.scale is not None:
             scale = self.scale.to(logits.device)[order[:, 0]]
             known = ~scale.isnan()
             calibrated = probabilities(shifted, scale.nan_to_num(nan=1.0))
+        if self.roll_up is not None:
+            raw, calibrated = self.roll_up(raw), self.roll_up(calibrated)
+            order = raw.argsort(dim=1, descending=True, stable=True)
         score = answer_scores(self.by, logits, calibrated.amax(1), self.cosine_scale)
         return Answered(
             order=order,

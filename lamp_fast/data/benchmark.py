@@ -12,8 +12,9 @@ from lamp_fast.data.decoded import DecodedCache
 from lamp_fast.data.hierarchy import Hierarchy
 from lamp_fast.data.pictures import Pictures, check_pictures
 from lamp_fast.data.shipped_names import shipped_note
-from lamp_fast.data.sources import VAL_SHARE, DataSource
+from lamp_fast.data.sources import DataSource
 from lamp_fast.data.sources.layouts import SPLIT_SEED
+from lamp_fast.data.sources.own_parts import VAL_SHARE
 from lamp_fast.data.words import Words
 from lamp_fast.errors import InputError
 

@@ -20,7 +20,11 @@ from filelock import FileLock
 from lamp_fast.cli import expand_path
 
 FOLDER_VARIABLE = "LAMP_FAST_CACHE"
-CONTENTS = {"decoded": "decoded pictures", "features": "features"}
+CONTENTS = {
+    "decoded": "decoded pictures",
+    "features": "features",
+    "shards": "indices of shards",
+}
 """The folders of the caches below it, and what each keeps, in the plural."""
 
 _LOCK, _TOTAL, _PARTIAL = ".lock", ".total", ".partial"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 # A user's own pictures, which are in no catalog.
-OWN_DATA = ("folder", "table", "list")
+OWN_DATA = ("folder", "table", "list", "webdataset", "hf")
 # Of those, what papers publish: nothing is taken out of its training part unasked.
 PUBLISHED_FORM = ("list",)
 # CLIP's names of ImageNet's classes; the variants take ImageNet's own file where they have none.

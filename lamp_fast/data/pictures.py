@@ -1,6 +1,7 @@
 """Pictures with labels, from files or from memory, decoded to RGB through PIL."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -49,18 +51,32 @@ _SAMPLE_FORMAT, _SIGNED = 339, 2
 _BOMB = f"more than {MAX_PIXELS:,} pixels, refused as a decompression bomb"
 
 
+class Store(Protocol):
+    """Where pictures lie that are no files of their own. Goes to worker processes by pickling."""
+
+    def read(self, place: Sequence[int]) -> bytes:
+        """The bytes of the picture file at a place, P integers.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Labelled pictures, in files below one folder or in memory.
+    """Labelled pictures: in files below one folder, within other files, or in memory.
 
     Attributes:
         names: of each picture; relative to ``root`` where there is one.
         labels: int64 [N].
-        root: folder of the files; None where the pictures are in memory.
+        root: folder of the files, or what the names in ``store`` start from; None where the
+            pictures are in memory.
         arrays: uint8 [N, H, W, 3] RGB; None where the pictures are in files.
         digests: uint8 [N, 32], sha256 of each file, once :func:`check_pictures` has read it.
         cache: where decoded files are looked for and kept, once they have digests.
         downscale: larger pictures are scaled down to this shorter side when they are decoded.
+        store: what reads pictures that are no files of their own; None where they are.
+        places: int64 [N, P], where each of these lies in the store.
     """
 
     names: tuple[str, ...]
@@ -70,16 +86,22 @@ class Pictures:
     digests: np.ndarray | None = None
     cache: DecodedCache | None = None
     downscale: int | None = None
+    store: Store | None = None
+    places: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
         if (self.root is None) == (self.arrays is None):
             raise ValueError("expected either root or arrays")
+        if (self.store is None) != (self.places is None):
+            raise ValueError("expected both of store and places, or none")
         lengths = {len(self.names), len(self.labels)}
-        lengths |= set() if self.arrays is None else {len(self.arrays)}
+        lengths |= {len(each) for each in (self.arrays, self.places) if each is not None}
         if len(lengths) > 1:
-            raise ValueError(f"names, labels and arrays differ in length: {sorted(lengths)}")
+            raise ValueError(
+                f"names, labels, arrays and places differ in length: {sorted(lengths)}"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -97,6 +119,7 @@ class Pictures:
             labels=self.labels[indices],
             arrays=None if self.arrays is None else self.arrays[indices],
             digests=None if self.digests is None else self.digests[indices],
+            places=None if self.places is None else self.places[indices],
         )
 
     def relabel(self, mapping: Mapping[int, int]) -> "Pictures":
@@ -142,11 +165,15 @@ class Pictures:
     def content_digests(self) -> np.ndarray:
         """The sha256 of each picture's file, or of its array and the array's shape: uint8 [N, 32].
 
+        Where no check has left them, every picture is read, once for this object.
+
         Raises:
             InputError: a file that cannot be read.
         """
-        if self.digests is not None:
-            return self.digests
+        return self._computed_digests if self.digests is None else self.digests
+
+    @functools.cached_property
+    def _computed_digests(self) -> np.ndarray:
         found = []
         for index in range(len(self)):
             try:
@@ -156,25 +183,41 @@ class Pictures:
             if self.arrays is not None:
                 content += str(self.arrays[index].shape).encode()
             found.append(hashlib.sha256(content).digest())
-        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(len(found), -1)
+        size = hashlib.sha256().digest_size
+        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, size)
 
     def content(self, index: int) -> bytes:
         """The bytes of a picture's file, or of its array.
 
         Raises:
-            OSError: a file that cannot be read.
-            ValueError: a device or a pipe, which could block for ever, or a file beyond
-                :data:`MAX_BYTES`.
+            OSError, ValueError: as :func:`read_file` or :meth:`Store.read`.
         """
         if self.arrays is not None:
             return self.arrays[index].tobytes()
-        file = self.root / self.names[index]
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ValueError(f"{status.st_size:,} bytes, expected at most {MAX_BYTES:,}")
-        return file.read_bytes()
+        if self.store is not None:
+            return self.store.read(self.places[index].tolist())
+        return read_file(self.root / self.names[index])
+
+
+def read_file(file: Path) -> bytes:
+    """The bytes of a picture file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a device or a pipe, which could block for ever, or a file beyond
+            :data:`MAX_BYTES`.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError("not a regular file")
+    check_size(status.st_size)
+    return file.read_bytes()
+
+
+def check_size(size: int) -> None:
+    """Refuse to read a picture file of more than :data:`MAX_BYTES` bytes, with ValueError."""
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, expected at most {MAX_BYTES:,}")
 
 
 def decode(content: bytes, *, only_check: bool = False) -> Image.Image:

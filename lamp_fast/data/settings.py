@@ -20,6 +20,11 @@ LISTS = ("train", "val", "test", "names")
 PLACES = ("root", "table", *LISTS)
 # Files whose content a run keeps.
 DESCRIBING = ("descriptions", "hierarchy")
+# What text files of parts, and of class names, go with.
+_LISTED = {
+    **dict.fromkeys(("train", "val", "test"), ("list", "webdataset")),
+    "names": ("list", "webdataset", "hf"),
+}
 SPLITS = ("all", "base-new")
 AUTO = "auto"
 # More pictures than any data set has.
@@ -57,30 +62,36 @@ class DataConfig:
     """The pictures and the protocol that draws from them."""
 
     data: str = "digits"
-    """digits; folder (one folder of pictures a class), table (see --table) or list (see --train);
-    or one of the field's data sets (docs/data.md), in CoOp's layout: caltech101, oxford_pets,
-    stanford_cars, flowers102, food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101, imagenet; or of
-    the long-tail field: imagenet_lt, places_lt, inaturalist2018, cifar100_lt."""
+    """digits; folder (one folder of pictures a class), table (see --table), list (see --train),
+    webdataset (.tar shards) or hf (a Hugging Face dataset; see --root); or one of the field's data
+    sets (docs/data.md), in CoOp's layout: caltech101, oxford_pets, stanford_cars, flowers102,
+    food101, fgvc_aircraft, sun397, dtd, eurosat, ucf101, imagenet; or of the long-tail field:
+    imagenet_lt, places_lt, inaturalist2018, cifar100_lt."""
     root: Path | None = None
     """The folder that holds the data set's folder; for --data folder the class folders; for --data
-    table and list what paths start from, by default the folder of the table or the train list."""
+    table and list what paths start from, by default the folder of the table or the train list; for
+    webdataset NAME-{0000..0099}.tar or a folder with nshards.txt; for hf a name on the hub or a
+    folder."""
     table: Path | None = None
     """For --data table: a .csv or .parquet file with a row a picture."""
     path_column: str = "path"
-    """The table's column of paths."""
+    """The table's column of paths; for --data hf, of pictures."""
     label_column: str = "label"
-    """The table's column of class names."""
+    """The table's column of class names; also hf's. For webdataset the field of KEY.json, or the
+    ending of the member, that is the class; by default KEY.cls, too."""
     split_column: str | None = None
     """The table's column of train, val and test; by default "split" where there is one."""
     train: Path | None = None
-    """For --data list: a text file of training pictures, "path label" a line, labels from 0."""
+    """For --data list: a text file of training pictures, "path label" a line, labels from 0. For
+    webdataset: the shards of this part, as --root has them."""
     val: Path | None = None
-    """For --data list: of validation pictures; without it there are none."""
+    """For --data list and webdataset: of validation pictures; without it there are none."""
     test: Path | None = None
-    """For --data list: of test pictures."""
+    """For --data list and webdataset: of test pictures."""
     names: Path | None = None
-    """For --data list: a text file with "id name" or a name a line, the first of label 0; by
-    default the names of the folders that each label's pictures lie in."""
+    """For --data list, webdataset and hf: a text file with "id name" or a name a line, the first of
+    label 0; by default the names of the folders that each label's pictures lie in, classnames.txt
+    beside the shards, or the dataset's own names."""
     level: str | None = None
     """For inaturalist2018, what labels are: species (the default), genus, family, order, class,
     phylum or kingdom."""
@@ -137,8 +148,11 @@ class DataConfig:
                 f"--table {self.table}: expected --data table with it, not {self.data}"
             )
         for name in LISTS:
-            if (file := getattr(self, name)) is not None and self.data != "list":
-                raise InputError(f"--{name} {file}: expected --data list with it, not {self.data}")
+            if (file := getattr(self, name)) is not None and self.data not in _LISTED[name]:
+                raise InputError(
+                    f"--{name} {file}: expected --data {' or '.join(_LISTED[name])} with it, not"
+                    f" {self.data}"
+                )
         self._check_level()
         check_templates(self.template)
         if self.levels and self.hierarchy is None and self.table is None:
@@ -174,7 +188,7 @@ class DataConfig:
         return replace(
             self,
             **{
-                name: None if place is None else expand_path(place).absolute()
+                name: None if place is None else self._absolute(name, place)
                 for name, place in places.items()
             },
             split=self.split or protocol.split,
@@ -182,6 +196,11 @@ class DataConfig:
             cap=protocol.cap if self.cap == AUTO else self.cap,
             level=self.level or next(iter(levels), None),
         )
+
+    def _absolute(self, name: str, place: Path) -> Path:
+        place = expand_path(place)
+        on_the_hub = self.data == "hf" and name == "root" and not place.exists()
+        return place if on_the_hub else place.absolute()
 
 
 def _read_resize(arguments: list[str]) -> int | str | None:

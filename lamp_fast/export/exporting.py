@@ -32,7 +32,7 @@ from lamp_fast.export.bounds import (
     random_pictures,
     tolerance,
 )
-from lamp_fast.export.graphs import RUN, WRITE, Program, need, quantise
+from lamp_fast.export.graphs import RUN, WRITE, Program, need_libraries, quantise
 from lamp_fast.export.settings import CLASS_FEATURES, FILES, Format, Precision, TextSide
 from lamp_fast.fields import to_json
 from lamp_fast.files import write_json
@@ -152,7 +152,7 @@ def export(
     """
     _check_choices(format, precision, text_side)
     if text_side != "alone":
-        need(format)
+        need_libraries(format)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"OUT {out}: expected a new or an empty folder")
     # Cast afterwards, weights would be as low precision rounded them.

@@ -1,6 +1,5 @@
 """Graphs and their files: traced by torch, written for ONNX Runtime or torch, perhaps quantised."""
 
-import importlib
 import io
 import logging
 import warnings
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lamp_fast import ops
-from lamp_fast.errors import InputError
 from lamp_fast.export.settings import Format
+from lamp_fast.extras import need
 
 Runner = Callable[..., Tensor]
 
@@ -45,20 +44,14 @@ class Program(nn.Module):
         )
 
 
-def need(format: Format) -> None:
+def need_libraries(format: Format) -> None:
     """Refuse a format whose libraries are not installed.
 
     Raises:
         InputError: naming the first.
     """
     for name in _NEEDED[format]:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise InputError(
-                f"--format {format}: needs {name}, which is not installed;"
-                " pip install 'lamp_fast[export]'"
-            ) from None
+        need(f"--format {format}", name, "export")
 
 
 def trace(module: nn.Module, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:

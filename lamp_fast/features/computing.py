@@ -109,8 +109,8 @@ def read_pictures(config: FeaturesConfig) -> Listed:
 
 
 def _together(parts: Sequence[Pictures]) -> Pictures:
-    """The pictures of all parts, one after the other."""
-    in_memory = parts[0].arrays is not None
+    """The pictures of all parts, one after the other; the parts of a data set share a store."""
+    in_memory, store = parts[0].arrays is not None, parts[0].store
     return Pictures(
         names=tuple(
             each.names[i] if in_memory else each.name(i) for each in parts for i in range(len(each))
@@ -118,6 +118,8 @@ def _together(parts: Sequence[Pictures]) -> Pictures:
         labels=np.concatenate([each.labels for each in parts]),
         root=None if in_memory else Path(),
         arrays=np.concatenate([each.arrays for each in parts]) if in_memory else None,
+        store=store,
+        places=None if store is None else np.concatenate([each.places for each in parts]),
     )
 
 

@@ -1,61 +1,58 @@
 """Methods by name: one line here each. No torch is imported before :meth:`MethodEntry.load`."""
 
 from lamp_fast.errors import InputError
-from lamp_fast.methods.settings import (
-    MethodEntry,
-    Preset,
-    candle,
-    clap,
-    clip_adapter,
-    clip_lora,
-    cocoop,
-    coop,
-    lamp,
-    lfa,
-    lift,
-    linear_probe,
-    lp_plus_plus,
-    maple,
-    mma,
-    mmrl,
-    prolip,
-    promptlt,
-    promptsrc,
-    ss_text,
-    tcp,
-    tip,
-    two_stage,
-    zeroshot,
-)
+from lamp_fast.methods.settings import MethodEntry, Preset
+from lamp_fast.methods.settings.candle import CANDLE
+from lamp_fast.methods.settings.clap import CLAP, ZS_LP
+from lamp_fast.methods.settings.clip_adapter import CLIP_ADAPTER
+from lamp_fast.methods.settings.clip_lora import CLIP_LORA
+from lamp_fast.methods.settings.cocoop import COCOOP
+from lamp_fast.methods.settings.coop import COOP
+from lamp_fast.methods.settings.lamp import LAMP
+from lamp_fast.methods.settings.lfa import LFA
+from lamp_fast.methods.settings.lift import LIFT, LIFT_PLUS
+from lamp_fast.methods.settings.linear_probe import LINEAR_PROBE
+from lamp_fast.methods.settings.lp_plus_plus import LP_PLUS_PLUS
+from lamp_fast.methods.settings.maple import MAPLE
+from lamp_fast.methods.settings.mma import MMA
+from lamp_fast.methods.settings.mmrl import MMRL, MMRL_PLUS_PLUS
+from lamp_fast.methods.settings.prolip import PROLIP
+from lamp_fast.methods.settings.promptlt import PROMPTLT
+from lamp_fast.methods.settings.promptsrc import PROMPTSRC
+from lamp_fast.methods.settings.ss_text import SS_TEXT, SS_TEXT_PLUS
+from lamp_fast.methods.settings.tcp import TCP
+from lamp_fast.methods.settings.tip import TIP, TIP_F
+from lamp_fast.methods.settings.two_stage import TWO_STAGE
+from lamp_fast.methods.settings.zeroshot import ZEROSHOT
 
 METHODS: dict[str, MethodEntry] = {
-    "lamp": lamp.LAMP,
-    "zeroshot": zeroshot.ZEROSHOT,
-    "coop": coop.COOP,
-    "cocoop": cocoop.COCOOP,
-    "maple": maple.MAPLE,
-    "tcp": tcp.TCP,
-    "mma": mma.MMA,
-    "lfa": lfa.LFA,
-    "candle": candle.CANDLE,
-    "lift": lift.LIFT,
-    "lift+": lift.LIFT_PLUS,
-    "linear-probe": linear_probe.LINEAR_PROBE,
-    "lp++": lp_plus_plus.LP_PLUS_PLUS,
-    "tip": tip.TIP,
-    "tip-f": tip.TIP_F,
-    "clip-adapter": clip_adapter.CLIP_ADAPTER,
-    "zs-lp": clap.ZS_LP,
-    "clap": clap.CLAP,
-    "prolip": prolip.PROLIP,
-    "ss-text": ss_text.SS_TEXT,
-    "ss-text+": ss_text.SS_TEXT_PLUS,
-    "promptsrc": promptsrc.PROMPTSRC,
-    "mmrl": mmrl.MMRL,
-    "mmrl++": mmrl.MMRL_PLUS_PLUS,
-    "clip-lora": clip_lora.CLIP_LORA,
-    "2sfs": two_stage.TWO_STAGE,
-    "promptlt": promptlt.PROMPTLT,
+    "lamp": LAMP,
+    "zeroshot": ZEROSHOT,
+    "coop": COOP,
+    "cocoop": COCOOP,
+    "maple": MAPLE,
+    "tcp": TCP,
+    "mma": MMA,
+    "lfa": LFA,
+    "candle": CANDLE,
+    "lift": LIFT,
+    "lift+": LIFT_PLUS,
+    "linear-probe": LINEAR_PROBE,
+    "lp++": LP_PLUS_PLUS,
+    "tip": TIP,
+    "tip-f": TIP_F,
+    "clip-adapter": CLIP_ADAPTER,
+    "zs-lp": ZS_LP,
+    "clap": CLAP,
+    "prolip": PROLIP,
+    "ss-text": SS_TEXT,
+    "ss-text+": SS_TEXT_PLUS,
+    "promptsrc": PROMPTSRC,
+    "mmrl": MMRL,
+    "mmrl++": MMRL_PLUS_PLUS,
+    "clip-lora": CLIP_LORA,
+    "2sfs": TWO_STAGE,
+    "promptlt": PROMPTLT,
 }
 
 

@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
@@ -28,6 +27,7 @@ from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.zeroshot import ZeroShot
+from lamp_fast.report.drawing import STYLE, to_svg
 from lamp_fast.report.tables import by_class_table, reliability_table, result_table
 from lamp_fast.runs import figures
 from lamp_fast.runs.experiment import Experiment, load_run
@@ -50,24 +50,6 @@ THUMBNAIL = 112
 
 # More pictures than any data set has; sums of so many stay within 64 bits.
 MAX_COUNT = 1 << 40
-
-# Stands for the page's own text colour, which differs between light and dark.
-_INK = "#010203"
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    **dict.fromkeys(
-        (
-            "text.color",
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "axes.titlecolor",
-            "xtick.color",
-            "ytick.color",
-        ),
-        _INK,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -220,7 +202,7 @@ def _svgs(
     reliability: Reliability | None,
 ) -> dict[str, Markup]:
     """The figures that this run has, as inline SVG."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         trained = [each for each in classes if each["half"] != "new"]
         drawings = {"per_class": _draw_per_class(trained)}
         if history:
@@ -231,7 +213,7 @@ def _svgs(
             drawings["reliability"] = figures.draw_reliability(reliability.diagrams)
             drawings["risk_coverage"] = figures.draw_risk_coverage(reliability.curves)
         return {
-            name: _to_svg(figure, name) for name, figure in drawings.items() if figure is not None
+            name: to_svg(figure, name) for name, figure in drawings.items() if figure is not None
         }
 
 
@@ -247,20 +229,6 @@ def _draw_per_class(trained: Sequence[Mapping[str, Any]]) -> Figure:
         },
         size_groups if set(size_groups) & set(SIZE_GROUPS) else None,
     )
-
-
-def _to_svg(figure: Figure, name: str) -> Markup:
-    FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0)
-    for axes in figure.axes:
-        axes.patch.set_alpha(0)
-    content = io.StringIO()
-    # Distinct ids: several drawings share one page.
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = content.getvalue()
-    drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
-    return Markup(drawing)  # matplotlib escapes the text that it draws
 
 
 def _confusion(run: Path, half: str) -> dict[str, Any] | None:

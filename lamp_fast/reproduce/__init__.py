@@ -3,12 +3,9 @@
 layout.py      what a table is made of: rows, columns, metrics
 tables.py      the paper's tables
 long_tail.py   the long-tail field's table
-jobs.py        a run or a score, and the address that says what it depends on
-queue.py       a folder of jobs that workers on several machines share
+jobs.py        a run or a score, as a job of lamp_fast/jobs
 attempt.py     one job, in a process of its own
-cluster.py     workers through submitit
 results.py     jobs' outcomes as the cells of a table
-stats.py       mean, spread, and paired tests
 paper.py       the paper's and others' figures, with what is odd in them
 render.py      Markdown, LaTeX, CSV, JSON and pictures
 theorem.py     Theorem A.2, certified and drawn

@@ -10,8 +10,9 @@ from lamp_fast.data.protocol import SIZE_GROUPS
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, format_layers, validate
+from lamp_fast.jobs.identity import describe_clip
 from lamp_fast.methods import METHODS
-from lamp_fast.reproduce.jobs import Job, change, describe_clip
+from lamp_fast.reproduce.jobs import Job
 from lamp_fast.reproduce.layout import (
     ADJUSTED,
     ZEROSHOT,
@@ -26,7 +27,7 @@ from lamp_fast.reproduce.layout import (
 )
 from lamp_fast.reproduce.settings import ReproduceConfig
 from lamp_fast.reproduce.tables import TABLES
-from lamp_fast.runs.config import TrainConfig, default_config, parse_flags
+from lamp_fast.runs.config import TrainConfig, change, default_config, parse_flags
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from lamp_fast.reproduce import paper
 from lamp_fast.reproduce.layout import AVERAGE, AVERAGE_TITLE, METHOD, Metric, Panel, Plot, Row
 from lamp_fast.reproduce.plan import Plan
 from lamp_fast.reproduce.results import Cell, Key, best
-from lamp_fast.reproduce.stats import PairedTest
 from lamp_fast.runs.figures import save_figure
+from lamp_fast.runs.stats import PairedTest
 
 # The paper prints so many data sets beside each other, and so many figures of them.
 COLUMNS_ABREAST, FIGURES_ABREAST = 6, 18

@@ -1,24 +1,21 @@
 """A table or figure of the paper from its jobs: planned, done where they are not, written."""
 
-import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
+from typing import Any
 
 from lamp_fast.clip.settings import RANDOM, caution
 from lamp_fast.errors import InputError
 from lamp_fast.files import read_json
+from lamp_fast.jobs.cluster import run_on_cluster
+from lamp_fast.jobs.here import local_slots, stoppable
+from lamp_fast.jobs.queue import Failure, Queue, Task
 from lamp_fast.reproduce import attempt
-from lamp_fast.reproduce.cluster import run_on_cluster
 from lamp_fast.reproduce.jobs import Identities, Job
 from lamp_fast.reproduce.layout import TRANSDUCTIVE, ZEROSHOT
 from lamp_fast.reproduce.paper import origin
 from lamp_fast.reproduce.plan import Plan, make_plan
-from lamp_fast.reproduce.queue import Failure, Queue, Task
 from lamp_fast.reproduce.render import Drawn, Rendered, write_table
 from lamp_fast.reproduce.results import compare, default_pairs, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
@@ -41,11 +38,8 @@ def reproduce(config: ReproduceConfig, flags: Sequence[str]) -> int:
             state = "done" if queue.outcome(task.address) else "to do"
             print(f"{state:6} {queue.job_folder(task.address)}  {task.title}")
         return 0
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with stoppable():
         failures = work(config, queue, distinct)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     outcomes = {task.address: queue.outcome(task.address) for task in distinct}
     outcome_of = {job: outcomes[task.address] for job, task in tasks.items()}
     cells = read_cells(plan, outcome_of.get)
@@ -74,17 +68,6 @@ def work(config: ReproduceConfig, queue: Queue, tasks: Sequence[Task]) -> list[F
             parameters=config.submit,
         )
     return queue.run(tasks, local_slots(config.workers))
-
-
-def local_slots(workers: int) -> list[dict[str, str]]:
-    """What each worker's processes get of this machine: a GPU in turn, or a share of the cores."""
-    gpus = torch.cuda.device_count()
-    if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": str(each % gpus)} for each in range(workers)]
-    if "OMP_NUM_THREADS" in os.environ:
-        return [{}] * workers
-    cores = len(os.sched_getaffinity(0))
-    return [{"OMP_NUM_THREADS": str(max(1, cores // workers))}] * workers
 
 
 def describe(plan: Plan, queue: Queue, tasks: Sequence[Task]) -> list[str]:
@@ -207,7 +190,3 @@ def _codes_of(file: Path | None) -> Mapping[str, str]:
     if not isinstance(codes, dict):
         raise InputError(f"--code-of {file}: expected the JSON file of a table")
     return codes
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt("stopped; the same command goes on")

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from lamp_fast.reproduce import stats
 from lamp_fast.reproduce.jobs import Job
 from lamp_fast.reproduce.layout import AVERAGE, METHOD, ZEROSHOT, Metric, Panel, Row
 from lamp_fast.reproduce.paper import paper_figure
 from lamp_fast.reproduce.plan import Plan
+from lamp_fast.runs import stats
 
 JobResult = Mapping[str, Any]
 Key = tuple[str, str, str, str]
@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def spread(self) -> float | None:
-        """Over seeds, see :func:`.stats.spread`."""
+        """Over seeds, see :func:`lamp_fast.runs.stats.spread`."""
         return stats.spread(self.values)
 
     @property

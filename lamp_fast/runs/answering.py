@@ -110,7 +110,8 @@ def _scale(fitted: Fitted | None, situation: Situation) -> tuple[Tensor | None, 
         return None, None
     if fitted.scale is None:
         return None, fitted.why_uncalibrated
-    if (other := _otherwise(fitted, situation)) is not None:
+    prior = situation.shift is not None
+    if (other := fitted.why_other(situation.tte, prior=prior)) is not None:
         return None, other
     trained = torch.tensor(list(situation.trained))
     scale = torch.full((len(trained),), fitted.scale, dtype=torch.float64)
@@ -123,20 +124,15 @@ def _scale(fitted: Fitted | None, situation: Situation) -> tuple[Tensor | None, 
     return torch.where(trained, scale, scale * moved.cpu()), None
 
 
-def _otherwise(fitted: Fitted, situation: Situation) -> str | None:
-    """What is not as it was when the run fitted; None where all is, whatever the names."""
-    if situation.roll_up is not None:
-        return "fitted for classes, not for a level above them"
-    return fitted.why_other(situation.tte, prior=situation.shift is not None)
-
-
 def _fits(what: str, fitted: Fitted | None, situation: Situation) -> Fitted:
     if fitted is None:
         raise InputError(
             f"{what}: the run has no validation pictures to fit it on; expected one that was"
             " trained with them"
         )
-    other = _otherwise(fitted, situation)
+    other = fitted.why_other(situation.tte, prior=situation.shift is not None)
+    if situation.roll_up is not None:
+        other = "fitted for classes, not for a level above them"
     if other is None and not situation.trained_alone:
         other = "fitted over the trained classes, expected these and no others"
     if other is not None:

@@ -279,3 +279,14 @@ def load_config(file: Path) -> TrainConfig:
     if isinstance(values, dict) and isinstance(values.get("settings"), dict):
         return saved_settings(values["settings"], str(file))
     return from_saved(values, str(file))
+
+
+def change(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Set dotted settings, such as ``optim.lr``, ``lamp.k`` (the method's own) or ``seed``."""
+    for name, value in changes.items():
+        group, dot, field = name.rpartition(".")
+        group = "own" if group == config.method else group
+        if dot:
+            value = replace(getattr(config, group), **{field: value})
+        config = replace(config, **{group or field: value})
+    return config

@@ -274,8 +274,8 @@ def _selection(config: TrainConfig, benchmark: Benchmark) -> SelectionConfig:
     if not selection.uses_validation or len(benchmark.val):
         return selection
     asked = config.selection
-    if asked.select == "best" or asked.validation == "on":
-        flag = "--select best" if asked.select == "best" else "--validation on"
+    if asked.select == "best" or asked.uses_validation:
+        flag = "--select best" if asked.select == "best" else f"--validation {asked.validation}"
         raise InputError(
             f"{flag}: --data {benchmark.name} gives no validation picture, expected at least three"
             " training pictures of a class"
@@ -332,10 +332,10 @@ def check_data(config: TrainConfig) -> Checked:
 
 def load_benchmark(config: TrainConfig, begun: Record | None = None) -> Benchmark:
     """What a run sees of its data set: :func:`load_data`, with validation pictures where something
-    asks for them: all of them where the method chooses on them, else as many as can be scored after
-    every epoch. ``begun`` is the run's record where it has one."""
-    by_method = config.own.uses_validation
-    validation = "all" if by_method else "some" if uses_validation(config) else "none"
+    asks for them: all of them where the method chooses on them or --validation says so, else as
+    many as can be scored after every epoch. ``begun`` is the run's record where it has one."""
+    every = config.own.uses_validation or config.selection.validation == "all"
+    validation = "all" if every else "some" if uses_validation(config) else "none"
     return load_data(
         config.data,
         config.seed,
@@ -382,6 +382,8 @@ def find_source(
         None,
         table,
         lists=PictureLists(given, data.names),
+        path_column=data.path_column,
+        label_column=data.label_column,
         level=data.level,
         imb=data.imb,
         only_test=only_test,

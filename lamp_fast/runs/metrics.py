@@ -20,6 +20,7 @@ class Scores:
             predicted (zero_division=0).
         per_class: float64 [C], accuracy on the pictures of each class; NaN for one without any.
         confusion: int64 [C, C], pictures by true class (row) and predicted class (column).
+        predicted: integers [N], the predicted class of each picture.
         levels: accuracy at each level above the classes, where there are some.
     """
 
@@ -27,6 +28,7 @@ class Scores:
     macro_f1: float
     per_class: np.ndarray
     confusion: np.ndarray
+    predicted: np.ndarray
     levels: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -106,7 +108,7 @@ def scores(labels: np.ndarray, predictions: np.ndarray, classes: int) -> Scores:
     np.divide(confusion.diagonal(), shown, out=per_class, where=shown > 0)
     macro_f1 = f1_score(labels, predictions, labels=every, average="macro", zero_division=0)
     accuracy = float(confusion.trace() / len(labels))
-    return Scores(accuracy, float(macro_f1), per_class, confusion)
+    return Scores(accuracy, float(macro_f1), per_class, confusion, predictions)
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

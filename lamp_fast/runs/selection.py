@@ -22,11 +22,12 @@ class SelectionConfig:
     first. last: the last one, as papers do. auto: best for own pictures (but lists), else last."""
     patience: Annotated[IntOrNone, Bounds(1, 1_000_000)] = None
     """Of --select best: stop after this many epochs without a better one; none trains them all."""
-    validation: Literal["auto", "on", "off"] = "auto"
+    validation: Literal["auto", "on", "all", "off"] = "auto"
     """on: also take the validation pictures, whose scores the run keeps (validation.safetensors);
-    of data without any a fifth of every class is taken out of its training pictures. off: only
-    where the method chooses its own settings on them. auto: on for own pictures (but lists) and
-    with --select best, else off."""
+    of data without any a fifth of every class is taken out of its training pictures. all: every
+    one of them, however long scoring them after each epoch takes. off: only where the method
+    chooses its own settings on them. auto: on for own pictures (but lists) and with --select best,
+    else off."""
     holdout_classes: Annotated[FloatOrNone, Bounds(above=0, below=1)] = None
     """Of --select best with --split base-new: this share of the base classes is not trained and
     stands in for new ones; the epoch is the one of highest harmonic mean of the macro-F1 of those
@@ -49,7 +50,7 @@ class SelectionConfig:
     @property
     def uses_validation(self) -> bool:
         """Whether the run asks for validation pictures, of a resolved selection."""
-        return self.validation == "on"
+        return self.validation in ("on", "all")
 
     @property
     def held_out(self) -> float | None:

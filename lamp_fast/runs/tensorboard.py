@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 
 FOLDER = "tensorboard"
 
@@ -15,13 +15,7 @@ def need_tensorboard() -> None:
     Raises:
         InputError: it is not installed.
     """
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "--tensorboard: the tensorboard package is not installed;"
-            " pip install 'lamp_fast[tensorboard]'"
-        ) from None
+    need("--tensorboard", "tensorboard", "tensorboard")
 
 
 class EventWriter:

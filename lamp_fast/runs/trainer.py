@@ -168,6 +168,25 @@ class Trainer:
             state = self.method.state_dict()
             self.selected = {name: each.detach().clone() for name, each in state.items()}
 
+    def time_steps(self, count: int) -> Iterator[float]:
+        """Take the first steps of a run for their time alone, after which it is of no other use.
+
+        Yields:
+            The seconds of each, what its pictures took to come included.
+        """
+        optim, _ = self._enter_stage(0)
+        self._set_rate(learning_rate(optim, 0))
+        self.method.train()
+        self.method.start_epoch()
+        parts = self.ranks.parts(self.batches, self.batch_sizes, 0)
+        batches = self.experiment.move_batches(batch for batch, _ in parts)
+        started = time.perf_counter()
+        for images, labels, _ in itertools.islice(batches, count):
+            self._take_step(images, labels, self.batch_sizes[0])["loss"].item()
+            ended = time.perf_counter()
+            yield ended - started
+            started = ended
+
     def _keep(self) -> None:
         """Write the state after an epoch, or hold it where the last one was just written."""
         since = time.monotonic() - self._written

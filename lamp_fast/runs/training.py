@@ -21,9 +21,8 @@ from lamp_fast.errors import InputError
 from lamp_fast.fields import flag_of, parse_layers
 from lamp_fast.files import write_json
 from lamp_fast.runs import figures
-from lamp_fast.runs.checkpoint import Progress
 from lamp_fast.runs.config import TrainConfig, from_saved, to_saved
-from lamp_fast.runs.experiment import Experiment, assemble, check_data
+from lamp_fast.runs.experiment import Experiment, assemble, check_data, load_run
 from lamp_fast.runs.fitted import Fitted, fit, write_fitted
 from lamp_fast.runs.folder import (
     ANSWERS,
@@ -86,8 +85,13 @@ def _refuse_other_settings(experiment: Experiment, record: Record, folder: Path)
             raise InputError(f"--resume: the {kind} differs from the run in {folder}")
 
 
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, *, scored: bool = True) -> int:
     """Train, adapt, score, and leave everything in the run folder.
+
+    Args:
+        config: the settings.
+        scored: False leaves the test pictures alone, for a run whose settings may yet lose against
+            others; :func:`test_run` scores it then.
 
     Returns:
         An exit code: 0, or 1 where training diverged.
@@ -103,7 +107,7 @@ def train(config: TrainConfig) -> int:
         join(config.machine.device) as ranks,
         contextlib.ExitStack() as made,
     ):
-        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks)
+        return _run(*ranks.once(resume_or_choose_folder, config, made), ranks, scored=scored)
 
 
 def _refuse_split_batches(config: TrainConfig, ranks: Ranks) -> None:
@@ -287,13 +291,38 @@ def finish(
     state = experiment.method.state_dict()
     fitted = _fit_answers(experiment, state, folder, ranks)
     ranks.once(save_tensors, folder / LEARNED, state, facts)
-    if not scored:
-        return
-    experiment = replace(experiment, fitted=fitted)
-    rows = evaluate_rows(experiment, seconds, adaptation is not None, ranks)
+    ranks.once(_draw_curves, folder, progress.history, compared)
+    if scored:
+        experiment = replace(experiment, fitted=fitted)
+        rows = _test(experiment, facts, compared, ranks)
+        ranks.once(_write_outcome, experiment, folder, rows)
+
+
+def test_run(folder: Path) -> tuple[Experiment, list[Evaluated]]:
+    """Score a run that was trained without its test pictures, and leave the results in its folder.
+
+    Raises:
+        InputError: see :func:`lamp_fast.runs.experiment.load_run`.
+    """
+    experiment, facts = load_run(folder)
+    retrained = experiment.config.selection.retrain
+    compared = read_history((folder / HOLDOUT if retrained else folder) / METRICS)
+    rows = _test(experiment, facts, compared, ALONE)
+    _write_outcome(experiment, folder, rows)
+    return experiment, rows
+
+
+def _test(
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    compared: Sequence[Mapping[str, Any]],
+    ranks: Ranks,
+) -> list[Evaluated]:
+    """Score the test pictures; the method's row says which epoch was chosen."""
+    rows = evaluate_rows(experiment, facts["seconds"], facts["adaptation"] is not None, ranks)
     if (choice := summary(compared)) is not None:
         rows[1] = replace(rows[1], selection=choice)
-    ranks.once(_write_outcome, experiment, progress, folder, rows, compared)
+    return rows
 
 
 def _fit_answers(
@@ -320,18 +349,17 @@ def _fit_answers(
     return fitted
 
 
-def _write_outcome(
-    experiment: Experiment,
-    progress: Progress,
-    folder: Path,
-    rows: Sequence[Evaluated],
-    compared: Sequence[Mapping[str, Any]],
+def _draw_curves(
+    folder: Path, history: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]]
 ) -> None:
-    table = write_results(folder, experiment, rows)
     figures.plot_validation(folder / "validation.png", compared)
-    if progress.history:
-        figures.plot_curves(folder / "curves.png", progress.history)
-        figures.plot_activations(folder / "activations.png", progress.history)
+    if history:
+        figures.plot_curves(folder / "curves.png", history)
+        figures.plot_activations(folder / "activations.png", history)
+
+
+def _write_outcome(experiment: Experiment, folder: Path, rows: Sequence[Evaluated]) -> None:
+    table = write_results(folder, experiment, rows)
     print("\n" + table)
     if (found := rows[-1].reliability) is not None:
         cli.say("", *found.lines())

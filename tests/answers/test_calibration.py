@@ -91,6 +91,19 @@ def test_the_order_of_classes_never_changes():
         assert torch.equal(likely[alone], before.raw[alone])
 
 
+def test_parents_have_calibrated_sums_in_an_order_that_stays():
+    """The likeliest class may lose to two others together, and at another temperature win."""
+    logits = torch.tensor([[1.0, 0.7, 0.6], [4.0, 0.0, 0.0]]).double()
+    sums = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).double()
+    rules = Rules(scale=torch.full((3,), 9.0).double(), roll_up=lambda likely: likely @ sums)
+    answered = rules.answer(logits)
+    raw, calibrated = ((scale * logits).softmax(1) @ sums for scale in (1, 9))
+    torch.testing.assert_close(answered.raw, raw, rtol=1e-15, atol=0)
+    torch.testing.assert_close(answered.probabilities, calibrated, rtol=1e-15, atol=0)
+    assert calibrated[0].argmax() == 0
+    assert answered.order.tolist() == [[1, 0], [0, 1]]
+
+
 def test_calibration_error_by_a_plain_loop():
     generator = torch.Generator().manual_seed(1)
     confidence = torch.rand(500, generator=generator, dtype=torch.float64)

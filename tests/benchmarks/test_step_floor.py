@@ -22,7 +22,7 @@ from benchmarks.measuring.floors import (
 from benchmarks.measuring.names import CALTECH101, base_and_new, numbered
 from benchmarks.measuring.steps import SMALL, Cell, Line, random_clip
 from benchmarks.measuring.timing import CPU, interleave, time_steps
-from lamp_fast.clip.settings import Trimming
+from lamp_fast.clip.settings import ClipConfig, Trimming
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.settings.lamp import LampSettings
 
@@ -207,7 +207,8 @@ def test_names_go_on_beyond_the_list():
 def test_a_line_of_an_epoch_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("LAMP_FAST_CACHE", str(tmp_path / "cache"))
     config = bench_gpu_step.epoch_config(tmp_path, count=12, batch=4, workers=0)
-    config = replace(config, own=replace(config.own, layers=(5, 6)))
+    own = replace(config.own, layers=(5, 6))
+    config = replace(config, own=own, clip=ClipConfig("tiny"))
     assert bench_gpu_step.epoch_over_steps(config, bench_gpu_step.one_step) > 0
 
 

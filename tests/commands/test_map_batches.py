@@ -51,6 +51,7 @@ def test_spark_maps_over_tables_of_pandas(place):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # an actor imports torch anew, which a busy machine makes minutes of
 def test_ray_maps_over_batches(place):
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")

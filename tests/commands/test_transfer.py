@@ -270,8 +270,12 @@ def test_unreadable_pictures_of_the_target(run, target, capsys):
         (["--out", "x"], "--out x: expected --data with it"),
         (["--template", "{}"], "--template {}: expected --data with it"),
         (["--level", "genus"], "--level genus: expected --data with it"),
-        (["--data", "digits", "--test", "x"], "--test x: expected --data list with it, not digits"),
+        (
+            ["--data", "digits", "--test", "x"],
+            "--test x: expected --data list or webdataset with it",
+        ),
         (["--data", "imagenet_z", "--root", "x"], "--data imagenet_z: expected one of"),
+        (["--label-column", "kind"], "--label-column kind: expected --data with it"),
         (["--data", "imagenet_a"], "--root: missing; --data imagenet_a needs"),
         (["--data", "imagenet_a", "--root", "x"], "--root "),
         (["--data", "digits", "--template", "no name"], "--template 'no name': expected {} once"),

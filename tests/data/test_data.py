@@ -272,7 +272,7 @@ def test_roots_without_the_data_set(tmp_path):
 def test_unknown_data_set():
     message = refusal(load_source, "caltech", "anywhere")
     assert message.startswith(
-        "--data caltech: expected one of digits, folder, table, list, caltech101,"
+        "--data caltech: expected one of digits, folder, table, list, webdataset, hf, caltech101,"
     )
     assert message.endswith(f", {list(CATALOG)[-1]}")
 

@@ -174,10 +174,22 @@ def test_samples_without_one_picture(shards):
     assert second[1] == b"4"
 
 
+def test_members_that_lead_out_of_a_shard(shards):
+    names = ("../a.jpg", "/etc/b.jpg", "./c.jpg")
+    file = write_shard(shards / "odd.tar", [(name, b"1") for name in names])
+    (first, second, third), _ = given(file)
+    for (name, picture), member in ((first, names[0]), (second, names[1])):
+        assert name.startswith(f"{file}/")
+        assert f"{member!r} leads out of the shard" in str(picture)
+    assert third == (f"{file}/c.jpg", b"1")
+
+
 def test_damaged_shards(shards):
     file = shards / "train-00.tar"
     content = file.read_bytes()
-    for damaged in (b"no tar at all" * 100, content[: len(content) // 4]):
+    with tarfile.open(file) as archive:
+        between = archive.getmembers()[3].offset  # where tarfile sees no damage
+    for damaged in (b"no tar at all" * 100, content[: len(content) // 4], content[:between]):
         file.write_bytes(damaged)
         with pytest.raises(InputError, match=r"train-00\.tar: not a whole \.tar file"):
             given(file)

@@ -225,5 +225,5 @@ def test_the_protocol_leaves_lists_as_they_are(folder):
 
 @pytest.mark.parametrize("name", ["train", "val", "test", "names"])
 def test_flags_of_lists_are_of_lists(name):
-    with pytest.raises(InputError, match=f"--{name} x.txt: expected --data list with it, not dtd"):
+    with pytest.raises(InputError, match=f"--{name} x.txt: expected --data list or .*, not dtd"):
         validate(DataConfig(data="dtd", **{name: "x.txt"}))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import re
 
 import numpy as np
@@ -274,6 +275,18 @@ def test_hash_is_of_names_labels_bytes_and_order(tmp_path):
     photo(8, 8, seed=9).save(tmp_path / "copy" / "1.png")
     hashes.add(digest(Pictures(names, [0, 1, 2], root=tmp_path / "copy")))
     assert len(hashes) == 6
+
+
+def test_digests_are_computed_once(tmp_path):
+    (tmp_path / "a").write_bytes(b"any bytes")
+    files = Pictures(names=("a",), labels=[0], root=tmp_path)
+    arrays = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    memory = Pictures(names=("a",), labels=[0], arrays=arrays)
+    for pictures, content in ((files, b"any bytes"), (memory, arrays.tobytes() + b"(2, 4, 3)")):
+        found = pictures.content_digests()
+        assert found.tobytes() == hashlib.sha256(content).digest()
+        assert pictures.content_digests() is found
+        assert pickle.loads(pickle.dumps(pictures)).content_digests().tolist() == found.tolist()
 
 
 def test_pictures_in_memory():

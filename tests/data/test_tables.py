@@ -100,8 +100,9 @@ def test_names_that_hold_such_words(folder):
 
 @pytest.mark.parametrize("labels", [("1", "1.0"), ("01", "1"), ("7.", "+7"), ("0", "-0")])
 def test_one_number_is_one_class(folder, labels):
-    message = refusal(write(folder, lambda number: (*labels, "2")[number % 3]))
-    assert f"row 2: label {labels[1]!r} is the number of {labels[0]!r} in row 1" in message
+    message = refusal(file := write(folder, lambda number: (*labels, "2")[number % 3]))
+    told = f"row 2: label {labels[1]!r} is the number of {labels[0]!r} in {file}: row 1"
+    assert told in message
 
 
 @pytest.mark.parametrize(

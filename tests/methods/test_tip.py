@@ -16,6 +16,7 @@ from lamp_fast.data.catalog import CATALOG
 from lamp_fast.data.sources import load_source
 from lamp_fast.data.transforms import evaluation_transform
 from lamp_fast.errors import InputError
+from lamp_fast.fields import validate
 from lamp_fast.methods import METHODS
 from lamp_fast.methods.settings.tip import TipSettings
 from lamp_fast.methods.surroundings import RunClasses
@@ -297,13 +298,13 @@ def test_numbers_kept_and_learned_on_vit_b_16(name, learned):
     assert method.trainable_parameters() == learned
 
 
-def test_logit_adjustment_of_what_trains_nothing_is_refused(small_clip, few_digits):
+def test_logit_adjustment_of_what_trains_nothing_is_refused():
     config = TrainConfig(method="tip")
     config = replace(config, optim=replace(config.optim, logit_adjustment=True))
     with pytest.raises(InputError, match="--logit-adjustment: Tip-Adapter trains nothing"):
-        build_method(small_clip(), config)
+        validate(config)
     other = replace(config, method="tip-f", own=METHODS["tip-f"].Settings())
-    build_method(small_clip(), other)
+    validate(other)
 
 
 def test_the_last_epochs_keys_are_kept_with_the_pair_that_suits_them(tmp_path):

@@ -11,16 +11,18 @@ import miniatures
 import pytest
 
 from lamp_fast import cli, train
+from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.errors import InputError
-from lamp_fast.reproduce import attempt, jobs, paper, render
+from lamp_fast.jobs.identity import code_identity
+from lamp_fast.reproduce import attempt, paper, render
 from lamp_fast.reproduce.__main__ import main
-from lamp_fast.reproduce.jobs import Identities, change
+from lamp_fast.reproduce.jobs import Identities
 from lamp_fast.reproduce.plan import make_plan
 from lamp_fast.reproduce.reproducing import remarks_on
 from lamp_fast.reproduce.results import compare, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
 from lamp_fast.reproduce.tables import TABLES
-from lamp_fast.runs.config import default_config
+from lamp_fast.runs.config import change, default_config
 
 LT = TABLES["lt"]
 PANEL = "All classes"
@@ -214,7 +216,7 @@ def test_a_score_on_five_crops_is_one_pass_over_five_crops(tmp_path, monkeypatch
     miniatures.cifar100_lt(tmp_path)
     base = default_config({"method": "ss-text", "data": "cifar100_lt", "clip": "tiny"})
     data = replace(base.data, data="cifar100_lt", root=tmp_path, imb=4.0)
-    config = change(base, {"data": data.resolved()})
+    config = change(base, {"data": data.resolved(), "clip": ClipConfig("tiny")})
     run = tmp_path / "jobs" / "trained" / "attempt-1" / "run"
     seen, score = [], attempt.score_method
 
@@ -261,4 +263,4 @@ def test_the_long_tails_table_from_one_command(tmp_path, capsys):
     with open(tables / "lt.csv", newline="") as file:
         rows = {each["row"] for each in csv.DictReader(file)}
     assert rows == {"CLIP", "LIFT", "LIFT, TTE", "VL-LTR", "LPT"}
-    assert jobs.code_identity("lift") == record["code"]["lift"]
+    assert code_identity("lift") == record["code"]["lift"]

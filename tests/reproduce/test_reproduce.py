@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,27 +18,29 @@ from lamp_fast import cli, train
 from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.errors import InputError
 from lamp_fast.files import write_json
+from lamp_fast.jobs import identity
+from lamp_fast.jobs.cluster import run_on_cluster
+from lamp_fast.jobs.identity import code_identity, read_settings
+from lamp_fast.jobs.queue import Queue, Task, Timing
 from lamp_fast.methods import METHODS
-from lamp_fast.reproduce import attempt, jobs, paper, render, results, stats, tables
+from lamp_fast.reproduce import attempt, paper, render, results, tables
 from lamp_fast.reproduce.__main__ import main, split_flags
-from lamp_fast.reproduce.cluster import run_on_cluster
-from lamp_fast.reproduce.jobs import Identities, Job, change, code_identity, read_settings
+from lamp_fast.reproduce.jobs import Identities, Job
 from lamp_fast.reproduce.plan import make_plan
-from lamp_fast.reproduce.queue import Queue, Task, Timing
 from lamp_fast.reproduce.results import best, compare, read_cells
 from lamp_fast.reproduce.settings import ReproduceConfig
-from lamp_fast.reproduce.stats import paired_test
 from lamp_fast.reproduce.tables import TABLES
-from lamp_fast.runs import parameters
-from lamp_fast.runs.config import TrainConfig, apply_preset, from_saved, to_saved
+from lamp_fast.runs import parameters, stats
+from lamp_fast.runs.config import TrainConfig, apply_preset, change, from_saved, to_saved
 from lamp_fast.runs.experiment import load_run_on
 from lamp_fast.runs.metrics import harmonic_mean
+from lamp_fast.runs.stats import paired_test
 from lamp_fast.runs.trainer import Trainer
 from lamp_fast.runs.transfer import transfer_rows
 from lamp_fast.tensors import load_tensors
 
 TINY = {"clip": "tiny", "preset": "tiny", "data": ("digits",)}
-PAPER = json.loads((jobs.Path(paper.__file__).parent / "paper.json").read_text())["tables"]
+PAPER = json.loads((Path(paper.__file__).parent / "paper.json").read_text())["tables"]
 
 
 def plan_of(table, *flags, **options):
@@ -195,7 +198,7 @@ def test_few_shots_are_parts_of_table_2():
 
 
 def test_targets_are_scored_without_training_again():
-    options = {"source": "digits", "data": ("digits", "Caltech-101"), "root": jobs.Path("/nowhere")}
+    options = {"source": "digits", "data": ("digits", "Caltech-101"), "root": Path("/nowhere")}
     plan = plan_of("table3", methods=("lamp",), seeds=(1,), **options)
     every = list(plan.every_job())
     assert all(job.settings.data.split == "all" and job.settings.data.imb == 100 for job in every)
@@ -307,10 +310,12 @@ def address(config, target=None, codes=None):
 )
 def test_what_changes_a_result_changes_the_address(changes, monkeypatch):
     if "clip.clip" in changes:
-        identity, depth = jobs.describe_clip(BASE.clip)
-        other = replace(identity, fingerprint="0" * 64)
+        clip, depth = identity.describe_clip(BASE.clip)
+        other = replace(clip, fingerprint="0" * 64)
         monkeypatch.setattr(
-            jobs, "describe_clip", lambda clip: ((identity if clip == BASE.clip else other), depth)
+            identity,
+            "describe_clip",
+            lambda asked: ((clip if asked == BASE.clip else other), depth),
         )
     assert address(change(BASE, changes)) != address(BASE)
 
@@ -355,19 +360,19 @@ def test_the_data_are_their_listing(tmp_path):
         for number in range(2):
             Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
     data = replace(BASE.data, data="folder", root=tmp_path, split="all").resolved()
-    before = jobs.data_identity(data)
-    jobs._data_identity.cache_clear()
-    assert jobs.data_identity(replace(data, imb=7.0, shots=1)) == before
+    before = identity.data_identity(data)
+    identity._data_identity.cache_clear()
+    assert identity.data_identity(replace(data, imb=7.0, shots=1)) == before
     (tmp_path / "train" / "a" / "0.png").rename(tmp_path / "train" / "a" / "7.png")
-    jobs._data_identity.cache_clear()
-    assert jobs.data_identity(data) != before
+    identity._data_identity.cache_clear()
+    assert identity.data_identity(data) != before
 
 
 def test_two_methods_of_one_file_depend_on_it(tmp_path, monkeypatch):
     for name in ("lift.py", "coop.py"):
         (tmp_path / "lamp_fast" / "methods").mkdir(parents=True, exist_ok=True)
         (tmp_path / "lamp_fast" / "methods" / name).write_text("x = 1\n")
-    monkeypatch.setattr(jobs.lamp_fast, "__file__", str(tmp_path / "lamp_fast" / "__init__.py"))
+    monkeypatch.setattr(identity.lamp_fast, "__file__", str(tmp_path / "lamp_fast" / "__init__.py"))
 
     def identities():
         code_identity.cache_clear()
@@ -388,7 +393,7 @@ def test_code_counts_but_for_other_methods_and_what_makes_tables(tmp_path, monke
                  "runs/config.py"):  # fmt: skip
         (tmp_path / "lamp_fast" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "lamp_fast" / name).write_text("x = 1\n")
-    monkeypatch.setattr(jobs.lamp_fast, "__file__", str(tmp_path / "lamp_fast" / "__init__.py"))
+    monkeypatch.setattr(identity.lamp_fast, "__file__", str(tmp_path / "lamp_fast" / "__init__.py"))
     # Two that share a file, which bears the name of neither.
     for name in ("one", "one+"):
         monkeypatch.setitem(METHODS, name, replace(METHODS["zeroshot"], model="other.One"))
@@ -654,7 +659,7 @@ def outcome(run, hm_a, transductive=None, **figures):
 def small():
     """Table 1 at two data sets and seeds; seed 2 of LAMP on the second data set has failed."""
     options = {"methods": ("zeroshot", "lamp"), "imb": (10,), "seeds": (1, 2)}
-    plan = plan_of("table1", data=("digits", "caltech101"), root=jobs.Path("/nowhere"), **options)
+    plan = plan_of("table1", data=("digits", "caltech101"), root=Path("/nowhere"), **options)
 
     def outcomes(job):
         settings = job.settings
@@ -758,7 +763,7 @@ def test_markdown_latex_and_csv_as_written_by_hand(small):
 
 
 def test_a_footnote_stands_where_its_figure_is():
-    plan = plan_of("table6", data=("imagenet",), root=jobs.Path("/nowhere"), seeds=(1,))
+    plan = plan_of("table6", data=("imagenet",), root=Path("/nowhere"), seeds=(1,))
     cells = read_cells(plan, lambda job: outcome("run", 0.5))
     rendered = render.Rendered(plan, cells, {}, [])
     markdown = render.markdown(rendered)

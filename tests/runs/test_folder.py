@@ -22,9 +22,11 @@ from lamp_fast.runs.folder import (
     CHECKPOINT,
     CONFIG,
     FILES,
+    HOLDOUT,
     LEARNED,
     METRICS,
     RESULT,
+    VALIDATION,
     choose_folder,
     clear_folder,
     finished_file,
@@ -34,6 +36,8 @@ from lamp_fast.runs.folder import (
 )
 from lamp_fast.runs.selection import SelectionConfig
 
+# What only a run that holds validation pictures, and compares epochs on them, writes.
+CHOOSING = {VALIDATION, "validation.png"}
 BEFORE = Path(__file__).parents[1] / "before"
 
 
@@ -131,17 +135,19 @@ def test_overwriting_removes_what_a_run_writes_and_names_the_rest(tmp_path, caps
     told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("kept"))
     assert all(repr(name) in told for name in kept)
     names = {each.name for each in out.iterdir()}
-    assert names == kept | {CONFIG} | set(FILES) - {"report.html"}
+    assert names == kept | {CONFIG} | set(FILES) - {"report.html", *CHOOSING}
 
 
 def test_every_file_of_a_run_is_known(tmp_path):
-    """What train, evaluate and report write into a run folder is all that clearing removes."""
+    """What train, evaluate and report write into a run folder is all that clearing removes, with
+    the run in it that has chosen the epoch."""
     out = tmp_path / "run"
-    assert train.main(settings(out)) == 0
+    selection = SelectionConfig(select="best", holdout_classes=0.4, retrain=True)
+    assert train.main(settings(out, selection=selection)) == 0
     assert report(ReportConfig(out)) == 0
     config = evaluate.EvaluateConfig(out, data="digits")
     assert evaluate.main(config) == 0
-    assert {each.name for each in out.iterdir()} == {CONFIG, "on_digits", *FILES}
+    assert {each.name for each in out.iterdir()} == {CONFIG, "on_digits", HOLDOUT, *FILES}
     with hold_folder(out):
         assert clear_folder(out) == ()
     assert [each.name for each in out.iterdir()] == [CONFIG]

@@ -63,7 +63,7 @@ class Found:
         classnames: label l means ``classnames[l]``.
         parts: train, val and test.
         drawn: parts that were drawn here, from what is otherwise training pictures.
-        left_out: what lies in listed folders and is not taken, see :class:`LeftOut`.
+        notes: how the parts came about, and what was left out (see :class:`LeftOut`), a line each.
         imb: the imbalance ratio that the training pictures were drawn with; None where they are
             what the data set has.
         group_counts: see :class:`lamp_fast.data.sources.DataSource`.
@@ -72,7 +72,7 @@ class Found:
     classnames: tuple[str, ...]
     parts: dict[str, Pictures]
     drawn: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     imb: float | None = None
     group_counts: tuple[int, ...] | None = None
 

@@ -17,6 +17,7 @@ from lamp_fast.data.sources.files import LeftOut, check_regular, pictures_below
 from lamp_fast.data.sources.hugging_face import PREFIX, hub_source
 from lamp_fast.data.sources.shards import find_shards, shards_source
 from lamp_fast.data.sources.source import Given, Source
+from lamp_fast.data.sources.table import need_parquet
 from lamp_fast.errors import InputError
 
 # Rows of a table with the pictures inside that are held at a time.
@@ -175,14 +176,7 @@ def _check_column(file: Path, column: str, columns: Iterable[str]) -> None:
 
 def _parquet(file: Path, column: str) -> Source:
     """A table whose column holds paths, or the bytes of pictures."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"{file}: reading .parquet needs pyarrow (pip install 'lamp_fast[parquet]'); .csv does"
-            " without"
-        ) from None
+    pyarrow, parquet = need_parquet(str(file))
 
     def cells() -> Iterator[tuple[str, Any]]:
         with parquet.ParquetFile(file) as table:

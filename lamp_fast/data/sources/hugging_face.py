@@ -1,21 +1,33 @@
-"""Pictures of a Hugging Face dataset, on the hub or in a folder, read as a stream.
+"""Pictures of a Hugging Face dataset, on the hub or in a folder.
 
-Pictures stay encoded until they are decoded as files are. Only builders that are part of the
-library are asked, and of these only such as read pictures: no code of a dataset runs.
+Prediction reads them as a stream; training reads them anywhere, from the Arrow files that the
+library makes of any dataset in its own cache. Pictures stay encoded until they are decoded as files
+are. Only builders that are part of the library are asked, and of these only such as read pictures:
+no code of a dataset runs.
 """
 
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamp_fast.data.sources.source import Given, Source
+import numpy as np
+
+from lamp_fast.data.pictures import read_file
+from lamp_fast.data.sources.class_names import shown
+from lamp_fast.data.sources.source import Given, Rows, Source
+from lamp_fast.data.sources.table import check_label
 from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 
 PREFIX = "hf:"
+# What the library's save_to_disk writes beside its Arrow files: of several splits, or of one.
+_SAVED = ("dataset_dict.json", "state.json")
 _BUILDERS = ("imagefolder", "parquet", "arrow", "webdataset")
 
 
@@ -113,11 +125,10 @@ def picture_of(cell: Any, name: Path, lying: bool) -> Given:
         lying: whether the library itself found the files. A path that a table holds is not
             followed: it could lead anywhere on this machine.
     """
-    held = cell or {}
-    if isinstance(held.get("bytes"), bytes):
-        return Given(name, held["bytes"])
-    file = held.get("path") if lying else None
-    if not file:
+    file = _picture_in(cell, lying)
+    if isinstance(file, bytes):
+        return Given(name, file)
+    if file is None:
         return Given(name, InputError(f"{str(name)!r}: holds no picture"))
     if "://" not in file:
         return Given(Path(file), Path(file))
@@ -125,6 +136,128 @@ def picture_of(cell: Any, name: Path, lying: bool) -> Given:
 
     with fsspec.open(file, "rb") as stream:
         return Given(name, stream.read())
+
+
+def _picture_in(cell: Any, lying: bool) -> bytes | str | None:
+    """Its bytes, its file, or neither; see :func:`picture_of`."""
+    held = cell or {}
+    if isinstance(held.get("bytes"), bytes):
+        return held["bytes"]
+    return (held.get("path") or None) if lying else None
+
+
+@dataclass(frozen=True)
+class HubStore:
+    """Pictures of datasets in Arrow files, which are mapped into memory; a place is (split, row).
+
+    Attributes:
+        splits: datasets of the library with the one column of undecoded pictures.
+        column: its name.
+        lying: see :func:`picture_of`.
+    """
+
+    splits: tuple[Any, ...]
+    column: str
+    lying: bool
+
+    def read(self, place: Sequence[int]) -> bytes:
+        """See :class:`lamp_fast.data.pictures.Store`."""
+        split, row = place
+        held = _picture_in(self.splits[split][row][self.column], self.lying)
+        if held is None:
+            raise ValueError("the row holds no picture")
+        return held if isinstance(held, bytes) else read_file(Path(held))
+
+
+@dataclass(frozen=True, eq=False)
+class HubData:
+    """What a dataset holds to train and test on.
+
+    Attributes:
+        rows: by split, of those that have labels.
+        store: of all of them.
+        label_column: where labels stand.
+        classnames: of labels that are numbers, where the dataset itself has names.
+        notes: splits that were left out, a line each.
+    """
+
+    rows: Mapping[str, Rows]
+    store: HubStore
+    label_column: str
+    classnames: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def read_hub(where: str, name: str, picture_column: str, label_column: str) -> HubData:
+    """The labelled pictures of every split; only labels are read.
+
+    Args:
+        where: the flag and value that named the dataset, for messages.
+        name: on the hub, or a folder: of files that the library knows how to read, or one that its
+            ``save_to_disk`` wrote.
+        picture_column: as in :func:`hub_source`.
+        label_column: taken where there is such a column, else the only one of ClassLabel.
+
+    Raises:
+        InputError: no library, no such dataset, no such columns, rows without a label in a split
+            that has some, or no network.
+    """
+    datasets = _library(where)
+    splits, lying = _open_splits(where, name)
+    rows, notes, kept = {}, [], []
+    first: Any = None
+    for split, data in splits.items():
+        if first is None:
+            first = data.features
+            pictures = find_column(where, first, picture_column)
+            column = _label_column(where, first, label_column)
+        elif data.features != first:
+            raise InputError(f"{where}: split {split} has other columns than {next(iter(splits))}")
+        with _one_line(where):
+            labels = list(data[column])
+        # How the library writes a label that is kept from those who compete.
+        if all(label is None or label == -1 for label in labels):
+            notes.append(f"left out: split {split}, which has no labels")
+            continue
+        names = [f"{split}/{row}" for row in range(len(labels))]
+        texts = [
+            check_label(label, f"{where}: {row}") for label, row in zip(labels, names, strict=True)
+        ]
+        places = np.stack([np.full(len(labels), len(kept)), np.arange(len(labels))], axis=1)
+        rows[split] = Rows(names, texts, places)
+        with _one_line(where):
+            undecoded = data.select_columns([pictures])
+            kept.append(undecoded.cast_column(pictures, datasets.Image(decode=False)))
+    known = first[column] if first is not None else None
+    classnames = shown(known.names) if isinstance(known, datasets.ClassLabel) else None
+    store = HubStore(tuple(kept), pictures, lying)
+    return HubData(rows, store, column, classnames, tuple(notes))
+
+
+def _open_splits(where: str, name: str) -> tuple[dict[str, Any], bool]:
+    """Every split as a dataset that is read anywhere, and whether the library found the files."""
+    datasets = _library(where)
+    folder = Path(name)
+    if any((folder / file).is_file() for file in _SAVED):
+        with _one_line(where):
+            saved = datasets.load_from_disk(name)
+        return dict(saved) if isinstance(saved, dict) else {"saved": saved}, False
+    builder = open_builder(where, name)
+    with _one_line(where):
+        builder.download_and_prepare()
+        splits = {str(split): builder.as_dataset(split=split) for split in builder.info.splits}
+    return splits, _kind(builder) == "imagefolder"
+
+
+def _label_column(where: str, features: Any, column: str) -> str:
+    datasets = _library(where)
+    if column in features:
+        return column
+    found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if len(found) != 1:
+        has = ", ".join(map(repr, features)) or "none"
+        raise InputError(f"--label-column {column}: expected a column of {where}, which has {has}")
+    return found[0]
 
 
 @contextlib.contextmanager
@@ -140,14 +273,11 @@ def _one_line(argument: str) -> Iterator[None]:
 
 
 def _library(argument: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            f"{argument}: reading a Hugging Face dataset needs datasets"
-            " (pip install 'lamp_fast[datasets]')"
-        ) from None
-    datasets.disable_progress_bars()
+    datasets = need(argument, "datasets", "datasets")
+    if sys.stderr.isatty():
+        datasets.enable_progress_bars()
+    else:
+        datasets.disable_progress_bars()
     for name in ("datasets", "huggingface_hub"):  # every attempt without a network is a warning
         logging.getLogger(name).setLevel(logging.ERROR)
     return datasets

@@ -135,7 +135,7 @@ def _class_folders(folder: Path, entry: DataSet) -> Found:
         raise InputError(f"{images}: expected one folder of pictures a class")
     names = [entry.renamed.get(name, name) for name in classes]
     listed = _drawn(shown(names), {"train": labelled(images, classes, found)})
-    return replace(listed, left_out=left_out.lines(every_file=False))
+    return replace(listed, notes=left_out.lines(every_file=False))
 
 
 def _text_lists(folder: Path, entry: DataSet) -> Found:
@@ -219,7 +219,7 @@ def _imagenet(folder: Path, entry: DataSet) -> Found:
     classnames = named(wnids, names, images)
     train, val = (labelled(images, wnids, found[part]) for part in ("train", "val"))
     parts = {"train": train, "val": val, "test": val}
-    return Found(classnames, parts, left_out=left_out.lines(every_file=False))
+    return Found(classnames, parts, notes=left_out.lines(every_file=False))
 
 
 def _wnid_folders(folder: Path, entry: DataSet) -> Found:
@@ -399,4 +399,4 @@ def _drawn(classnames: tuple[str, ...], parts: dict[str, Pictures]) -> Found:
 def _only_test(classnames: tuple[str, ...], test: Pictures, left_out: LeftOut) -> Found:
     nothing = test.select([])
     parts = {"train": nothing, "val": nothing, "test": test}
-    return Found(classnames, parts, left_out=left_out.lines(every_file=False))
+    return Found(classnames, parts, notes=left_out.lines(every_file=False))

@@ -235,7 +235,7 @@ def _cifar_folders(folder: Path, entry: DataSet, imb: float) -> Found:
     return Found(
         shown(classes),
         parts,
-        left_out=left_out.lines(every_file=False),
+        notes=left_out.lines(every_file=False),
         imb=imb,
         group_counts=group_counts,
     )

@@ -1,9 +1,11 @@
-"""A source of pictures on a command line: what each of its pictures is, and what tells it apart."""
+"""A source of pictures on a command line: what its pictures are, and what tells it apart."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lamp_fast.errors import InputError
 
@@ -36,3 +38,18 @@ class Source:
     files: tuple[Path, ...]
     identity: tuple[Any, ...] | None = None
     count: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Labelled pictures of one part that are no files of their own.
+
+    Attributes:
+        names: of each, relative to what all parts start from.
+        labels: a class name, or an integer as text.
+        places: int64 [N, P], where each lies in a :class:`lamp_fast.data.pictures.Store`.
+    """
+
+    names: Sequence[str]
+    labels: Sequence[str]
+    places: np.ndarray

@@ -4,13 +4,15 @@ import csv
 import json
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lamp_fast.data.sources.files import check_regular
 from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 
 # What the column of parts is called, in any case. Of the second kind one that names no part at all
 # is about something else.
@@ -25,6 +27,7 @@ PART_OF = {
 # What tables hold in place of a label that is missing, as pandas and numpy write it.
 MISSING = ("nan", "NaN", "None", "<NA>", "NaT")
 
+_LIBRARY = ("pyarrow", "pyarrow.parquet")
 _NUMBER = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 
 
@@ -92,7 +95,7 @@ def read_table(table: PictureTable) -> tuple[list[Row], dict[str, str]]:
     if guessed and not any(isinstance(each[2], str) and part_of(each[2]) for each in cells):
         cells = [each[:2] for each in cells]
     rows = [_row(each, f"{file}: row {number}") for number, each in enumerate(cells, start=1)]
-    _check_spelling(file, rows)
+    check_spelling((f"{file}: row {number}", row.label) for number, row in enumerate(rows, 1))
     if names:
         for number, row in enumerate(rows, start=1):
             if row.label not in names:
@@ -103,19 +106,40 @@ def read_table(table: PictureTable) -> tuple[list[Row], dict[str, str]]:
     return rows, names
 
 
-def _check_spelling(file: Path, rows: Sequence[Row]) -> None:
-    """One number, one class: refuse a table that writes 1 as "1" and as "1.0" or "01"."""
-    first: dict[int, tuple[int, str]] = {}
-    for number, row in enumerate(rows, start=1):
-        value = number_of(row.label)
+def check_spelling(labels: Iterable[tuple[str, str]]) -> None:
+    """One number, one class: refuse data that write 1 as "1" and as "1.0" or "01".
+
+    Args:
+        labels: each with where it stands.
+    """
+    first: dict[int, tuple[str, str]] = {}
+    for where, label in labels:
+        value = number_of(label)
         if value is None:
             continue
-        earlier, label = first.setdefault(value, (number, row.label))
-        if label != row.label:
+        earlier, before = first.setdefault(value, (where, label))
+        if label != before:
             raise InputError(
-                f"{file}: row {number}: label {row.label!r} is the number of {label!r} in row"
-                f" {earlier}, expected one way to write it"
+                f"{where}: label {label!r} is the number of {before!r} in {earlier}, expected one"
+                " way to write it"
             )
+
+
+def check_label(label: Any, where: str) -> str:
+    """A class name, or an integer as text.
+
+    Raises:
+        InputError: neither of these, or a word for a label that is missing.
+    """
+    if type(label) is int:
+        label = str(label)
+    if isinstance(label, str) and label.strip() in MISSING:
+        raise InputError(
+            f"{where}: label {label.strip()!r} stands for none, expected a class name or integer"
+        )
+    if not isinstance(label, str) or not label.strip():
+        raise InputError(f"{where}: label {reprlib.repr(label)}, expected a class name or integer")
+    return label.strip()
 
 
 def _columns(table: PictureTable, header: Sequence[str]) -> list[int]:
@@ -169,15 +193,14 @@ def _read_csv(table: PictureTable) -> Content:
     return [header[column] for column in columns], rows, {}
 
 
+def need_parquet(where: str) -> tuple[ModuleType, ModuleType]:
+    """The library that reads .parquet, and its part that does; see :func:`need`."""
+    modules = (need(where, name, "parquet", otherwise="; .csv does without") for name in _LIBRARY)
+    return tuple(modules)
+
+
 def _read_parquet(table: PictureTable) -> Content:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"--table {table.file}: reading .parquet needs pyarrow"
-            " (pip install 'lamp_fast[parquet]'); .csv does without"
-        ) from None
+    pyarrow, parquet = need_parquet(f"--table {table.file}")
     try:
         with parquet.ParquetFile(table.file) as content:
             schema = content.schema_arrow
@@ -211,17 +234,10 @@ def _row(cells: Sequence[Any], where: str) -> Row:
     path, label, *rest = cells
     if not isinstance(path, str) or not path:
         raise InputError(f"{where}: path {reprlib.repr(path)}, expected the path of a picture")
-    if type(label) is int:
-        label = str(label)
-    if isinstance(label, str) and label.strip() in MISSING:
-        raise InputError(
-            f"{where}: label {label.strip()!r} stands for none, expected a class name or integer"
-        )
-    if not isinstance(label, str) or not label.strip():
-        raise InputError(f"{where}: label {reprlib.repr(label)}, expected a class name or integer")
+    label = check_label(label, where)
     part = None
     if rest:
         part = part_of(rest[0]) if isinstance(rest[0], str) else None
         if part is None:
             raise InputError(f"{where}: split {reprlib.repr(rest[0])}, expected train, val or test")
-    return Row(path, label.strip(), part)
+    return Row(path, label, part)

@@ -23,9 +23,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,12 @@ from filelock import SoftFileLease, Timeout
 from tqdm import tqdm
 
 from lamp_fast.files import write_json
+from lamp_fast.jobs.here import uninterrupted
 
 OUTCOME = "outcome.json"
 CLAIM, LEASE, LOG, TASK = "claim.json", "lease.lock", "log.txt", "task.json"
 
-TAKEN_OVER = "taken over by another worker"
+TAKEN_OVER, OUT_OF_TIME = "taken over by another worker", "out of time"
 
 # States of a job.
 DONE, FREE, RUNNING, FAILED, WAITING = "done", "free", "running", "failed", "waiting"
@@ -125,7 +125,8 @@ class Queue:
         return self.job_folder(address) / f"attempt-{attempt}"
 
     def outcome(self, address: str) -> dict[str, Any] | None:
-        """What a done job left, with the number of its attempt; None before."""
+        """What a done job left, with the number of its attempt and the seconds that this took; None
+        before."""
         try:
             return json.loads((self.job_folder(address) / OUTCOME).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -148,6 +149,7 @@ class Queue:
         retry: Mapping[str, int] | None = None,
         show: bool = True,
         others: Callable[[], bool] | None = None,
+        end: float | None = None,
     ) -> list[Failure]:
         """Work until every job is done or has failed, here or elsewhere.
 
@@ -158,13 +160,15 @@ class Queue:
             show: a progress bar, and a line a job.
             others: whether workers elsewhere may still do something. Where there is no slot, jobs
                 that are left when they may not have failed; without it they are waited for.
+            end: of ``time.monotonic``; what still runs then is stopped, and a later call goes on
+                with it.
 
         Returns:
             The jobs that failed, in the order of ``tasks``.
         """
         self.add(tasks)
         retry = self.failed_attempts(tasks) if retry is None else retry
-        with contextlib.closing(_Work(self, tasks, slots, retry, show, others)) as work:
+        with contextlib.closing(_Work(self, tasks, slots, retry, show, others, end)) as work:
             return work.until_done()
 
     def _state(self, task: Task, retry: Mapping[str, int]) -> tuple[str, int]:
@@ -245,7 +249,8 @@ class _Running:
         job = self.queue.job_folder(self.task.address)
         outcome = json.loads((self.folder / OUTCOME).read_text(encoding="utf-8"))
         own, published = job / f".{OUTCOME}.{self.attempt}", job / OUTCOME
-        write_json(own, outcome | {"attempt": self.attempt})
+        seconds = time.monotonic() - self.started
+        write_json(own, outcome | {"attempt": self.attempt, "seconds": seconds})
         # A network file system may report as there already what it has just linked.
         with contextlib.suppress(FileExistsError):
             os.link(own, published)
@@ -285,9 +290,10 @@ class _Work:
         retry: Mapping[str, int],
         show: bool,
         others: Callable[[], bool] | None,
+        end: float | None = None,
     ) -> None:
         self.queue, self.retry, self.show = queue, dict(retry), show
-        self.others = others
+        self.others, self.end = others, end
         self.tasks = {task.address: task for task in tasks}
         self.slots, self.free_slots = slots, list(slots)
         self.running: list[_Running] = []
@@ -320,6 +326,8 @@ class _Work:
             if not self.slots and self.others is not None and not self.others():
                 self.scan()
                 return self.failures()
+            if self.end is not None and time.monotonic() >= self.end:
+                return self.failures()
             time.sleep(self.queue.timing.poll)
 
     def scan(self) -> None:
@@ -347,7 +355,7 @@ class _Work:
             self.states[address] = RUNNING, attempt
             lease = self.leases.setdefault(address, self.queue._lease(address))
             # An interruption in between would leave a process that nobody knows of.
-            with _uninterrupted(), contextlib.suppress(Timeout), contextlib.ExitStack() as held:
+            with uninterrupted(), contextlib.suppress(Timeout), contextlib.ExitStack() as held:
                 held.enter_context(lease)
                 # The last scan may be out of date: the job has ended since, or was taken and left.
                 if self.queue._state(task, self.retry)[0] in (DONE, FAILED):
@@ -408,6 +416,8 @@ class _Work:
                 failures.append(Failure(task, claim["reason"], log))
             elif needed:
                 failures.append(Failure(task, f"needs {self.tasks[needed[0]].title}", None))
+            elif self.end is not None and time.monotonic() >= self.end:
+                failures.append(Failure(task, OUT_OF_TIME, log))
             else:
                 failures.append(Failure(task, "no worker is left", log))
         return failures
@@ -421,21 +431,3 @@ class _Work:
             with contextlib.suppress(OSError):
                 each.lease.release()
         self.bar.close()
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block is left. Only the main thread gets them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, lambda number, _: held.append(number)) for each in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamp_fast.errors import InputError
-from lamp_fast.reproduce.queue import Failure, Queue, Task
+from lamp_fast.extras import need
+from lamp_fast.jobs.queue import Failure, Queue, Task
 
 LOGS = "cluster"
 
@@ -77,13 +78,7 @@ def run_on_cluster(
 
 
 def _submitit() -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise InputError(
-            "--engine submitit: the package is missing; pip install 'lamp_fast[cluster]'"
-        ) from None
-    return submitit
+    return need("--engine submitit", "submitit", "cluster")
 
 
 def _executor(queue: Queue, cluster: str | None, parameters: Sequence[str]) -> Any:
