@@ -32,7 +32,7 @@ class ServeConfig:
     """As in training: the levels of a run that was trained without, or others."""
     batch: Annotated[int | None, Bounds(1, 100_000)] = None
     """Pictures that are computed together at most; by default the run's --test-batch."""
-    wait: Annotated[float, Bounds(0, 1000)] = 2.0
+    wait: Annotated[float, Bounds(0, 60_000)] = 2.0
     """Milliseconds that a picture waits for others to be computed with."""
     queue: Annotated[int, Bounds(1, 1_000_000)] = 256
     """Pictures that may wait; a request that would make it more is answered with 503."""

@@ -45,9 +45,9 @@ async def ask(app, path, *, body=b"", headers=(), method=None, query=(), ends=Tr
     """One request.
 
     Args:
-        body: bytes, or chunks of them, also asynchronously.
+        body: bytes, or chunks of them.
         headers: names and values; bytes go as they are.
-        ends: False hangs up behind the body.
+        ends: False hangs up behind the body; None sends nothing more, ever.
     """
     queried = urlencode(query, quote_via=quote) if not isinstance(query, bytes) else query
     scope = {
@@ -71,6 +71,8 @@ async def ask(app, path, *, body=b"", headers=(), method=None, query=(), ends=Tr
         chunk = next(chunks, None)
         if chunk is not None:
             return {"type": "http.request", "body": chunk, "more_body": True}
+        if ends is None:
+            await asyncio.Event().wait()
         if ends:
             return {"type": "http.request", "body": b"", "more_body": False}
         return {"type": "http.disconnect"}
