@@ -250,10 +250,10 @@ def test_whatever_comes_is_an_answer_or_a_line(classifier, files):
     def damaged(content):
         content = bytearray(content)
         for _ in range(draw.integers(1, 6)):
-            place = int(draw.integers(0, len(content)))
+            place = int(draw.integers(0, len(content) or 1))
             kind = draw.integers(0, 3)
             if kind == 0:
-                content[place] = draw.integers(0, 256)
+                content[place : place + 1] = bytes([draw.integers(0, 256)])
             elif kind == 1:
                 del content[place : place + int(draw.integers(1, 60))]
             else:
