@@ -20,6 +20,7 @@ from lamp_fast.answers.asked import Asked, Score
 from lamp_fast.answers.prediction import Bias, Prediction, predictions
 from lamp_fast.cli import expand_path
 from lamp_fast.clip.prompts import check_distinct, tokenise
+from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.benchmark import Origin
 from lamp_fast.data.handed_over import Picture, Taken, load_ahead, read_taken
 from lamp_fast.data.hierarchy import CLASS, Level, saved_hierarchy
@@ -85,6 +86,10 @@ class Classifier:
         # A server's few lists stay prepared; threads may ask for different ones at once.
         prepare = partial(method.prepare, template=self.template, origin=self.origin)
         self._classes = lru_cache(_MAX_LISTS)(prepare)
+        own = (*self.trained_names, *self.new_names)
+        self._check_tokens = lru_cache(_MAX_LISTS)(
+            partial(_check_tokens, method.clip, self.template, own)
+        )
         texts = self.template, self.origin.words
         moved = partial(moved_names, method, self._classes, self.trained_names, *texts)
         self._distance_scale = lru_cache(_MAX_LISTS)(moved)
@@ -235,8 +240,7 @@ class Classifier:
                 those are the run's own classes.
         """
         names = _checked_names(classes)
-        tokens = tokenise(self.method.clip, names, self.template, quiet=True)
-        check_distinct(tokens, "classes", (*self.trained_names, *self.new_names))
+        self._check_tokens(names)
         return names
 
     def classify(
@@ -400,6 +404,13 @@ class Classifier:
             return self._transform(read_taken(number, taken))
         except InputError as error:
             return error
+
+
+def _check_tokens(
+    clip: FrozenClip, template: str, own: Sequence[str], names: tuple[str, ...]
+) -> None:
+    """Refuse names that a prompt does not tell apart, unless they are the run's own."""
+    check_distinct(tokenise(clip, names, template, quiet=True), "classes", own)
 
 
 def _on_device(config: TrainConfig, device: str, precision: str | None) -> TrainConfig:

@@ -28,7 +28,7 @@ HOUSE = (
         (
             *(
                 f"lamp_fast.{name}"
-                for name in ("train", "evaluate", "predict", "features", "export")
+                for name in ("train", "evaluate", "predict", "serve", "features", "export")
             ),
             *(f"lamp_fast.{name}" for name in ("info", "cache", "pretrain", "audit")),
             "lamp_fast.data.__main__",

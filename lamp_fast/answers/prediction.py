@@ -141,10 +141,14 @@ class Columns:
         )  # fmt: skip
 
     def json_line(self, picture: Path, outcome: Prediction | InputError) -> str:
+        """:meth:`json_row` as a line."""
+        return json.dumps(self.json_row(path_text(picture), outcome)) + "\n"
+
+    def json_row(self, file: str, outcome: Prediction | InputError) -> dict[str, Any]:
         """An object; of a picture that could not be read, with the reason."""
-        found: dict[str, Any] = {"file": path_text(picture)}
+        found: dict[str, Any] = {"file": file}
         if isinstance(outcome, InputError):
-            return json.dumps({**found, "reason": str(outcome)}) + "\n"
+            return {**found, "reason": str(outcome)}
         found["calibrated"] = outcome.calibrated
         if self.rejects:
             found |= {"score": outcome.score, "rejected": outcome.rejected}
@@ -154,7 +158,7 @@ class Columns:
             {outcome.level: name, "probability": likely, "raw": raw, "trained": trained}
             for name, likely, trained, raw in _classes(outcome)
         ]
-        return json.dumps(found) + "\n"
+        return found
 
     def line(self, picture: Path, outcome: Prediction) -> str:
         """For people."""

@@ -26,7 +26,7 @@ from lamp_fast.files import read_json, write_bytes, write_csv, write_json
 from lamp_fast.jobs.here import stoppable
 from lamp_fast.jobs.identity import describe_clip
 from lamp_fast.jobs.queue import Queue
-from lamp_fast.runs.experiment import Checked, check_data
+from lamp_fast.runs.experiment import Checked, check_data, load_benchmark
 from lamp_fast.runs.folder import (
     CHECKPOINT,
     LOCK,
@@ -68,6 +68,7 @@ def compare(config: CompareConfig) -> int:
     # Every method has the data and the CLIP of zero-shot; what is wrong with these is no method's.
     with report_dead_workers():
         first = published_settings(config, "zeroshot")
+        load_benchmark(first)  # listing is quick; weights may have to be fetched first
         clip, _ = describe_clip(first.clip)
         checked = check_data(first)
     benchmark = checked[0]

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lamp_fast.data.pictures import Pictures, decode
+from lamp_fast.data.pictures import Pictures, decode, unreadable_message
 from lamp_fast.errors import InputError
 
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+@dataclass(frozen=True)
+class NamedFile:
+    """The bytes of a file, and what to call it in messages."""
+
+    name: str
+    content: bytes
+
+
+Picture = str | os.PathLike | bytes | NamedFile | Image.Image | np.ndarray
 # What is held of a picture until a thread reads it; an error where there is nothing to read.
-Taken = Path | bytes | Image.Image | InputError
+Taken = Path | bytes | NamedFile | Image.Image | InputError
 
 # Decoding leaves the interpreter's lock; beyond this the disk or the CLIP is what one waits for.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -29,7 +39,8 @@ def take(number: int, picture: Picture) -> Taken:
     """What a picture shows now, whatever becomes of its buffer: a camera's is filled again."""
     if isinstance(picture, (str, os.PathLike)):
         return Path(picture)
-    if isinstance(picture, (bytes, InputError)):  # an error stands for a picture that is not there
+    # An error stands for a picture that is not there.
+    if isinstance(picture, (bytes, NamedFile, InputError)):
         return picture
     where = f"pictures[{number}]"
     if isinstance(picture, np.ndarray):
@@ -55,10 +66,15 @@ def take(number: int, picture: Picture) -> Taken:
         return _unreadable(number, error)
 
 
-def read_taken(number: int, taken: Path | bytes | Image.Image) -> Tensor:
+def read_taken(number: int, taken: Path | bytes | NamedFile | Image.Image) -> Tensor:
     """A picture as uint8 [3, H, W] RGB, by the same rules as a file's."""
     if isinstance(taken, Path):
         return Pictures(names=(taken.name,), labels=np.zeros(1), root=taken.parent).load(0)
+    if isinstance(taken, NamedFile):
+        try:
+            return pil_to_tensor(decode(taken.content))
+        except Exception as error:
+            raise InputError(unreadable_message(taken.name, error)) from None
     try:
         return pil_to_tensor(decode(taken if isinstance(taken, bytes) else _as_file(taken)))
     except Exception as error:  # as with files, PIL raises almost anything

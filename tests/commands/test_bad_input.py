@@ -139,6 +139,8 @@ BAD_INPUT = [
         "--classes one: expected at least",
     ),
     ("export", "{place}/nowhere {place}/new --format torch", "{place}/nowhere/config.json"),
+    ("compare", "--data folder --root {place}/nowhere", "--root {place}/nowhere: does not exist"),
+    ("compare", "--budget soon", "--budget"),
     ("report", "", "run"),
     ("report", "{place}/nowhere", "{place}/nowhere"),
     ("report", "{place}/unscored", "{place}/unscored: training has not finished"),

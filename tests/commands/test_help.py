@@ -17,6 +17,7 @@ COMMANDS = sorted(
 HEAVY = {
     *("torch", "torchvision", "triton", "open_clip", "safetensors"),
     *("sklearn", "scipy", "matplotlib", "PIL", "jinja2", "onnx", "pyarrow"),
+    *("starlette", "uvicorn", "prometheus_client"),
 }
 # METHODS imports the settings of all methods, so that one method's flags stand for all.
 CALLS = {
@@ -26,6 +27,7 @@ CALLS = {
     "a flag of another method": ["train", "--method", "coop", "--m", "3"],
     "together": ["train", "--method", "lfa", "--loss", "la"],
     "two outputs": ["predict", "run", "pictures", "--csv", "a.csv", "--out", "b"],
+    "no room": ["serve", "run", "--queue", "2"],
     "no data": ["evaluate", "run", "--level", "genus"],
 }
 # Code, output, complaint, and what is imported by then, of each call in turn.

@@ -19,12 +19,14 @@ from lamp_fast.report.__main__ import main as report
 from lamp_fast.runs import training
 from lamp_fast.runs.config import TrainConfig, apply_preset
 from lamp_fast.runs.folder import (
+    ANSWERS,
     CHECKPOINT,
     CONFIG,
     FILES,
     HOLDOUT,
     LEARNED,
     METRICS,
+    RELIABILITY,
     RESULT,
     VALIDATION,
     choose_folder,
@@ -37,19 +39,18 @@ from lamp_fast.runs.folder import (
 from lamp_fast.runs.selection import SelectionConfig
 
 # What only a run that holds validation pictures, and compares epochs on them, writes.
-CHOOSING = {VALIDATION, "validation.png"}
+CHOOSING = {VALIDATION, "validation.png", ANSWERS, RELIABILITY}
 BEFORE = Path(__file__).parents[1] / "before"
 
 
 def settings(out, **changes) -> TrainConfig:
-    """Two epochs on one picture a class, compared on validation pictures."""
+    """Two epochs on one picture a class."""
     config = apply_preset(TrainConfig(out=out), "tiny")
     return replace(
         config,
         data=replace(config.data, shots=1),
         optim=replace(config.optim, epochs=2),
         own=replace(config.own, adapt_passes=1),
-        selection=SelectionConfig("best"),
         **changes,
     )
 

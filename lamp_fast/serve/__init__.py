@@ -1,0 +1,1 @@
+"""A run behind HTTP: pictures are posted, answers come as ``predict --json`` writes them."""
