@@ -141,6 +141,8 @@ BAD_INPUT = [
     ("export", "{place}/nowhere {place}/new --format torch", "{place}/nowhere/config.json"),
     ("compare", "--data folder --root {place}/nowhere", "--root {place}/nowhere: does not exist"),
     ("compare", "--budget soon", "--budget"),
+    ("serve", "{place}/nowhere", "{place}/nowhere/config.json"),
+    ("serve", "{run} --port 70000", "--port 70000"),
     ("report", "", "run"),
     ("report", "{place}/nowhere", "{place}/nowhere"),
     ("report", "{place}/unscored", "{place}/unscored: training has not finished"),

@@ -56,7 +56,8 @@ def test_other_errors_stay_what_they_are(error, expected):
     assert type(told.value) is expected
 
 
-@pytest.mark.parametrize("source", ["file", pytest.param("standard input", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["file", "standard input"])
 def test_a_script_without_a_main_guard_runs_once(source, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):

@@ -141,6 +141,7 @@ def test_a_loss_of_whole_batches_wants_one_process():
         _refuse_split_batches(config, Ranks(1, 2))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_starts_again_from_the_checkpoint(tmp_path):
     """SIGKILL to the second rank: torchrun starts both anew, and the run ends as if undisturbed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
