@@ -288,6 +288,7 @@ def test_the_closing_table_says_what_a_figure_was_measured_with():
     assert second["measured with"] == "CPU, 2 threads, bfloat16"
 
 
+@pytest.mark.slow
 def test_a_peak_is_of_the_step_however_large_the_one_who_asks():
     """At its peak a step holds at least what it keeps for backward. A child of a process that holds
     twice that much would see none of it by getrusage."""

@@ -52,6 +52,7 @@ def test_the_table_says_how_many_seeds_got_there():
     assert len(draw("title", curves).axes[0].lines) == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     """A method without a score for new names has no curve."""
     monkeypatch.setattr(time_to_result, "run_config", lambda name, imb, seed: short(name, 1))

@@ -128,7 +128,7 @@ def test_only_exactly_the_new_classes_get_the_adapted_bias(run, scans):
     assert ours.bias_for(new) == "trained"
 
 
-@pytest.mark.parametrize("text_query", ["image", "class"])
+@pytest.mark.parametrize("text_query", ["image", pytest.param("class", marks=pytest.mark.slow)])
 def test_threads_with_lists_of_their_own(tmp_path, scans, text_query):
     """Every thread stands between its question and its scores until all do; lists have different
     lengths, and one is answered with the adapted bias."""

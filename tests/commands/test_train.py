@@ -113,7 +113,8 @@ def test_the_result_file_holds_what_the_table_shows(finished):
         assert row["hm_a"] == pytest.approx(2 * base * new / (base + new))
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, precision):
     """SIGKILL at three random moments, then run on: the weights of a run that never died."""
     flags = ("--epochs", "6", "--threads", "1", "--imb", "50", "--precision", precision)
@@ -212,6 +213,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path, text_query):
             torch.testing.assert_close(value, results[1][name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_worker_processes(tmp_path):
     results = []
     for workers in (0, 2):

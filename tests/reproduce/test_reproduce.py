@@ -824,6 +824,7 @@ def test_submitits_parameters_are_checked(tmp_path, parameters, message):
     assert not (tmp_path / "jobs").exists()
 
 
+@pytest.mark.slow
 def test_a_table_from_one_command(tmp_path, capsys):
     """Real runs: digits, one epoch, one seed, two methods; then again, from what is there."""
     command = ["table2", "--clip", "tiny", "--preset", "tiny", "--data", "digits", "--seeds", "1",

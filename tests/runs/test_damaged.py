@@ -210,6 +210,7 @@ def test_whoever_loads_a_damaged_run_works_or_refuses(name, tmp_path):
     assert not all(outcomes)
 
 
+@pytest.mark.slow
 def test_a_report_on_a_damaged_run_works_or_refuses(whole, tmp_path, monkeypatch):
     """Without the pictures, whose reader is the one that evaluate has."""
 

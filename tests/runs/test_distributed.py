@@ -173,6 +173,7 @@ def rank_of(pid: str) -> str | None:
     return next((each[5:].decode() for each in variables if each.startswith(b"RANK=")), None)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_reported_once(tmp_path):
     answer = run_two(tmp_path / "run", "--layers", "3..7")
     assert answer.returncode != 0

@@ -252,7 +252,7 @@ def test_killed_while_the_record_is_first_written(tmp_path):
         choose(settings(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("finished", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_killed_between_the_last_checkpoint_and_its_log(tmp_path, finished):
     """The log is the checkpoint's, however little is left to do."""
     out = tmp_path / "run"

@@ -100,6 +100,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path, capsys, limit_
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_the_block_is_a_fact_that_a_resume_takes_over(tmp_path, monkeypatch):
     """However much memory is free by then: another block would add up in another order."""
     whole, out = tmp_path / "whole", tmp_path / "run"

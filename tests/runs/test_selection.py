@@ -89,7 +89,7 @@ def test_the_first_of_equals(scores, expected):
     assert not is_exhausted(lines, None)
 
 
-@pytest.mark.parametrize("method", ["lfa", "lamp", "2sfs"])
+@pytest.mark.parametrize("method", ["lamp", pytest.param("lfa", marks=pytest.mark.slow), "2sfs"])
 def test_the_best_state_is_what_is_kept(tmp_path, watched, method):
     """With what an epoch moves beside parameters: LFA's average, LAMP's load balancing."""
     best, last = tmp_path / "best", tmp_path / "last"
@@ -126,7 +126,9 @@ def test_the_best_state_is_what_is_kept(tmp_path, watched, method):
     assert torch.equal(kept["labels"], labels)
 
 
-@pytest.mark.parametrize(("seconds", "stop"), [(0.0, 1), (1e9, 3)])
+@pytest.mark.parametrize(
+    ("seconds", "stop"), [(0.0, 1), pytest.param(1e9, 3, marks=pytest.mark.slow)]
+)
 def test_going_on(tmp_path, monkeypatch, seconds, stop):
     """To the bit, with the epoch that is best so far and the patience that is left."""
     flags = ("--select", "best", "--patience", "3", "--epochs", "30")
