@@ -351,7 +351,7 @@ def test_a_run_finds_its_shards_where_they_lie_now(ordered, tmp_path):
     pytest.importorskip("webdataset")
     out = tmp_path / "run"
     flags = {"data": "webdataset", "root": ordered, "label_column": "txt"}
-    Classifier.train(method="zeroshot", out=out, cache_size=0, **flags)
+    Classifier.train(method="zeroshot", out=out, clip="tiny", cache_size=0, **flags)
     moved = ordered.rename(tmp_path / "moved")
     assert len(load_run(out, root=moved)[0].benchmark.test_base) == 6
     write_shard(moved / "test" / "0.tar", members("train", "txt"))

@@ -130,9 +130,10 @@ def test_published_lists_may_share_names(run):
 
 
 def test_trained_classes_are_counted_where_they_share_a_name(run):
-    classifier = Classifier.load(run)
-    classifier.record["data"]["base_names"] = ["missile", "ox", "missile"]
-    classifier.record["data"]["new_names"] = ["missile", "hen"]
+    there = Classifier.load(run)
+    named = {"base_names": ["missile", "ox", "missile"], "new_names": ["missile", "hen"]}
+    record = {**there.record, "data": {**there.record["data"], **named}}
+    classifier = Classifier(there.method, there.config, record, there.facts, there.results, None)
     asked = [*classifier.trained_names, *classifier.new_names]
     assert classifier.are_trained(asked) == (True, True, True, False, False)
     assert classifier.check_names(asked) == tuple(asked)
