@@ -125,7 +125,7 @@ def bench_look_ahead(benchmark, clip, closing, method, layers):
     alone, ahead, frozen = (times[name].ratio for name in pieces)
     both = {"alone": alone, "looking ahead": ahead + frozen / BATCHES_AHEAD}
     benchmark.extra_info.update(both)
-    title, first = cell.method.title, cell.method.first_changed_layer
+    title, first = cell.method.entry.title, cell.method.first_changed_layer
     for how, ratio in both.items():
         closing.add(
             f"{title} B=4 C=10, layers below {first} {how}: train",
