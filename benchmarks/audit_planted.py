@@ -23,9 +23,9 @@ from lamp_fast import cli
 from lamp_fast.audit.auditing import TABLE, audit
 from lamp_fast.audit.settings import AuditConfig
 from lamp_fast.clip.settings import ClipConfig
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.settings import DataConfig
 from lamp_fast.data.sources import DataSource
-from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.fields import Bounds, Seed, validate
 from lamp_fast.runs.experiment import find_source
 from lamp_fast.runs.settings import MachineConfig

@@ -5,7 +5,8 @@ two imbalance ratios and five seeds, and prints one table of means and standard 
 that has finished is not run again, so the command can be stopped and goes on. To fit two cores,
 Caltech101 gets a twentieth of every method's epochs, at least 1, and its pictures, of which the
 carried CLIP sees 32 x 32, are first copied at a shorter side of 64. CLIP-LoRA and 2SFS, whose
-length is a number of steps a shot, get a tenth of it on digits.
+length is a number of steps a shot, get a tenth of it on digits: of so few pictures the whole is
+thousands of epochs.
 """
 
 import contextlib
@@ -35,8 +36,6 @@ from lamp_fast.runs.folder import CONFIG, RESULT
 # Their epochs are over features, and cost next to nothing.
 WHOLE = ("lfa", "tip-f", "clip-adapter", "zs-lp", "clap", "prolip")
 SHORTER_SIDE = 64
-# Of so few pictures their published steps a shot are thousands of epochs.
-TENTH = 10
 MARKS = ("<!-- methods_table -->", "<!-- end of methods_table -->")
 COLUMNS = {"acc_base": "acc base", "acc_new": "acc new", "hm_a": "HM-A", "hm_m": "HM-M"}
 
@@ -67,24 +66,18 @@ def run_config(
     """The settings of one run."""
     clip = ClipConfig("tiny")
     config = settings.default_config({"method": method, "data": data, "clip": clip.clip})
-    if data != "digits":
-        if method not in WHOLE:
-            if config.optim.epochs is None:
-                own = replace(config.own, steps_per_shot=config.own.steps_per_shot // 20)
-                config = replace(config, own=own)
-            else:
-                epochs = max(1, config.optim.epochs // 20)
-                config = replace(config, optim=replace(config.optim, epochs=epochs))
-    else:
-        root = None
-        if config.optim.epochs is None:
-            steps = config.own.steps_per_shot // TENTH
-            config = replace(config, own=replace(config.own, steps_per_shot=steps))
+    digits = data == "digits"
+    if config.optim.epochs is None:
+        steps = config.own.steps_per_shot // (10 if digits else 20)
+        config = replace(config, own=replace(config.own, steps_per_shot=steps))
+    elif not digits and method not in WHOLE:
+        epochs = max(1, config.optim.epochs // 20)
+        config = replace(config, optim=replace(config.optim, epochs=epochs))
     return replace(
         config,
         seed=seed,
         clip=clip,
-        data=replace(config.data, data=data, root=root, imb=imb),
+        data=replace(config.data, data=data, root=None if digits else root, imb=imb),
         machine=replace(config.machine, device="cpu", precision=precision, threads=1),
     )
 

@@ -96,6 +96,11 @@ def refuse_output(flag: str, file: Path, inputs: Iterable[Path] = ()) -> None:
             raise InputError(f"{flag} {file}: is read as {each}, expected another file to write")
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path as text, also where its bytes are no UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def reason_of(error: Exception) -> str:
     """What an error says, on one line and without the file's name."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())

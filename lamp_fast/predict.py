@@ -27,12 +27,12 @@ from tqdm import tqdm
 import lamp_fast
 from lamp_fast import cli
 from lamp_fast.answers.asked import Asked, Score
-from lamp_fast.answers.prediction import Columns, csv_text, path_text
+from lamp_fast.answers.prediction import Columns, csv_text
 from lamp_fast.data.hierarchy import CLASS
 from lamp_fast.data.settings import TTE, Tte
 from lamp_fast.errors import InputError, printable
 from lamp_fast.fields import TextOrNone, to_json
-from lamp_fast.files import refuse_output, same_file
+from lamp_fast.files import path_text, refuse_output, same_file
 from lamp_fast.runs.folder import ANSWERS, CONFIG, LEARNED, RESULT, WEIGHTS
 from lamp_fast.runs.growing import STDOUT, GrowingFiles, Output, as_document
 from lamp_fast.runs.launch import Part, launched

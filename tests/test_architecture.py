@@ -14,7 +14,7 @@ HOUSE = (
     ("extras", ("lamp_fast.extras",)),
     ("cli", ("lamp_fast.cli",)),
     ("fields", ("lamp_fast.fields",)),
-    ("files", ("lamp_fast.files", "lamp_fast.tensors")),
+    ("files", ("lamp_fast.files", "lamp_fast.tensors", "lamp_fast.pages")),
     ("ops", ("lamp_fast.ops",)),
     ("data", ("lamp_fast.data",)),
     ("clip", ("lamp_fast.clip",)),

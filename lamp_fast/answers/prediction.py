@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lamp_fast.data.hierarchy import CLASS
 from lamp_fast.errors import InputError
+from lamp_fast.files import path_text
 
 if TYPE_CHECKING:
     from lamp_fast.answers.rules import Answered
@@ -193,8 +193,3 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def path_text(path: Path) -> str:
-    """A path as text, also where its bytes are no UTF-8."""
-    return os.fsencode(path).decode(errors="backslashreplace")

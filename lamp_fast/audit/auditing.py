@@ -14,15 +14,15 @@ from lamp_fast.audit.page import build_page
 from lamp_fast.audit.settings import AuditConfig
 from lamp_fast.clip.settings import ClipConfig
 from lamp_fast.clip.towers import FrozenClip, at_least_float32
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.pictures import check_pictures
 from lamp_fast.data.settings import DataConfig, ViewConfig
 from lamp_fast.data.sources import DataSource
-from lamp_fast.data.sources.excluded import PART, PATH, written_name
-from lamp_fast.data.sources.layouts import SPLIT_PARTS
+from lamp_fast.data.sources.excluded import PART, PATH
 from lamp_fast.data.views import centre_view
 from lamp_fast.errors import InputError
-from lamp_fast.files import write_bytes, write_csv
+from lamp_fast.files import path_text, write_bytes, write_csv
 from lamp_fast.runs.building import build_clip, build_reader, build_transform, warn_of
 from lamp_fast.runs.config import TrainConfig
 from lamp_fast.runs.experiment import find_source
@@ -146,8 +146,8 @@ def _rows(source: DataSource, judged: Judged) -> Iterator[tuple[str, ...]]:
         twin = ("", "", "")
         if each.twin is not None:
             others = getattr(source, each.twin.part)
-            name = written_name(others.names[each.twin.row])
+            name = path_text(others.names[each.twin.row])
             twin = (name, each.twin.part, source.classnames[others.labels[each.twin.row]])
-        path = written_name(pictures.names[each.place.row])
+        path = path_text(pictures.names[each.place.row])
         score = f"{each.score:.6g}"
         yield (path, each.place.part, label, each.kind, suggested, *twin, score)

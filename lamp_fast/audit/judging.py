@@ -19,7 +19,7 @@ from lamp_fast.audit.findings import (
     suspected_labels,
 )
 from lamp_fast.audit.settings import AuditConfig
-from lamp_fast.data.sources.layouts import SPLIT_PARTS
+from lamp_fast.data.entries import SPLIT_PARTS
 
 # Kinds of findings, in the order of the page and the table.
 LABEL, LEAK, CONFLICT, OUTLIER = "label", "leak", "conflict", "outlier"

@@ -4,9 +4,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
@@ -15,9 +13,11 @@ from lamp_fast.audit.judging import Finding, Judged, Place
 from lamp_fast.audit.settings import AuditConfig
 from lamp_fast.clip.settings import caution
 from lamp_fast.clip.towers import ClipIdentity
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.sources import DataSource
-from lamp_fast.data.sources.excluded import written_name
 from lamp_fast.errors import printable
+from lamp_fast.files import path_text
+from lamp_fast.pages import page_environment
 
 TEMPLATE = "page.html.jinja"
 THUMBNAIL, QUALITY = 112, 80
@@ -78,23 +78,20 @@ def build_page(
         first = tqdm(found[: settings.shown], desc=f"drawing {kind}", leave=False, disable=None)
         entries = [_entry(source, each) for each in first]
         sections.append(Section(kind, title, len(found), entries))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
-        data=source.name,
-        clip=identity,
-        caution=caution(identity.name, identity.random, source.name),
-        counts={part: len(getattr(source, part)) for part in ("train", "val", "test")},
-        classes=len(source.classnames),
-        unjudged=[printable(source.classnames[label]) for label in judged.unjudged],
-        notes=[printable(each) for each in source.notes],
-        sections=sections,
-        settings=settings,
+    return (
+        page_environment(__file__)
+        .get_template(TEMPLATE)
+        .render(
+            data=source.name,
+            clip=identity,
+            caution=caution(identity.name, identity.random, source.name),
+            counts={part: len(getattr(source, part)) for part in SPLIT_PARTS},
+            classes=len(source.classnames),
+            unjudged=[printable(source.classnames[label]) for label in judged.unjudged],
+            notes=[printable(each) for each in source.notes],
+            sections=sections,
+            settings=settings,
+        )
     )
 
 
@@ -115,7 +112,7 @@ def _shown(source: DataSource, place: Place) -> Shown:
         picture=_data_uri(to_pil_image(pictures.load(place.row))),
         label=printable(source.classnames[pictures.labels[place.row]]),
         part=place.part,
-        name=printable(written_name(pictures.names[place.row])),
+        name=printable(path_text(pictures.names[place.row])),
     )
 
 

@@ -68,9 +68,9 @@ def compare(config: CompareConfig) -> int:
     # Every method has the data and the CLIP of zero-shot; what is wrong with these is no method's.
     with report_dead_workers():
         first = published_settings(config, "zeroshot")
-        load_benchmark(first)  # listing is quick; weights may have to be fetched first
+        listed = load_benchmark(first)  # is quick; weights may have to be fetched
         clip, _ = describe_clip(first.clip)
-        checked = check_data(first)
+        checked = check_data(first, listed)
     benchmark = checked[0]
     if not len(benchmark.val):
         raise InputError(

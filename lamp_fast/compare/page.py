@@ -1,16 +1,15 @@
 """The page about a comparison: one HTML file that loads nothing and runs no script."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lamp_fast.compare.results import p_value, percent, seconds
 from lamp_fast.compare.work import TESTED
+from lamp_fast.pages import page_environment
 from lamp_fast.report import drawing
 
 TEMPLATE = "page.html.jinja"
@@ -23,31 +22,23 @@ def build_page(record: Mapping[str, Any]) -> str:
     Args:
         record: see :func:`lamp_fast.compare.results.build_record`, with its ``warnings``.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(drawing.__file__).parent]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "seconds": seconds,
-        "p_value": p_value,
-        "points": points,
-    }
+    filters = {"percent": percent, "seconds": seconds, "p_value": p_value, "points": points}
     tested = tested_rows(record)
     shown = {row["method"]: row for row in tested}
     chosen = shown.get(record["chosen"])
     beside = [row for row in (shown.get("zeroshot"),) if row is not None and row is not chosen]
-    return environment.get_template(TEMPLATE).render(
-        title=f"Methods compared on {record['data']['name']}",
-        record=record,
-        tested=tested,
-        others=[row for row in record["rows"] if row["state"] != TESTED],
-        chosen=chosen,
-        beside=([chosen] if chosen else []) + beside,
-        svg=_svgs(record, tested),
+    return (
+        page_environment(__file__, **filters)
+        .get_template(TEMPLATE)
+        .render(
+            title=f"Methods compared on {record['data']['name']}",
+            record=record,
+            tested=tested,
+            others=[row for row in record["rows"] if row["state"] != TESTED],
+            chosen=chosen,
+            beside=([chosen] if chosen else []) + beside,
+            svg=_svgs(record, tested),
+        )
     )
 
 

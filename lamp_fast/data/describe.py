@@ -8,11 +8,11 @@ import numpy as np
 from tabulate import tabulate
 
 from lamp_fast.data.benchmark import Benchmark
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.names import OddName, odd_names
 from lamp_fast.data.pictures import inspect_pictures, unreadable_message
 from lamp_fast.data.protocol import head_classes, realised_imbalance
 from lamp_fast.data.sources import DataSource
-from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.errors import printable
 
 BAR_WIDTH = 30

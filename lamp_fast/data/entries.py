@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+SPLIT_PARTS = ("train", "val", "test")
 # A user's own pictures, which are in no catalog.
 OWN_DATA = ("folder", "table", "list", "webdataset", "hf")
 # Of those, what papers publish: nothing is taken out of its training part unasked.

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.errors import InputError
-
-_PARTS = ("train", "val", "test")
 
 
 def saved_excluded(values: Any, where: str) -> dict[str, tuple[str, ...]]:
@@ -16,8 +15,10 @@ def saved_excluded(values: Any, where: str) -> dict[str, tuple[str, ...]]:
     """
     given = {} if values is None else values
     if not isinstance(given, Mapping) or not all(
-        part in _PARTS and isinstance(names, list) and all(isinstance(name, str) for name in names)
+        part in SPLIT_PARTS
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
         for part, names in given.items()
     ):
-        raise InputError(f"{where}: expected lists of names of {', '.join(_PARTS)}")
+        raise InputError(f"{where}: expected lists of names of {', '.join(SPLIT_PARTS)}")
     return {part: tuple(names) for part, names in given.items()}

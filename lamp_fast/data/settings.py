@@ -10,19 +10,19 @@ import tyro
 from lamp_fast.cli import expand_path
 from lamp_fast.data import catalog
 from lamp_fast.data.catalog import CATALOG
-from lamp_fast.data.entries import AS_IT_IS, HALVED, OWN_DATA, Protocol
+from lamp_fast.data.entries import AS_IT_IS, HALVED, OWN_DATA, SPLIT_PARTS, Protocol
 from lamp_fast.data.words import check_templates
 from lamp_fast.errors import InputError
 from lamp_fast.fields import Bounds, IntOrNone
 
 # Settings that say where files lie, and nothing of what they hold.
-LISTS = ("train", "val", "test", "names")
+LISTS = (*SPLIT_PARTS, "names")
 PLACES = ("root", "table", *LISTS)
 # Files whose content a run keeps.
 DESCRIBING = ("descriptions", "hierarchy", "exclude")
 # What text files of parts, and of class names, go with.
 _LISTED = {
-    **dict.fromkeys(("train", "val", "test"), ("list", "webdataset")),
+    **dict.fromkeys(SPLIT_PARTS, ("list", "webdataset")),
     "names": ("list", "webdataset", "hf"),
 }
 SPLITS = ("all", "base-new")

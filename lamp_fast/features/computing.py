@@ -14,6 +14,7 @@ from torch import Tensor
 import lamp_fast
 from lamp_fast import cli
 from lamp_fast.clip.towers import FrozenClip
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.loading import report_dead_workers
 from lamp_fast.data.pictures import Pictures, inspect_pictures, unreadable_message
 from lamp_fast.data.settings import DataConfig
@@ -96,7 +97,7 @@ def read_pictures(config: FeaturesConfig) -> Listed:
         pictures = Pictures(tuple(map(str, files)), np.zeros(len(files)), root=Path())
     else:
         source = find_source(config.data)
-        parts = {name: getattr(source, name) for name in ("train", "val", "test")}
+        parts = {name: getattr(source, name) for name in SPLIT_PARTS}
         pictures = _together(list(parts.values()))
         names = [name for name, part in parts.items() for _ in range(len(part))]
         known = {

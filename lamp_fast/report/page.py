@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from lamp_fast.methods import METHODS
 from lamp_fast.methods.base import Method
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.zeroshot import ZeroShot
+from lamp_fast.pages import page_environment
 from lamp_fast.report.drawing import STYLE, to_svg
 from lamp_fast.report.tables import by_class_table, reliability_table, result_table
 from lamp_fast.runs import figures
@@ -98,36 +98,33 @@ def build_page(run: Path) -> str:
         ]
         examples = _examples(experiment, worst[:MAX_CLASSES_WITH_EXAMPLES])
         routes = _routes(experiment)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
-        title=f"{method} on {record['settings']['data']['data']}",
-        method=method,
-        record=record,
-        caution=caution(
-            saved.record.clip.name, saved.record.clip.random, saved.record.settings.data.data
-        ),
-        prompt=f"“{record['data']['template']}”"
-        if saved.record.words is None
-        else str(saved.record.words),
-        table=result_table(rows, saved.record.settings.union),
-        by_class=by_class_table(rows, classes),
-        least_accuracy=LEAST_ACCURACY,
-        svg=_svgs(history, compared, classes, reliability),
-        reliability=None if reliability is None else reliability_table(reliability),
-        halves=[_confusion(run, half) for half in ("base", "new")],
-        classes=classes,
-        methods=list(classes[0]["accuracies"]) if classes else [],
-        examples=examples,
-        most_examples=MAX_CLASSES_WITH_EXAMPLES,
-        routes=routes,
-        why_not=why_not,
-        settings=_flat(record["settings"]),
+    return (
+        page_environment(__file__)
+        .get_template(TEMPLATE)
+        .render(
+            title=f"{method} on {record['settings']['data']['data']}",
+            method=method,
+            record=record,
+            caution=caution(
+                saved.record.clip.name, saved.record.clip.random, saved.record.settings.data.data
+            ),
+            prompt=f"“{record['data']['template']}”"
+            if saved.record.words is None
+            else str(saved.record.words),
+            table=result_table(rows, saved.record.settings.union),
+            by_class=by_class_table(rows, classes),
+            least_accuracy=LEAST_ACCURACY,
+            svg=_svgs(history, compared, classes, reliability),
+            reliability=None if reliability is None else reliability_table(reliability),
+            halves=[_confusion(run, half) for half in ("base", "new")],
+            classes=classes,
+            methods=list(classes[0]["accuracies"]) if classes else [],
+            examples=examples,
+            most_examples=MAX_CLASSES_WITH_EXAMPLES,
+            routes=routes,
+            why_not=why_not,
+            settings=_flat(record["settings"]),
+        )
     )
 
 

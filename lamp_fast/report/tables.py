@@ -26,9 +26,7 @@ def result_table(rows: Sequence[Mapping[str, Any]], union: bool) -> dict[str, An
         "rows": [
             {
                 "name": row["name"],
-                "values": [
-                    "n/a" if row.get(key) is None else f"{100 * row[key]:.2f}" for key, _ in columns
-                ],
+                "values": [percent(row.get(key)) for key, _ in columns],
                 "parameters": f"{row['parameters']:,}",
                 "seconds": f"{row['seconds']:.1f}",
             }
@@ -62,7 +60,7 @@ def by_class_table(
         values = [row.get(key) for row in rows]
         if all(value is None for value in values):
             continue
-        shown = ["n/a" if value is None else f"{100 * value:.2f}" for value in values]
+        shown = [*map(percent, values)]
         if key.startswith("worst_"):
             named = [row.get(key.replace("worst_", "worst_class_")) for row in rows]
             shown = [

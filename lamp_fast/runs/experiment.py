@@ -323,14 +323,20 @@ def check_class_prompts(method: Method, benchmark: Benchmark, *, distinct: bool)
         check_distinct(tokens, f"--data {benchmark.name}: class names")
 
 
-def check_data(config: TrainConfig) -> Checked:
+def check_data(config: TrainConfig, listed: Benchmark | None = None) -> Checked:
     """Read every picture of a run once; see :func:`check_benchmark`.
+
+    Args:
+        config: of the run.
+        listed: what :func:`load_benchmark` gave for it, where that was called already.
 
     Raises:
         InputError: see :func:`load_data` and :func:`check_benchmark`.
     """
     validate(config)
-    return _check_pictures(load_benchmark(config), config)
+    if listed is None:
+        listed = load_benchmark(config)
+    return _check_pictures(listed, config)
 
 
 def load_benchmark(config: TrainConfig, begun: Record | None = None) -> Benchmark:

@@ -34,7 +34,7 @@ from lamp_fast.runs.metrics import (
     worst_class,
 )
 from lamp_fast.runs.ranks import ALONE, Ranks
-from lamp_fast.runs.reliability import Judge, Reliability, judge_of, write_reliability
+from lamp_fast.runs.reliability import Judge, Reliability, judge_of, percent, write_reliability
 from lamp_fast.runs.scorer import Scorer, own_pictures
 
 COLUMNS = (
@@ -388,7 +388,7 @@ def results_table(
     body = [
         [
             row["name"],
-            *(_percent(row.get(key)) for key, _ in shown),
+            *(percent(row.get(key)) for key, _ in shown),
             f"{row['parameters']:,}",
             f"{row['seconds']:.1f}",
         ]
@@ -414,7 +414,7 @@ def levels_table(rows: Sequence[Mapping[str, Any]]) -> str:
     body = [
         [
             row["name"],
-            *(_percent(row["levels"][level][key]) for level in levels for key, _ in halves),
+            *(percent(row["levels"][level][key]) for level in levels for key, _ in halves),
         ]
         for row in shown
     ]
@@ -433,7 +433,3 @@ def columns_note(shown: Sequence[tuple[str, str]]) -> str:
         "balanced: the mean of the classes' accuracies; many, medium, few: the same of classes with"
         " so many training pictures. head, tail: of all their pictures together."
     )
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.2f}"

@@ -8,13 +8,13 @@ theirs.
 """
 
 import contextlib
-import importlib
 import socket
 import sys
 
 from lamp_fast import cli
 from lamp_fast.data.settings import TTE
 from lamp_fast.errors import InputError
+from lamp_fast.extras import need
 from lamp_fast.fields import validate
 from lamp_fast.files import reason_of
 from lamp_fast.serve.settings import ServeConfig
@@ -28,12 +28,7 @@ def main(config: ServeConfig) -> int:
     """Serve until told to end."""
     validate(config)
     for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise InputError(
-                f"serve: needs {name}, which is not installed; pip install 'lamp_fast[serve]'"
-            ) from None
+        need("serve", name, "serve")
     with _bound(config.host, config.port) as place:
         _serve(config, place)
     return 0

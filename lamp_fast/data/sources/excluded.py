@@ -1,25 +1,20 @@
 """Pictures that a user wants left out, by a file that names them."""
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.sources import DataSource
 from lamp_fast.data.sources.files import read_lines
-from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.data.sources.words import read_rows
 from lamp_fast.errors import InputError
+from lamp_fast.files import path_text
 
 # The columns of a file that names pictures; the second need not be there.
 PATH, PART = "path", "part"
-
-
-def written_name(name: str) -> str:
-    """A picture's name as files hold it, also where its bytes are no UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def without_excluded(source: DataSource, file: Path) -> DataSource:
@@ -75,7 +70,7 @@ def leave_out(source: DataSource, excluded: Mapping[str, Iterable[str]]) -> Data
     parts, counts = {}, []
     for part, names in excluded.items():
         gone, pictures = set(names), getattr(source, part)
-        kept = [row for row, name in enumerate(pictures.names) if written_name(name) not in gone]
+        kept = [row for row, name in enumerate(pictures.names) if path_text(name) not in gone]
         parts[part] = pictures.select(kept)
         counts.append(f"{len(pictures) - len(kept):,} {part}")
     if not parts:
@@ -88,7 +83,7 @@ def leave_out(source: DataSource, excluded: Mapping[str, Iterable[str]]) -> Data
 
 
 def _names(source: DataSource, part: str) -> dict[str, None]:
-    return dict.fromkeys(map(written_name, getattr(source, part).names))
+    return dict.fromkeys(map(path_text, getattr(source, part).names))
 
 
 def _read(file: Path) -> list[tuple[str, str, str]]:

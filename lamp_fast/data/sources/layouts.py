@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lamp_fast.data.catalog import CATALOG, images_folder, names_file
-from lamp_fast.data.entries import DataSet
+from lamp_fast.data.entries import SPLIT_PARTS, DataSet
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources import long_tail
@@ -36,7 +36,6 @@ from lamp_fast.data.sources.files import (
 from lamp_fast.data.sources.matlab import read_variables
 from lamp_fast.errors import InputError
 
-SPLIT_PARTS = ("train", "val", "test")
 # What has no split of its own is split alike in every run, whatever the run's seed.
 SPLIT_SEED = 0
 # Labels are 0..C-1; one beyond this belongs to no data set.

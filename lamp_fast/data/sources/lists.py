@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.sources.class_names import names_by_line
 from lamp_fast.data.sources.files import check_files, path_below, read_lines
@@ -83,7 +84,7 @@ def read_lists(
         # A link is the user's own: ImageNet's pictures often lie elsewhere.
         check_files(file, {part: found[part]}, links_may_leave=True)
     nothing = next(iter(found.values())).select([])
-    return {part: found.get(part, nothing) for part in ("train", "val", "test")}
+    return {part: found.get(part, nothing) for part in SPLIT_PARTS}
 
 
 def folders_of_labels(parts: Mapping[str, Pictures]) -> dict[int, str | None]:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.sources.files import (
     Found,
     LeftOut,
@@ -17,7 +18,6 @@ from lamp_fast.data.sources.files import (
     pictures_by_class,
     visible_folders,
 )
-from lamp_fast.data.sources.layouts import SPLIT_PARTS
 from lamp_fast.data.sources.lists import PictureLists, read_own_lists
 from lamp_fast.data.sources.own_parts import (
     WHOLE,

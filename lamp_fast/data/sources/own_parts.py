@@ -5,10 +5,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lamp_fast.cli import expand_path
+from lamp_fast.data.entries import SPLIT_PARTS
 from lamp_fast.data.pictures import Pictures
 from lamp_fast.data.protocol import stratified_split
 from lamp_fast.data.sources.files import CLASS_NAMES_FILE, read_json
-from lamp_fast.data.sources.layouts import SPLIT_PARTS, SPLIT_SEED
+from lamp_fast.data.sources.layouts import SPLIT_SEED
 from lamp_fast.data.sources.table import number_of
 from lamp_fast.errors import InputError
 
