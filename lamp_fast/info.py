@@ -49,10 +49,9 @@ def devices() -> "Iterator[tuple[torch.device, str]]":
     import torch
 
     from lamp_fast.ops import dispatch
-    from lamp_fast.runs.machine import CPU_BFLOAT16
 
     vectors = torch.backends.cpu.get_cpu_capability()
-    names = ", ".join(name.upper() for name in CPU_BFLOAT16 if dispatch.cpu_has(name))
+    names = ", ".join(name.upper() for name in dispatch.cpu_bfloat16())
     products = f"products of bfloat16 ({names})" if names else "no products of bfloat16"
     yield torch.device("cpu"), f"{torch.get_num_threads()} threads, {vectors}, {products}"
     for index in range(torch.cuda.device_count()):

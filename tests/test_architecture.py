@@ -49,6 +49,7 @@ IMPLEMENTATIONS = (
     "lamp_fast.ops.reference",
     "lamp_fast.ops.cpp",
     "lamp_fast.ops.cuda",
+    "lamp_fast.ops.onednn",
     "lamp_fast.kernels",
 )
 

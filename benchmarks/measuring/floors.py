@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 
 from benchmarks.measuring.timing import time_call
+from lamp_fast import ops
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.methods.lamp.prompts import LayerPrompts
 
@@ -57,16 +58,19 @@ class Ceilings:
 
 @functools.cache
 def measure_ceilings(device: torch.device, dtype: torch.dtype | None = None) -> Ceilings:
-    """Measure both rates once; by default of bfloat16 on a GPU and of float32 on a CPU."""
+    """Measure both rates once; by default of bfloat16 on a GPU and of float32 on a CPU.
+
+    The product is torch's, or the one with a packed weight where that is faster.
+    """
     size, copied = SIZES[device.type]
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     a = torch.randn(size, size, device=device, dtype=dtype)
     source = torch.randn(copied // 4, device=device)
     target = torch.empty_like(source)
-    product = time_call(lambda x: x @ x, [(a,)], device)
+    products = (time_call(run, [(a,)], device) for run in (a.__matmul__, ops.FrozenLinear(a)))
     copy = time_call(target.copy_, [(source,)], device)
     return Ceilings(
-        flops=2 * size**3 / product.least,
+        flops=2 * size**3 / min(product.least for product in products),
         bytes=2 * source.numel() * 4 / copy.least,
         dtype=str(dtype)[6:],
     )
@@ -145,16 +149,15 @@ def floor_by_part(kernels: Iterable[Kernel], ceilings: Ceilings) -> dict[str, fl
     return seconds
 
 
-def floor_in_image_forwards(
-    kernels: Iterable[Kernel], clip: FrozenClip, images: int, *, speed: float = 1.0
-) -> float:
-    """Arithmetic of a step over that of open_clip's own image forward of ``images`` pictures.
+def floor_in_image_forwards(kernels: Iterable[Kernel], ceilings: Ceilings, forward: float) -> float:
+    """Arithmetic of a step at the machine's rate, in units of open_clip's image forward.
 
-    ``speed`` is how many times the rate of the forward's products that of the step's is, where they
-    are of another dtype.
+    Args:
+        kernels: the step's.
+        ceilings: of what it computes in.
+        forward: seconds that the image forward took beside it.
     """
-    forward = sum(each.flops for each in image_forward_kernels(clip, images))
-    return sum(each.flops for each in kernels) / forward / speed
+    return sum(each.flops for each in kernels) / ceilings.flops / forward
 
 
 def image_forward_kernels(clip: FrozenClip, images: int) -> Iterator[Kernel]:

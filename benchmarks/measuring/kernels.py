@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.measuring.floors import Ceilings
 from benchmarks.measuring.names import CALTECH101
-from benchmarks.measuring.timing import Inputs, Time, interleave, rotations, time_call
+from benchmarks.measuring.timing import CPU, Inputs, Time, interleave, rotations, time_call
 from lamp_fast import ops
 from lamp_fast.clip.prompts import plant
 
@@ -230,6 +230,25 @@ def _normal(device, dtype, seed, *shapes, grad=False) -> Inputs:
     return tuple(
         torch.randn(shape, device=device, generator=generator).to(dtype).requires_grad_(grad)
         for shape in shapes
+    )
+
+
+def frozen_linear_case(dtype, backward, *, rows: int, inputs: int, outputs: int) -> Case:
+    """A product of a frozen weight on a CPU, packed, beside torch's own."""
+    weight, bias = _normal(CPU, dtype, 0, (outputs, inputs), (outputs,))
+    linear = ops.FrozenLinear(weight, bias)
+    contenders = {
+        "ours": linear,
+        "reference": lambda x: linear(x, impl="reference"),
+    }
+    times = 2 if backward else 1
+    return Case(
+        what=f"frozen_linear {rows} x {inputs} -> {outputs}{_direction(backward)}",
+        target="",
+        flops=2 * rows * inputs * outputs * times,
+        moved=dtype.itemsize * (rows * (inputs + outputs) + inputs * outputs) * times,
+        draw=lambda seed: _normal(CPU, dtype, seed, (rows, inputs), grad=backward),
+        contenders=_both_ways(contenders, backward),
     )
 
 

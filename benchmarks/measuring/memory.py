@@ -82,10 +82,9 @@ def kept_for_backward(cell: Cell) -> int:
     clip = cell.clip
     held = {each.untyped_storage().data_ptr() for each in clip.model.parameters()}
     held |= {each.untyped_storage().data_ptr() for each in cell.method.parameters()}
-    folded = [
-        block.widen + block.narrow for tower in (clip.vision, clip.text) for block in tower.blocks
-    ]
-    held |= {each.untyped_storage().data_ptr() for pair in folded for each in pair}
+    blocks = (*clip.vision.blocks, *clip.text.blocks)
+    folded = [linear for block in blocks for linear in (block.widen, block.narrow)]
+    held |= {each.untyped_storage().data_ptr() for one in folded for each in (one.weight, one.bias)}
     saved = {}
 
     def pack(tensor):

@@ -56,19 +56,30 @@ class Block:
     def __init__(self, source: ResidualAttentionBlock, *, fold: bool = False) -> None:
         self.source = source
         self.heads = source.attn.num_heads
-        self.qkv = (source.attn.in_proj_weight, source.attn.in_proj_bias)
+        self.project_by(source.attn.in_proj_weight, source.attn.in_proj_bias)
+        out = source.attn.out_proj
+        self.out = ops.FrozenLinear(out.weight, out.bias)
         widen, narrow = source.mlp.c_fc, source.mlp.c_proj
-        self.widen = (widen.weight, widen.bias)
-        self.narrow = (narrow.weight, narrow.bias)
+        widen, narrow = (widen.weight, widen.bias), (narrow.weight, narrow.bias)
         if not isinstance(source.mlp.gelu, QuickGELU):
             self.activation = ops.gelu
         elif not fold:
             self.activation = ops.quick_gelu
         else:
             with torch.no_grad():
-                self.widen = (1.702 * widen.weight, 1.702 * widen.bias)
-                self.narrow = (narrow.weight / 1.702, narrow.bias)
+                widen = (1.702 * widen[0], 1.702 * widen[1])
+                narrow = (narrow[0] / 1.702, narrow[1])
             self.activation = F.silu
+        self.widen, self.narrow = ops.FrozenLinear(*widen), ops.FrozenLinear(*narrow)
+
+    def project_by(self, weight: Tensor, bias: Tensor) -> None:
+        """Take queries, keys and values from one product: weight [3 width, width], bias [3 width].
+
+        What needs keys and values alone, or queries alone, takes that part of it.
+        """
+        width = weight.shape[1]
+        self.qkv = ops.FrozenLinear(weight, bias)
+        self.q, self.kv = self.qkv.outputs(last=width), self.qkv.outputs(first=width)
 
     def prefix(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of prompts [..., width]: each [..., heads, width / heads].
@@ -76,9 +87,7 @@ class Block:
         A prompt needs nothing else (docs/mathematics.md, fact 1): its query, output and MLP
         would only feed an output that is dropped before the next layer.
         """
-        weight, bias = self.qkv
-        width = self.source.attn.embed_dim
-        keys_values = F.linear(self.source.ln_1(prompts), weight[width:], bias[width:])
+        keys_values = self.kv(self.source.ln_1(prompts))
         keys, values = keys_values.unflatten(-1, (2, self.heads, -1)).unbind(-3)
         return keys, values
 
@@ -124,10 +133,9 @@ class Block:
         attended = ops.prefix_attention(q, k, v, prefix_k, prefix_v, causal=causal, mask=mask)
         if rows is not None:
             x = x[:, rows]
-        update = source.attn.out_proj(attended.transpose(1, 2).flatten(-2))
+        update = self.out(attended.transpose(1, 2).flatten(-2))
         x, normed = self.add_norm(x, update, source.ln_2)
-        hidden = self.activation(F.linear(normed, *self.widen))
-        return x, F.linear(hidden, *self.narrow)
+        return x, self.narrow(self.activation(self.widen(normed)))
 
     def __call__(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None, **options) -> Tensor:
         """The whole block over x [N, L, width]; the rest as :meth:`advance`."""
@@ -136,13 +144,11 @@ class Block:
 
     def _project(self, normed: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q [N, H, L or R, d], k and v [N, H, L, d]: strided views of fused projections."""
-        weight, bias = self.qkv
         if rows is None:
-            qkv = F.linear(normed, weight, bias).unflatten(-1, (3, self.heads, -1))
+            qkv = self.qkv(normed).unflatten(-1, (3, self.heads, -1))
             return qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        width = self.source.attn.embed_dim
-        q = F.linear(normed[:, rows], weight[:width], bias[:width])
-        kv = F.linear(normed, weight[width:], bias[width:]).unflatten(-1, (2, self.heads, -1))
+        q = self.q(normed[:, rows])
+        kv = self.kv(normed).unflatten(-1, (2, self.heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return q.unflatten(-1, (self.heads, -1)).transpose(1, 2), k, v
 

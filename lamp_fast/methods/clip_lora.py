@@ -94,10 +94,10 @@ class _MergedBlock(Block):
     """The same for prediction: the changes are in its weights."""
 
     def __init__(self, block: Block, low_rank: LowRank) -> None:
-        weight, bias = block.qkv
-        added = low_rank.product()
-        merged = (weight.to(torch.promote_types(weight.dtype, added.dtype)) + added).to(weight)
-        vars(self).update(vars(block), qkv=(merged, bias))
+        vars(self).update(vars(block))
+        weight, added = block.qkv.weight, low_rank.product().detach()
+        merged = weight.to(torch.promote_types(weight.dtype, added.dtype)) + added
+        self.project_by(merged.to(weight), block.qkv.bias)
 
 
 class ClipLora(TwoTowers):

@@ -7,11 +7,13 @@ replaced silently.
 
 from lamp_fast.ops.add_layer_norm import add_layer_norm
 from lamp_fast.ops.dispatch import implementations, prefer
+from lamp_fast.ops.frozen_linear import FrozenLinear
 from lamp_fast.ops.prefix_attention import prefix_attention
 from lamp_fast.ops.quick_gelu import gelu, quick_gelu
 from lamp_fast.ops.retrieve import retrieve
 
 __all__ = [
+    "FrozenLinear",
     "add_layer_norm",
     "gelu",
     "implementations",

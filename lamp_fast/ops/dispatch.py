@@ -90,6 +90,11 @@ def cpu_has(instructions: str) -> bool:
     return bool(capabilities.get(instructions))
 
 
+def cpu_bfloat16() -> tuple[str, ...]:
+    """The instructions by which this CPU multiplies bfloat16; none where it cannot."""
+    return tuple(name for name in ("avx512_bf16", "amx_bf16") if cpu_has(name))
+
+
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {}
 """Of every op, by name; an op's file fills in its own."""
 

@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See :class:`lamp_fast.ops.FrozenLinear`."""
+    return F.linear(x, weight, bias)
+
+
 def retrieve(query: Tensor, keys: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`lamp_fast.ops.retrieve`."""
     # float64 is out of reach of autocast and TF32, and squares of float32 neither over- nor

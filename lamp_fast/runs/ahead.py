@@ -130,6 +130,6 @@ def bytes_a_picture(clip: FrozenClip) -> int:
     activation.
     """
     size, (tokens, width) = clip.preprocessing.size, clip.vision.visual.positional_embedding.shape
-    hidden = len(clip.vision.blocks[0].widen[0])
+    hidden = len(clip.vision.blocks[0].widen.weight)
     stream = tokens * (11 * width + 2 * hidden)
     return clip.dtype.itemsize * (2 * 3 * size**2 + stream + width)

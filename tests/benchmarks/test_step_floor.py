@@ -95,10 +95,11 @@ def test_arithmetic_agrees_with_the_flop_floor(small_clip):
     assert 0.9 * train < got < 1.12 * train
     # With the prompts' own projections it can only be more.
     kernels = [*step_kernels(clip, images, classes, config, train=True)]
-    floor = floor_in_image_forwards(kernels, clip, images)
+    ceilings = Ceilings(flops=64.0, bytes=1.0, dtype="float32")
+    floor = floor_in_image_forwards(kernels, ceilings, full / 64)
     assert floor > got
-    # Products at twice the rate of the forward's take half of it: exact in binary.
-    assert floor_in_image_forwards(kernels, clip, images, speed=2.0) == floor / 2
+    # A unit that took twice as long as its arithmetic must halves it: exact in binary.
+    assert floor_in_image_forwards(kernels, ceilings, full / 32) == floor / 2
 
 
 def test_an_image_forward_is_counted_by_hand(small_clip):
