@@ -111,7 +111,7 @@ def run_config(run: Run) -> TrainConfig:
         seed=run.seed,
         own=replace(config.own, **changes),
         optim=replace(config.optim, logit_adjustment=adjustment),
-        machine=replace(config.machine, device="cpu", threads=1),
+        machine=replace(config.machine, device="cpu", precision="fp32", threads=1),
         trim=replace(config.trim, block=1 << 16),
     )
 

@@ -19,6 +19,7 @@ import open_clip
 from lamp_fast.clip.towers import FrozenClip
 from lamp_fast.data.disk_cache import FOLDER_VARIABLE
 from lamp_fast.data.transforms import Preprocessing
+from lamp_fast.runs import machine
 
 IMAGE_SIZE = 16
 
@@ -58,6 +59,17 @@ def own_cache_folder(tmp_path_factory):
     """Tests leave nothing in the cache of whoever runs them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_unless_asked():
+    """--precision auto is float32 on every CPU: oracles and bounds are of the precision that a test
+    asks for, not of the machine that runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            machine, "auto_precision", lambda device: "bf16" if device.type == "cuda" else "fp32"
+        )
         yield
 
 

@@ -87,7 +87,8 @@ def run_config(method: str, root: Path | None) -> TrainConfig:
     clip = ClipConfig("tiny")
     config = default_config({"method": method, "data": "caltech101", "clip": clip.clip})
     data = replace(config.data, root=root, imb=IMBALANCE, cap=MAX_PICTURES)
-    return replace(config, clip=clip, data=data, machine=replace(config.machine, device="cpu"))
+    machine = replace(config.machine, device="cpu", precision="fp32")
+    return replace(config, clip=clip, data=data, machine=machine)
 
 
 class FeatureRuns:

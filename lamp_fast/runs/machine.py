@@ -5,10 +5,8 @@ from dataclasses import replace
 import torch
 
 from lamp_fast.errors import InputError
+from lamp_fast.ops import dispatch
 from lamp_fast.runs.settings import MachineConfig
-
-CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
-"""Instructions that make products of bfloat16 faster than those of float32, as torch names them."""
 
 
 def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device]:
@@ -41,5 +39,6 @@ def resolve_machine(machine: MachineConfig) -> tuple[MachineConfig, torch.device
 
 
 def auto_precision(device: torch.device) -> str:
-    """What --precision auto computes in."""
-    return "bf16" if device.type == "cuda" else "fp32"
+    """What --precision auto computes in: bfloat16 where the device multiplies it."""
+    multiplies = device.type == "cuda" or dispatch.cpu_bfloat16()
+    return "bf16" if multiplies else "fp32"

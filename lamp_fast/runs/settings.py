@@ -139,8 +139,9 @@ class MachineConfig:
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    """Compute type of the frozen CLIP: bf16 on a GPU, fp32 on a CPU; parameters, cosines and logits
-    stay at least fp32."""
+    """Compute type of the frozen CLIP: auto takes bf16 on a GPU and on a CPU that multiplies it
+    (AVX512_BF16, AMX; python -m lamp_fast.info), else fp32; parameters, cosines and logits stay at
+    least fp32."""
     threads: Annotated[IntOrNone, Bounds(1, 4096)] = None
     """CPU threads; none leaves it to torch."""
     ops: Literal["auto", "reference"] = "auto"

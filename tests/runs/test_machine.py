@@ -9,15 +9,20 @@ import torch
 from lamp_fast import info
 from lamp_fast.files import read_json, write_json
 from lamp_fast.ops import dispatch
+from lamp_fast.runs import machine as runs_machine
 from lamp_fast.runs.folder import CONFIG, resumed_defaults
-from lamp_fast.runs.machine import CPU_BFLOAT16, auto_precision, resolve_machine
+from lamp_fast.runs.machine import auto_precision, resolve_machine
 from lamp_fast.runs.settings import MachineConfig
 
+CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 BEFORE = Path(__file__).parents[1] / "before" / "lamp"
 
 
 @pytest.fixture
 def cpu_with(monkeypatch):
+    # The rest of the suite runs as on a CPU without.
+    monkeypatch.setattr(runs_machine, "auto_precision", auto_precision)
+
     def install(*instructions):
         monkeypatch.setattr(dispatch, "cpu_has", lambda name: name in instructions)
         dispatch.pick.cache_clear()
@@ -31,6 +36,13 @@ def test_a_cpu_without_products_of_bfloat16_computes_in_float32(cpu_with):
     machine, device = resolve_machine(MachineConfig(device="cpu"))
     assert (machine.precision, device) == ("fp32", torch.device("cpu"))
     assert auto_precision(torch.device("cuda")) == "bf16"
+
+
+@pytest.mark.parametrize("instruction", CPU_BFLOAT16)
+def test_a_cpu_with_products_of_bfloat16_computes_in_it(cpu_with, instruction):
+    cpu_with("avx512_f", instruction)
+    machine, _ = resolve_machine(MachineConfig(device="cpu"))
+    assert machine.precision == "bf16"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
@@ -64,7 +76,8 @@ def test_info_says_what_the_cpu_multiplies(cpu_with, capsys, instructions, words
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("cpu: "))
     assert line.endswith(words)
-    assert any(line.startswith(f"op in {auto_precision(torch.device('cpu'))} ") for line in lines)
+    precision = "bf16" if instructions else "fp32"
+    assert any(line.startswith(f"op in {precision} ") for line in lines)
 
 
 @pytest.mark.parametrize(
