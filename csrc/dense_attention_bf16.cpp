@@ -404,7 +404,7 @@ void for_each_item(const PrefixAttentionParams& params, int64_t items, int64_t p
   const int64_t threads = useful_threads(params.threads, work, items);
   const int64_t parts = threads == 1 ? 1 : std::min(items, threads * kPartsPerThread);
   std::vector<Scratch> scratch(threads, Scratch(params, backward));
-  for_each_part(parts, threads, [&](int64_t part, int64_t thread) {
+  for_each_part(parts, threads, params.threads, [&](int64_t part, int64_t thread) {
     for (int64_t i = items * part / parts; i < items * (part + 1) / parts; ++i)
       run(i, scratch[thread]);
   });

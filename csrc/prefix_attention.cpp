@@ -438,7 +438,7 @@ void run(const Params& params, const PrefixAttentionParams& sizes, int64_t items
   const int64_t threads = useful_threads(sizes.threads, work, items);
   const int64_t parts = threads == 1 ? 1 : std::min(items, threads * kPartsPerThread);
   std::vector<Scratch<Stored>> scratch(threads, Scratch<Stored>(sizes, visible, backward));
-  for_each_part(parts, threads, [&](int64_t part, int64_t thread) {
+  for_each_part(parts, threads, sizes.threads, [&](int64_t part, int64_t thread) {
     run_part(params, visible, readers, items * part / parts, items * (part + 1) / parts,
              scratch[thread]);
   });

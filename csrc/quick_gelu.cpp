@@ -66,7 +66,8 @@ const Table& table_of(Activation activation) {
 template <typename Run>
 void in_parts(int64_t count, int64_t threads, const Run& run) {
   const int64_t parts = round_up(count, kPart) / kPart;
-  for_each_part(parts, useful_threads(threads, count * kWork, parts), [&](int64_t part, int64_t) {
+  const int64_t useful = useful_threads(threads, count * kWork, parts);
+  for_each_part(parts, useful, threads, [&](int64_t part, int64_t) {
     const int64_t first = part * kPart;
     run(first, std::min(kPart, count - first));
   });

@@ -180,7 +180,7 @@ void retrieve_typed(const RetrieveParams& params) {
   const int64_t parts = round_up(batch, kRowsInPart) / kRowsInPart;
   const int64_t threads = useful_threads(params.threads, batch * pool_size * params.width, parts);
   std::vector<Scratch<T>> scratch(threads, Scratch<T>(params.width, pool_size));
-  for_each_part(parts, threads, [&](int64_t part, int64_t thread) {
+  for_each_part(parts, threads, params.threads, [&](int64_t part, int64_t thread) {
     const int64_t first = part * kRowsInPart, last = std::min(batch, first + kRowsInPart);
     retrieve_rows<T>(params, pool, first, last, scratch[thread]);
   });
@@ -274,7 +274,7 @@ void retrieve_backward_typed(const RetrieveBackwardParams& params) {
   const int64_t parts = round_up(forward.width, kColumns) / kColumns;
   const int64_t work = 2 * forward.batch * forward.k * forward.width;
   const int64_t threads = useful_threads(forward.threads, work, parts);
-  for_each_part(parts, threads, [&](int64_t part, int64_t) {
+  for_each_part(parts, threads, forward.threads, [&](int64_t part, int64_t) {
     retrieve_backward_columns<T>(params, inverse_query, inverse_keys, along_keys, part * kColumns);
   });
 }

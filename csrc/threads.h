@@ -50,9 +50,11 @@ void on_new_threads(int64_t threads, const Work& work) {
 // it is through with one, so a part must not depend on who runs it.
 //
 // The threads are OpenMP's, and so torch's own: between two of torch's ops they wait awake for some
-// milliseconds, and others would share the cores with them.
+// milliseconds, and others would share the cores with them. All of torch's `team` are called, though
+// some may have nothing to do: a smaller team would end the others.
 template <typename Run>
-void for_each_part(int64_t parts, int64_t threads, const Run& run) {
+void for_each_part(int64_t parts, int64_t threads, [[maybe_unused]] int64_t team,
+                   const Run& run) {
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t thread) {
     for (int64_t part = next++; part < parts; part = next++) run(part, thread);
@@ -60,9 +62,7 @@ void for_each_part(int64_t parts, int64_t threads, const Run& run) {
   if (threads == 1) return work(0);
 #ifdef _OPENMP
   if (!forked()) {
-    // As many as torch has, though some may have nothing to do: a smaller team ends the others.
-    const int team = std::max<int>(threads, omp_get_max_threads());
-#pragma omp parallel num_threads(team)
+#pragma omp parallel num_threads(static_cast<int>(team))
     if (omp_get_thread_num() < threads) work(omp_get_thread_num());
     return;
   }
