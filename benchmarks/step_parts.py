@@ -48,6 +48,7 @@ WORDS = {
     "lamp_fast::gelu": ACTIVATION,
     "aten::silu": ACTIVATION,
     "aten::gelu": ACTIVATION,
+    "linear_pointwise": PRODUCTS,
     "addmm": PRODUCTS,
     "aten::mm": PRODUCTS,
     "bmm": PRODUCTS,

@@ -22,6 +22,7 @@ from benchmarks.measuring.floors import (
 from benchmarks.measuring.names import CALTECH101, base_and_new, numbered
 from benchmarks.measuring.steps import SMALL, Cell, Line, random_clip
 from benchmarks.measuring.timing import CPU, interleave, time_steps
+from lamp_fast import ops
 from lamp_fast.clip.settings import ClipConfig, Trimming
 from lamp_fast.methods.lamp.model import Lamp
 from lamp_fast.methods.settings.lamp import LampSettings
@@ -174,6 +175,12 @@ def test_the_parts_of_a_step_are_told_apart(small_clip):
     for part, drawn in widths.items():
         wanted = [shares.seconds[part], shares.floor.get(part, 0.0)]
         assert (drawn or [0.0, 0.0]) == pytest.approx(wanted)
+
+
+def test_packed_products_are_products():
+    x, linear = torch.randn(64, 512), ops.FrozenLinear(torch.randn(512, 512))
+    seconds = step_parts.measure("a product", lambda: linear(x), {}, CPU, 1).seconds
+    assert seconds[PRODUCTS] > seconds[step_parts.OTHER]
 
 
 @pytest.mark.parametrize("path", ["fast", "slow"])
