@@ -3,9 +3,8 @@
 ``python -m benchmarks.rivals_growth [--out docs]``: ViT-B/16 with random weights (bfloat16 on a
 GPU, float32 on a CPU unless ``--bfloat16``), B = 4 and 32, C = 10, 50, 200 and 1,000; a training
 step and an evaluation batch in units of open_clip's image forward of the batch, which runs before
-and after each; medians. Rivals go through torch.compile, which takes minutes a point on a CPU and
-hours for the whole grid; ``--batches 4 --classes 10 50 --no-compiled`` is ten minutes. Points that
-do not fit the memory of a GPU say so.
+and after each; medians. Rivals go through torch.compile, a minute a point on a CPU at B=4:
+``--batches 4 --classes 10 50`` is ten minutes. Points that do not fit the memory of a GPU say so.
 """
 
 import sys
