@@ -44,7 +44,7 @@ def cases(op: str, *dtypes: torch.dtype) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("impl", "dtype"),
         [
-            pytest.param(impl, dtype, marks=skipped(op, impl), id=f"{impl}-{str(dtype)[6:]}")
+            pytest.param(impl, dtype, marks=skipped(op, impl, dtype), id=f"{impl}-{str(dtype)[6:]}")
             for impl in dispatch.IMPLEMENTATIONS[op]
             for dtype in dtypes
             if serves(op, impl, dtype)
@@ -57,16 +57,18 @@ def implementations(op: str, dtype: torch.dtype = torch.float32) -> pytest.MarkD
     return pytest.mark.parametrize(
         "impl",
         [
-            pytest.param(impl, marks=skipped(op, impl))
+            pytest.param(impl, marks=skipped(op, impl, dtype))
             for impl in dispatch.IMPLEMENTATIONS[op]
             if serves(op, impl, dtype)
         ],
     )
 
 
-def skipped(op: str, impl: str) -> pytest.MarkDecorator:
-    """The mark of a test that needs an implementation, with the reason where it cannot run."""
-    dtype = torch.float32 if serves(op, impl, torch.float32) else torch.bfloat16
+def skipped(op: str, impl: str, dtype: torch.dtype | None = None) -> pytest.MarkDecorator:
+    """The mark of a test that needs an implementation, with the reason where it cannot run; by
+    default in the first of float32 and bfloat16 that it is tested in."""
+    if dtype is None:
+        dtype = torch.float32 if serves(op, impl, torch.float32) else torch.bfloat16
     call = dispatch.CallFacts(device(impl), dtype)
     reason = dispatch.why_it_cannot_serve(op, impl, call)
     return pytest.mark.skipif(reason is not None, reason=f"{impl}: {reason}")

@@ -11,9 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lamp_fast import ops
 from lamp_fast.errors import InputError
-from lamp_fast.ops import dispatch, frozen_linear
+from lamp_fast.ops import dispatch
 
 UNIT = {torch.float32: 2**-24, torch.bfloat16: 2**-8}
+packed = under_test.skipped("frozen_linear", "packed")
 every_implementation = under_test.implementations("frozen_linear")
 SHAPES = [
     ((1,), 1, 1),
@@ -35,14 +36,6 @@ def no_choice_kept():
     yield
     for each in kept:
         each.cache_clear()
-
-
-@pytest.fixture
-def packed(monkeypatch):
-    """Weights of any size are packed."""
-    monkeypatch.setattr(frozen_linear, "WORTH_PACKING", 0)
-    if (reason := dispatch.why_unavailable("frozen_linear", "packed")) is not None:
-        pytest.skip(reason)
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -77,10 +70,6 @@ def test_gradcheck():
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES, ids=str)
 @under_test.cases("frozen_linear", torch.float32, torch.bfloat16)
 def test_as_accurate_as_float64_allows(impl, dtype, rows, inputs, outputs, bias):
-    if reason := dispatch.why_it_cannot_serve(
-        "frozen_linear", impl, dispatch.CallFacts(torch.device("cpu"), dtype)
-    ):
-        pytest.skip(reason)
     one = linear(outputs, inputs, dtype, bias)
     x, above = draw(*rows, inputs, dtype=dtype), draw(*rows, outputs, dtype=dtype, seed=2)
     x.requires_grad_()
@@ -116,9 +105,8 @@ def test_any_strides_and_a_gradient_of_one_number(impl):
         torch.testing.assert_close(x.grad, same.grad, rtol=0, atol=2**-17)
 
 
-def test_a_weight_is_packed_once_a_direction_and_again_when_written_to(
-    packed, no_choice_kept, monkeypatch
-):
+@packed
+def test_a_weight_is_packed_once_a_direction_and_again_when_written_to(no_choice_kept, monkeypatch):
     from lamp_fast.ops import onednn
 
     packings = []
@@ -138,13 +126,15 @@ def test_a_weight_is_packed_once_a_direction_and_again_when_written_to(
     assert len(packings) == 5
 
 
-def test_a_weight_made_in_inference_mode_serves(packed):
+@packed
+def test_a_weight_made_in_inference_mode_serves():
     with torch.inference_mode():
         one = linear(6, 8)
     assert one(draw(5, 8), impl="packed").shape == (5, 6)
 
 
-def test_what_backward_keeps_is_the_weight_alone(packed):
+@packed
+def test_what_backward_keeps_is_the_weight_alone():
     one, x = linear(64, 64), draw(32, 64).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -171,8 +161,9 @@ def test_small_weights_are_left_to_torch(monkeypatch):
     assert chosen == ["reference", None]
 
 
+@packed
 @pytest.mark.parametrize("how", ["compiled", "fake"])
-def test_without_memory_or_under_the_compiler_torch_serves(how, packed):
+def test_without_memory_or_under_the_compiler_torch_serves(how):
     one, x = linear(6, 8), draw(5, 8)
     if how == "fake":
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -183,7 +174,8 @@ def test_without_memory_or_under_the_compiler_torch_serves(how, packed):
     assert torch.equal(compiled(x), one(x, impl="reference"))
 
 
-def test_second_derivatives_are_refused(packed):
+@packed
+def test_second_derivatives_are_refused():
     x = draw(5, 8).requires_grad_()
     out = linear(6, 8)(x, impl="packed").square().sum()
     (first,) = torch.autograd.grad(out, x, create_graph=True)
@@ -191,7 +183,8 @@ def test_second_derivatives_are_refused(packed):
         first.sum().backward()
 
 
-def test_a_copy_computes_the_same(packed):
+@packed
+def test_a_copy_computes_the_same():
     one, x = linear(6, 8), draw(5, 8)
     before = one(x, impl="packed")
     other = copy.deepcopy(one)
